@@ -1,0 +1,76 @@
+"""Exp5 of the papers (2ST-UNet, their best): 100 epochs at 256, batch 64, then 70 epochs at 512, batch 16.
+
+    jaxpneumo prepare --images siim/dicom-images-train --labels siim/train-rle.csv --output data/siim
+    python -m jaxpneumo.main --config=configs/exp5.py
+
+The papers' figures: validation IoU .7638 without and .7822 with flip TTA; test Dice of round 1 .8502; round 2
+(stage 2 test, private) .8247 and .8330 with TTA trained on round 1, .8298 and .8356 trained on round 2.
+Predicting nothing scores Dice .7785 on the round-2 training labels.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Every value of the run, as literals; `--config.a.b=value` changes one."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.init_from = (
+        ""  # folder of another run whose averaged weights to start stage 2 from, without stage 1
+    )
+
+    config.data = ml_collections.ConfigDict()
+    config.data.directory = "data/siim"  # of `jaxpneumo prepare`
+    config.data.split = "random"  # the papers'; "patient" keeps a patient's images together; or a splits.json
+    config.data.validation_fraction = 0.1
+    config.data.split_seed = 0
+    config.data.workers = 0  # reading processes; 0 reads in threads
+
+    config.model = ml_collections.ConfigDict()
+    config.model.encoder = "resnet34_preact"  # the papers' network; "resnet34" is torchvision's
+    config.model.dtype = "bfloat16"  # of the computation; parameters are float32
+    config.model.input_convolution = False  # the grey channel is repeated to three
+    config.model.momentum = ml_collections.config_dict.placeholder(
+        float
+    )  # of BatchNorm; None: the encoder's own
+    config.model.pretrained = ""  # local file of ImageNet weights (.h5 for resnet34_preact)
+    config.model.depths = (3, 4, 6, 3)
+    config.model.width = 64
+
+    config.loss = ml_collections.ConfigDict()
+    config.loss.dice = "image"  # soft Dice per image; "batch": over all pixels of the batch
+
+    config.augment = ml_collections.ConfigDict()  # probabilities of the groups A1..A4
+    config.augment.flip = 0.5
+    config.augment.intensity = 0.3
+    config.augment.distortion = 0.3
+    config.augment.crop = 0.25
+
+    config.stage1 = ml_collections.ConfigDict()
+    config.stage1.size = 256
+    config.stage1.batch_size = 64
+    config.stage1.epochs = 100
+    config.stage1.schedule = "cosine"
+    config.stage1.learning_rate = 1e-3
+    config.stage1.final_learning_rate = 0.0
+    config.stage1.swa_epochs = 5  # the weights at the ends of the last 5 epochs are averaged
+
+    config.stage2 = ml_collections.ConfigDict()
+    config.stage2.size = 512
+    config.stage2.batch_size = 16
+    config.stage2.epochs = 70
+    config.stage2.schedule = "cosine"
+    config.stage2.learning_rate = 1e-3
+    config.stage2.final_learning_rate = 0.0
+    config.stage2.swa_epochs = 3
+
+    config.predict = ml_collections.ConfigDict()
+    config.predict.size = 512
+    config.predict.batch_size = 16
+    config.predict.tta = True  # mean over the image and its mirror image
+    config.predict.threshold = 0.75  # B-TH
+    config.predict.removal_threshold = 2048  # R-TH, pixels of a 1024x1024 image
+    config.predict.removal_rule = "image"  # "component" removes small components one by one
+    config.predict.input = ""  # folder of radiographs to predict after training
+    config.predict.overlays = 100  # pictures to write at most
+    return config

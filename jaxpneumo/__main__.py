@@ -1,0 +1,32 @@
+"""The `jaxpneumo` command: a table of verbs."""
+
+import sys
+from importlib import import_module
+
+from jaxpneumo.errors import BAD_INPUT, DONE, exit_code
+
+VERBS = {
+    "synthesize": ("jaxpneumo.data.synthetic", "make synthetic radiographs as DICOM files with labels"),
+    "prepare": ("jaxpneumo.data.prepare", "turn DICOM files and a label csv into arrays"),
+    "train": ("jaxpneumo.main", "train a config's stages, evaluate, predict"),
+    "evaluate": ("jaxpneumo.evaluate.evaluate", "score a finished run at native size"),
+    "predict": ("jaxpneumo.predict.predict", "outline pneumothorax in a folder of radiographs"),
+}
+
+
+def main() -> int:
+    """Runs the verb that the command line names and returns its exit code."""
+    verb, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+    if verb in ("-h", "--help"):
+        print("usage: jaxpneumo VERB ...   (jaxpneumo VERB --help says more, with examples)\n")
+        print("\n".join(f"  {name:12} {purpose}" for name, (_, purpose) in VERBS.items()))
+        print("\nFinds and outlines pneumothorax in chest radiographs. Not a medical device.")
+        return DONE
+    if verb not in VERBS:
+        print(f"jaxpneumo: there is no verb {verb!r}; choose one of {', '.join(VERBS)}.", file=sys.stderr)
+        return BAD_INPUT
+    return exit_code(import_module(VERBS[verb][0]).main, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

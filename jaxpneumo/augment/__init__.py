@@ -1,0 +1,1 @@
+"""Augmentation groups A1..A4 and their engines."""

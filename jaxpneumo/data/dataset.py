@@ -1,0 +1,230 @@
+"""The prepared data set: the folder that `jaxpneumo prepare` writes and everything else reads.
+
+| file | content |
+| --- | --- |
+| images_<size>.npy | uint8 (N, size, size), one row an image, in the order of index.csv |
+| masks_<size>.npy | uint8 (N, size, size / 8), bits as `np.packbits(axis=-1)` gives them |
+| index.csv | one line an image: the columns below |
+| labels.csv | ImageId,EncodedPixels at native size, one line an image: all its rows together |
+| splits.json | image ids for training and for validation |
+| dataset.json | format version, counts, sizes, how it was made, sha256 of the files |
+| quarantine.csv | what was set aside, and why |
+"""
+
+import csv
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import jaxpneumo
+from jaxpneumo.data import labels
+from jaxpneumo.errors import InputError
+from jaxpneumo.files import read_json, write_atomically, write_json
+
+FORMAT_VERSION = 1
+TEXT = ("ImageId", "patient", "sex", "view", "source", "sha256")
+WHOLE = ("height", "width", "mask_area", "label_rows")
+COLUMNS = [
+    *("row", "ImageId", "patient", "sex", "age", "view", "height", "width"),
+    *("mask_area", "label_rows", "source", "sha256"),
+]
+
+
+@dataclass(frozen=True)
+class Index:
+    """index.csv, an array of length N a column.
+
+    Attributes:
+      image_id: str, SOP instance UID or the label file's own id; ascending.
+      patient: str, a keyed hash that is the same for images of the same patient, "" = unknown.
+      sex: str, "F", "M", "O" or "".
+      age: float64, years, nan = unknown.
+      view: str, "AP", "PA" or what the header says, "" = unknown.
+      height, width: int64, native size in pixels.
+      mask_area: int64, native pixels of the mask.
+      label_rows: int64, rows of the label file that hold a region; 0 for "-1".
+      source: str, the image's file below the images folder.
+      sha256: str, of that file.
+    """
+
+    image_id: np.ndarray
+    patient: np.ndarray
+    sex: np.ndarray
+    age: np.ndarray
+    view: np.ndarray
+    height: np.ndarray
+    width: np.ndarray
+    mask_area: np.ndarray
+    label_rows: np.ndarray
+    source: np.ndarray
+    sha256: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.image_id)
+
+    @property
+    def positive(self) -> np.ndarray:
+        """(N,) bool: the image has a mask."""
+        return self.mask_area > 0
+
+
+def read_info(directory: Path | str) -> dict[str, Any]:
+    """dataset.json. Raises InputError when the folder is not a prepared data set of this format."""
+    path = Path(directory) / "dataset.json"
+    if not path.is_file():
+        raise InputError(
+            f"{directory} is not a prepared data set; make one with "
+            "`jaxpneumo prepare --images DIR --labels CSV --output DIR`."
+        )
+    info = read_json(path)
+    version = info.get("format_version") if isinstance(info, dict) else None
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{directory} has format {version}; this jaxpneumo reads {FORMAT_VERSION}. Prepare it again."
+        )
+    return info
+
+
+def write_info(
+    directory: Path | str,
+    sizes: tuple[int, ...],
+    images: int,
+    positive: int,
+    set_aside: int,
+    synthetic: bool,
+    made_from: dict[str, Any],
+) -> None:
+    """Writes dataset.json with the checksums of the files that are there: to be called after them."""
+    files = sorted(Path(directory).iterdir())
+    info = {
+        "format_version": FORMAT_VERSION,
+        "software": f"jaxpneumo {jaxpneumo.__version__}",
+        "synthetic": synthetic,
+        "counts": {"images": images, "positive": positive, "set_aside": set_aside},
+        "sizes": list(sizes),
+        "made_from": made_from,
+        "sha256": {path.name: _sha256(path) for path in files},
+    }
+    write_json(Path(directory) / "dataset.json", info)
+
+
+def read_index(directory: Path | str) -> Index:
+    """index.csv as arrays. Raises InputError when the folder is not a whole prepared data set."""
+    info = read_info(directory)
+    path = Path(directory) / "index.csv"
+    rows = [row for _, row in labels.read_rows(path, tuple(COLUMNS))]
+    count = info["counts"]["images"]
+    if len(rows) != count:
+        raise InputError(f"{path} has {len(rows)} images, dataset.json {count}. Prepare the data set again.")
+    try:
+        whole = {name: np.array([int(row[name]) for row in rows], np.int64) for name in WHOLE}
+        age = np.array([float(row["age"] or "nan") for row in rows])
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}). Prepare the data set again.") from error
+    text = {name.replace("ImageId", "image_id"): np.array([row[name] for row in rows], str) for name in TEXT}
+    return Index(age=age, **text, **whole)
+
+
+def write_index(directory: Path | str, rows: list[dict[str, Any]]) -> None:
+    """Writes index.csv: dictionaries with every column but `row`; None becomes an empty value."""
+    _write_csv(Path(directory) / "index.csv", COLUMNS, [{"row": n, **row} for n, row in enumerate(rows)])
+
+
+def read_labels(directory: Path | str) -> dict[str, str]:
+    """labels.csv: ImageId -> run-length code at native size ("-1": negative), in the index's order."""
+    read_info(directory)
+    rows = labels.read_rows(Path(directory) / "labels.csv", ("ImageId", "EncodedPixels"))
+    return {row["ImageId"]: row["EncodedPixels"] for _, row in rows}
+
+
+def write_labels(directory: Path | str, codes: dict[str, str]) -> None:
+    """Writes labels.csv from ImageId -> run-length code."""
+    rows = [{"ImageId": image_id, "EncodedPixels": code} for image_id, code in codes.items()]
+    _write_csv(Path(directory) / "labels.csv", ["ImageId", "EncodedPixels"], rows)
+
+
+def write_quarantine(directory: Path | str, rows: list[dict[str, str]]) -> None:
+    """Writes quarantine.csv: dictionaries with file, ImageId, reason, detail."""
+    _write_csv(Path(directory) / "quarantine.csv", ["file", "ImageId", "reason", "detail"], rows)
+
+
+def open_arrays(directory: Path | str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Opens images and bit-packed masks of one size, memory-mapped and read-only.
+
+    Returns:
+      uint8 (N, size, size) and uint8 (N, size, size / 8); `np.unpackbits(masks[i], axis=-1)` gives 0/1.
+
+    Raises:
+      InputError: not a prepared data set, without this size, or damaged.
+    """
+    info = read_info(directory)
+    if size not in info["sizes"]:
+        has = ", ".join(map(str, info["sizes"]))
+        sizes = ",".join(map(str, sorted({*info["sizes"], size})))
+        raise InputError(
+            f"{directory} has no arrays of size {size}: it has {has}; prepare again with --sizes {sizes}."
+        )
+    arrays = []
+    for path, shape in _array_files(directory, info["counts"]["images"], (size,)):
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path} is missing or damaged ({error}). Prepare the data set again."
+            ) from error
+        if array.dtype != np.uint8 or array.shape != shape:
+            raise InputError(f"{path} does not fit dataset.json: {array.dtype} {array.shape}. Prepare again.")
+        arrays.append(array)
+    return arrays[0], arrays[1]
+
+
+def create_arrays(directory: Path | str, count: int, sizes: tuple[int, ...]) -> None:
+    """Makes the files of all arrays for `count` images, filled with zeros that take no disk space yet."""
+    for path, shape in _array_files(directory, count, sizes):
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+
+
+def arrays_to_fill(directory: Path | str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images and masks of one size, memory-mapped and writable; several processes may fill different rows."""
+    images, masks = (np.lib.format.open_memmap(path, "r+") for path, _ in _array_files(directory, 0, (size,)))
+    return images, masks
+
+
+def keep_rows(directory: Path | str, rows: list[int], count: int, sizes: tuple[int, ...]) -> None:
+    """Leaves only the given rows of arrays made for `count` images, in the given order."""
+    if rows == list(range(count)):
+        return
+    for path, shape in _array_files(directory, len(rows), sizes):
+        old = np.load(path, mmap_mode="r", allow_pickle=False)
+        selected = path.with_suffix(".selected")
+        new = np.lib.format.open_memmap(selected, mode="w+", dtype=np.uint8, shape=shape)
+        for to, origin in enumerate(rows):
+            new[to] = old[origin]
+        new.flush()
+        selected.replace(path)
+
+
+def _array_files(
+    directory: Path | str, count: int, sizes: tuple[int, ...]
+) -> list[tuple[Path, tuple[int, int, int]]]:
+    """The files of all arrays and their shapes: images, then masks, of every size."""
+    files = []
+    for size in sizes:
+        files.append((Path(directory) / f"images_{size}.npy", (count, size, size)))
+        files.append((Path(directory) / f"masks_{size}.npy", (count, size, size // 8)))
+    return files
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    with write_atomically(path) as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

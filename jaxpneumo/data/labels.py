@@ -1,0 +1,167 @@
+"""The csv files that come with the images: masks by image (`ImageId,EncodedPixels`) and patients by image.
+
+Both dialects of the challenge are read: header and values with or without a blank after the comma, ids that
+are SOP instance UIDs or `ID_...`. Files whose name ends in .gz are unpacked on the way.
+"""
+
+import csv
+import gzip
+import hashlib
+import hmac
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxpneumo.data import rle
+from jaxpneumo.errors import InputError
+
+# The csv module stops at 128 KiB a field; the code of a ragged mask in a large image can be longer.
+csv.field_size_limit(1 << 26)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The rows of a label file by image.
+
+    Attributes:
+      path: the file, for messages.
+      codes: ImageId -> its (line number, run-length code) pairs in the file's order.
+    """
+
+    path: Path
+    codes: dict[str, list[tuple[int, str]]]
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What a patients file says about one image; "" and None where it says nothing."""
+
+    patient: str
+    sex: str = ""
+    age: int | None = None
+    view: str = ""
+
+
+def read_rows(path: Path | str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Reads a csv file row by row.
+
+    Args:
+      path: csv, or csv.gz.
+      columns: names that the header must have; others may follow.
+
+    Yields:
+      (line number, {column: value}) with blanks around names and values removed; empty lines are passed over.
+
+    Raises:
+      InputError: the file cannot be read, lacks a column, or has a row of another length than its header.
+    """
+    path = Path(path)
+    open_text = gzip.open if path.suffix == ".gz" else open
+    try:
+        with open_text(path, "rt", encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            header = [name.strip() for name in next(reader, [])]
+            if missing := [name for name in columns if name not in header]:
+                raise InputError(
+                    f"{path} line 1: the header lacks {', '.join(missing)}; it is {','.join(header)[:99]!r}. "
+                    f"Make its first line {','.join(columns)}."
+                )
+            for values in reader:
+                if not values:
+                    continue
+                if len(values) != len(header):
+                    raise InputError(
+                        f"{path} line {reader.line_num}: {len(values)} values under {len(header)} column "
+                        "names. Correct or remove the line."
+                    )
+                yield reader.line_num, dict(zip(header, map(str.strip, values), strict=True))
+    except (OSError, EOFError) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is not a csv file in UTF-8 ({error}). Save it as one.") from error
+
+
+def read_labels(path: Path | str) -> Labels:
+    """Reads a label file, `ImageId,EncodedPixels`; the codes stay unchecked until an image's size is known.
+
+    Raises:
+      InputError: as `read_rows`, or a row without ImageId, or no rows at all.
+    """
+    path = Path(path)
+    codes: dict[str, list[tuple[int, str]]] = {}
+    for line, row in read_rows(path, ("ImageId", "EncodedPixels")):
+        codes.setdefault(_image_id(path, line, row), []).append((line, row["EncodedPixels"]))
+    if not codes:
+        raise InputError(f"{path} has no label below its header. Give the file that has them.")
+    return Labels(path, codes)
+
+
+def mask(labels: Labels, image_id: str, height: int, width: int) -> tuple[np.ndarray, int]:
+    """The mask of one image: the union of its rows.
+
+    Returns:
+      The mask, (height, width) uint8 0/1, and the number of rows that are not "-1".
+
+    Raises:
+      InputError: a code is malformed or leaves the image; names file and line.
+    """
+    union, rows = np.zeros((height, width), np.uint8), 0
+    for line, code in labels.codes[image_id]:
+        try:
+            union |= rle.decode(code, height, width)
+        except ValueError as error:
+            raise InputError(
+                f"{labels.path} line {line}: {error} ({height} x {width}). Correct the line, or remove "
+                f"all lines of {image_id} and the image with them."
+            ) from None
+        rows += code != rle.EMPTY
+    return union, rows
+
+
+def read_patients(path: Path | str) -> dict[str, Patient]:
+    """Reads a patients file, `ImageId,patient` and, where present, `sex,age,view`; ImageId -> Patient.
+
+    Raises:
+      InputError: as `read_rows`, or a row without ImageId, an image listed twice, an age that is no number.
+    """
+    path = Path(path)
+    patients: dict[str, Patient] = {}
+    for line, row in read_rows(path, ("ImageId", "patient")):
+        image_id = _image_id(path, line, row)
+        if image_id in patients:
+            raise InputError(
+                f"{path} line {line}: {image_id} is listed a second time. Keep one of the lines."
+            )
+        age = row.get("age", "")
+        if age and not age.isdecimal():
+            raise InputError(
+                f"{path} line {line}: the age is not a whole number of years. Correct or empty it."
+            )
+        patients[image_id] = Patient(
+            row["patient"], row.get("sex", "").upper(), int(age) if age else None, row.get("view", "").upper()
+        )
+    return patients
+
+
+def pseudonym(patient: str, key: bytes) -> str:
+    """Sixteen digits that are the same for the same patient and, without the key, lead back to nobody."""
+    return hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()[:16] if patient else ""
+
+
+def read_key(path: Path | str) -> bytes:
+    """The key of `pseudonym`: a file's bytes. Raises InputError when there are none or too few to protect."""
+    try:
+        key = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    if len(key) < 16:
+        raise InputError(f"{path} has {len(key)} bytes; a patient key needs at least 16 random ones.")
+    return key
+
+
+def _image_id(path: Path, line: int, row: dict[str, str]) -> str:
+    if not row["ImageId"]:
+        raise InputError(f"{path} line {line}: the ImageId is empty. Fill it in or remove the line.")
+    return row["ImageId"]

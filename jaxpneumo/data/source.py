@@ -1,0 +1,195 @@
+"""Batches of a prepared data set, by Grain: shuffled and augmented for training, in order for evaluation.
+
+Everything random about a training batch follows from the seed and the record's place in the one global order,
+so the same records come with the same augmentation for any number of threads, workers and processes. Masks
+stay bit-packed and images uint8: both are widened on the device.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import grain
+import numpy as np
+
+from jaxpneumo.data import dataset
+from jaxpneumo.errors import InputError
+
+Record = dict[str, np.ndarray]
+Augment = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+
+# Grain's own default; beyond it threads mostly wait for Python's global lock.
+MAXIMUM_THREADS = 16
+
+
+class PreparedSource:
+    """Random access to the chosen rows of a prepared data set (Grain's RandomAccessDataSource).
+
+    A copy sent to a worker process opens the files there: a pickled memory map would carry the whole data
+    set.
+    """
+
+    def __init__(self, directory: Path | str, size: int, rows: np.ndarray):
+        """Opens the arrays.
+
+        Args:
+          directory: a prepared data set.
+          size: height and width of the images in pixels.
+          rows: (n,) rows of the arrays, in the order in which they are to be numbered.
+
+        Raises:
+          InputError: the data set or this size of it is missing, or a row is not in it.
+        """
+        self._arguments = (directory, size, np.asarray(rows, np.int64))
+        self._rows = self._arguments[-1]
+        self._images, self._masks = dataset.open_arrays(directory, size)
+        first, last = (self._rows.min(), self._rows.max()) if len(self._rows) else (0, -1)
+        if first < 0 or last >= len(self._images):
+            raise InputError(
+                f"{directory} has {len(self._images)} images, but rows {first} to {last} were asked for: the "
+                "split belongs to another data set. Make the split again for this one."
+            )
+
+    def __reduce__(self):
+        return PreparedSource, self._arguments
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        """One record: "image" (S, S) uint8, "mask" (S, S / 8) uint8, 0/1 packed by np.packbits along x."""
+        row = self._rows[index]
+        return {"image": np.array(self._images[row]), "mask": np.array(self._masks[row])}
+
+
+def train_batches(
+    directory: Path | str,
+    size: int,
+    rows: np.ndarray,
+    batch_size: int,
+    seed: int,
+    augment: Augment | None = None,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """Endless training batches, shuffled anew each epoch; a batch may begin in one epoch and end in the next.
+
+    Args:
+      directory: a prepared data set.
+      size: height and width of the images in pixels.
+      rows: (n,) the training rows.
+      batch_size: records of a global batch; each process gets its share of every batch.
+      seed: 0 to 2**32 - 1; decides the order and the augmentation.
+      augment: `augment(image (S, S) uint8, mask (S, S) uint8 0/1, rng) -> (image, mask)`; picklable when
+        workers > 0.
+      workers: reading processes; 0 reads in threads of this process. Workers import the main module and
+        never touch an accelerator.
+      process_index, process_count: this process's place among those that train together.
+
+    Returns:
+      An iterator of {"image": (b, S, S) uint8, "mask": (b, S, S / 8) uint8 packed, "weight": (b,) float32
+      ones} with `get_state()` and `set_state(state)` (only between iterators with the same worker and process
+      counts) and `close()`. Take the state before `next()` to come back to the batch that `next()` gives.
+
+    Raises:
+      InputError: there are no rows, or the batch does not divide among the processes.
+    """
+    if len(rows) == 0:
+        raise InputError(f"no training images are left in {directory}: check the split.")
+    share = _share(batch_size, process_count)
+    batches = grain.MapDataset.source(PreparedSource(directory, size, rows)).seed(seed).shuffle().repeat()
+    # Before the slice: here a record's number is the global one, from which Grain derives its random key;
+    # behind the slice the k-th records of all processes would be augmented alike.
+    batches = batches.random_map(partial(_training_record, augment))
+    # Nothing is ever dropped from an endless data set; without this, Grain's length overflows at batch 1.
+    batches = batches[process_index::process_count].batch(share, drop_remainder=True)
+    # Grain would keep 500 elements ready, and here an element is a batch.
+    threads = max(1, min(MAXIMUM_THREADS, (os.cpu_count() or 1) // max(1, workers)))
+    batches = batches.to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    )
+    if workers > 0:
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        batches = batches.mp_prefetch(options, worker_init_fn=_keep_off_accelerators)
+    return iter(batches)
+
+
+def eval_batches(
+    directory: Path | str,
+    size: int,
+    rows: np.ndarray,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Record]:
+    """Each row once, in order; every process gets the same number of batches of the same shape.
+
+    Plain reads of the memory map, without Grain: a read takes far less than the prediction that the device
+    does meanwhile, and nothing is random here.
+
+    Args:
+      directory: a prepared data set.
+      size: height and width of the images in pixels.
+      rows: (n,) the rows to evaluate.
+      batch_size: records of a global batch; each process gets its share of every batch.
+      process_index, process_count: this process's place among those that evaluate together.
+
+    Returns:
+      An iterator of {"image": (b, S, S) uint8, "mask": (b, S, S / 8) uint8 packed, "weight": (b,) float32,
+      "row": (b,) int32}. The last batch is padded with zero images of weight 0 and row -1.
+
+    Raises:
+      InputError: the batch does not divide among the processes, or a row is not in the data set.
+    """
+    share = _share(batch_size, process_count)
+    source = PreparedSource(directory, size, rows)
+    places = np.arange(-(-len(source) // batch_size) * batch_size)
+    batches = places[process_index::process_count].reshape(-1, share)
+    return (
+        _padded_batch(source, batch[batch < len(source)], np.asarray(rows), size, share) for batch in batches
+    )
+
+
+def _padded_batch(
+    source: PreparedSource, places: np.ndarray, rows: np.ndarray, size: int, share: int
+) -> Record:
+    batch = {
+        "image": np.zeros((share, size, size), np.uint8),
+        "mask": np.zeros((share, size, size // 8), np.uint8),
+        "weight": np.zeros(share, np.float32),
+        "row": np.full(share, -1, np.int32),
+    }
+    for i, place in enumerate(places):
+        record = source[place]
+        batch["image"][i], batch["mask"][i] = record["image"], record["mask"]
+        batch["weight"][i], batch["row"][i] = 1, rows[place]
+    return batch
+
+
+def _share(batch_size: int, process_count: int) -> int:
+    """This process's part of a global batch."""
+    if batch_size < 1 or batch_size % process_count:
+        raise InputError(
+            f"a batch of {batch_size} cannot be shared by {process_count} processes: choose a multiple of "
+            f"{process_count}."
+        )
+    return batch_size // process_count
+
+
+def _training_record(augment: Augment | None, record: Record, rng: np.random.Generator) -> Record:
+    image, mask = record["image"], record["mask"]
+    if augment is not None:
+        image, mask = augment(image, np.unpackbits(mask, axis=-1), rng)
+        mask = np.packbits(mask, axis=-1)
+    return {"image": image, "mask": mask, "weight": np.float32(1)}
+
+
+def _keep_off_accelerators(worker: int, workers: int) -> None:
+    """Runs in a new worker process."""
+    # Grain may have imported JAX here already, which then no longer reads the variable.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_platforms", "cpu")

@@ -1,0 +1,1 @@
+"""Scores at native size."""

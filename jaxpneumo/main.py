@@ -1,0 +1,97 @@
+"""Trains a config's stages, one after the other, then evaluates and predicts. Not a medical device.
+
+    python -m jaxpneumo.main --config=configs/quickstart.py
+    python -m jaxpneumo.main --config=configs/exp5.py --config.data.directory=data/siim --workdir=runs/exp5
+    python -m jaxpneumo.main --config=configs/exp5.py --config.stage1.epochs=2 --config.model.dtype=float32
+    python -m jaxpneumo.main --config=configs/augmentation_study.py:A1
+
+The same command again goes on where it stopped. --config.a.b=value changes one value of the config; the config
+files say what each means. --workdir is the run's folder, by default runs/ and the config's name. Exit codes: 0 done, 2 wrong use or bad input, 3 some files to predict were set aside,
+1 failure.
+"""
+
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from jaxpneumo.errors import DONE, PARTIAL, InputError, exit_code
+
+# JAX and everything above it are imported inside `run`: Grain's worker processes import this module again.
+
+FLAGS = flags.FLAGS
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "File with get_config(); configs/ has the papers' experiments."
+)
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run (default: runs/ and the config's name).")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Reads the flags and runs the config. Returns the exit code; raises InputError for wrong flags."""
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(__doc__)
+        return DONE
+    config_file = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), None)
+    if config_file is None:
+        raise InputError("no config: give one as --config=configs/exp5.py; --help has examples.")
+    try:
+        rest = FLAGS(["jaxpneumo", *arguments])[1:]
+    except Exception as error:
+        # The config file is the user's program and may raise anything; so may a wrong override.
+        raise InputError(f"--config={config_file} cannot be used: {error}") from error
+    if rest:
+        raise InputError(f"{' '.join(rest)} is not understood: flags have the form --config.stage1.epochs=2.")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("jaxpneumo").setLevel(logging.INFO)
+    name = config_file.removesuffix(".py").replace(".py:", "_").rsplit("/", 1)[-1]
+    return run(_CONFIG.value, Path(_WORKDIR.value or f"runs/{name}"))
+
+
+def run(config: ConfigDict, workdir: Path) -> int:
+    """All stages, evaluation and prediction of one config in one folder.
+
+    Args:
+      config: as the files in configs/ return it.
+      workdir: folder of the run; made, or gone on with.
+
+    Returns:
+      The exit code: 0, or 3 when files to predict were set aside.
+
+    Raises:
+      InputError: the config, the data or the folder cannot be used.
+      TrainingError: training failed.
+    """
+    from jaxpneumo.evaluate.evaluate import evaluate_run, table
+    from jaxpneumo.predict.infer import load_predictor
+    from jaxpneumo.predict.predict import predict_folder
+    from jaxpneumo.train.run import train
+
+    train(config, workdir)
+    predictor = load_predictor(workdir)
+    print(table(evaluate_run(predictor)))
+
+    set_aside = 0
+    if config.predict.input:
+        report = predict_folder(
+            predictor, Path(config.predict.input), workdir / "predictions", config.predict.overlays
+        )
+        set_aside = report.set_aside
+        print(
+            f"Predicted {report.images} radiographs of {config.predict.input}, set aside {set_aside} files."
+        )
+    else:
+        (workdir / "predictions").mkdir(exist_ok=True)
+        shutil.copyfile(workdir / "evaluation/submission.csv", workdir / "predictions/submission.csv")
+        print(
+            "Predicted the validation images; --config.predict.input=FOLDER predicts a folder of DICOM files."
+        )
+    print(f"Everything is in {workdir}")
+    return PARTIAL if set_aside else DONE
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main, sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The network, and weights from other libraries."""

@@ -1,0 +1,71 @@
+"""The challenge's submission file: a csv with one run-length code an image."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+
+from jaxpneumo.errors import InputError
+from jaxpneumo.files import write_atomically
+
+HEADER = ["ImageId", "EncodedPixels"]
+EMPTY = "-1"  # the challenge's code for an image without pneumothorax
+
+
+def write_submission(path: Path | str, rows: Iterable[tuple[str, str]]) -> None:
+    """Writes `ImageId,EncodedPixels`, one row an image, in the order given; atomic, and lazy in `rows`.
+
+    Args:
+      path: the csv file.
+      rows: (image id, code) pairs, the code as `jaxpneumo.data.rle.encode` gives it; "" also means empty.
+
+    Raises:
+      InputError: an image id is empty or comes twice; nothing is written then.
+    """
+    seen: set[str] = set()
+    with write_atomically(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(HEADER)
+        for image_id, code in rows:
+            if not image_id.strip():
+                raise InputError(f"{path} was not written: an image has no id. Give every image its own id.")
+            if image_id in seen:
+                raise InputError(
+                    f"{path} was not written: image {image_id} comes twice. Remove one of its files."
+                )
+            seen.add(image_id)
+            writer.writerow([image_id, code.strip() or EMPTY])
+
+
+def read_submission(path: Path | str) -> dict[str, str]:
+    """Reads a submission back: image id -> code ("-1" where nothing is predicted), in the file's order.
+
+    Blanks after the commas and a byte order mark are accepted, as the challenge's own files have them.
+
+    Raises:
+      InputError: the file cannot be read, its header is another one, a row has not two fields, or an image
+        comes twice.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            lines = [[field.strip() for field in row] for row in csv.reader(file)]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is not a csv file in UTF-8 ({error}).") from error
+
+    if not lines or lines[0] != HEADER:
+        found = ",".join(lines[0])[:60] if lines else "an empty file"
+        raise InputError(f"{path} must begin with the header {','.join(HEADER)}; it has: {found}.")
+    codes: dict[str, str] = {}
+    for number, row in enumerate(lines[1:], start=2):
+        if not row:
+            continue  # a blank line at the end
+        if len(row) != 2 or not row[0]:
+            raise InputError(
+                f"{path}, row {number}: expected an image id and its code, found {','.join(row)[:60]!r}."
+            )
+        image_id, code = row
+        if image_id in codes:
+            raise InputError(f"{path}, row {number}: image {image_id} comes twice; give each image one row.")
+        codes[image_id] = code or EMPTY
+    return codes

@@ -1,0 +1,24 @@
+"""The progress bar of every long job: done, rate, time left, on standard error."""
+
+from collections.abc import Iterable
+
+from tqdm import tqdm
+
+
+def progress(
+    items: Iterable | None = None,
+    total: int | None = None,
+    unit: str = "image",
+    description: str = "",
+    quiet: bool = False,
+) -> tqdm:
+    """A progress bar over `items`, or one to be moved by `update(n)` when there are none.
+
+    Outside a terminal (a log file, a batch system) it draws a line every ten seconds only.
+    """
+    bar = tqdm(
+        items, total=total, unit=unit, desc=description, disable=quiet, dynamic_ncols=True, smoothing=0.1
+    )
+    if not quiet and not bar.fp.isatty():
+        bar.mininterval, bar.maxinterval = 10.0, 30.0
+    return bar

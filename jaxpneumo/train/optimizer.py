@@ -1,0 +1,48 @@
+"""Adam, and the learning rate of each epoch: cosine annealing or reduce-on-plateau.
+
+Both schedules change the rate between epochs only (papers, section 4), so the rate is an argument of the train
+step and the optimizer itself holds no schedule.
+"""
+
+import math
+from typing import NamedTuple
+
+import optax
+from ml_collections import ConfigDict
+
+
+class Plateau(NamedTuple):
+    """What reduce-on-plateau remembers from one epoch to the next."""
+
+    learning_rate: float
+    best_loss: float = math.inf
+    epochs_since_best: int = 0
+
+
+def make_optimizer() -> optax.GradientTransformation:
+    """Adam's direction; the train step multiplies it by the epoch's learning rate."""
+    return optax.scale_by_adam()
+
+
+def cosine_learning_rate(epoch: int, epochs: int, initial: float, final: float) -> float:
+    """Rate of `epoch` (from 0): from `initial` towards `final` along half a cosine (arXiv 2009.02805, 4.2)."""
+    return final + 0.5 * (initial - final) * (1.0 + math.cos(math.pi * epoch / epochs))
+
+
+def reduce_on_plateau(plateau: Plateau, loss: float, factor: float, patience: int) -> Plateau:
+    """Multiplies the rate by `factor` after `patience` epochs without a loss lower by at least 1e-4."""
+    if loss < plateau.best_loss - 1e-4:
+        return Plateau(plateau.learning_rate, loss, 0)
+    waited = plateau.epochs_since_best + 1
+    if waited >= patience:
+        return Plateau(plateau.learning_rate * factor, plateau.best_loss, 0)
+    return plateau._replace(epochs_since_best=waited)
+
+
+def learning_rate_fn(stage: ConfigDict, epoch: int, plateau: Plateau) -> float:
+    """The rate of one epoch by the stage's schedule, "cosine" or "plateau"; ValueError for another."""
+    if stage.schedule == "cosine":
+        return cosine_learning_rate(epoch, stage.epochs, stage.learning_rate, stage.final_learning_rate)
+    if stage.schedule == "plateau":
+        return plateau.learning_rate
+    raise ValueError(f'schedule must be "cosine" or "plateau", not {stage.schedule!r}')

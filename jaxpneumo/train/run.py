@@ -1,0 +1,136 @@
+"""A run: its folder, its data and split, and its stages one after the other."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxpneumo.data import dataset, splits, synthetic
+from jaxpneumo.data.prepare import prepare
+from jaxpneumo.errors import InputError
+from jaxpneumo.files import write_json
+from jaxpneumo.model import pretrained
+from jaxpneumo.train import checkpoint
+from jaxpneumo.train.config import check_config, differences, read_config, stages_of
+from jaxpneumo.train.loop import StageData, make_model, train_stage
+from jaxpneumo.train.sharding import make_mesh, replicated
+from jaxpneumo.train.state import initialise
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Trains all stages of a config, or what an earlier start of the same command has left to do.
+
+    Args:
+      config: as the files in configs/ return it.
+      workdir: the run's folder: config.json, splits.json and a folder a stage.
+
+    Returns:
+      The last stage's {"params", "batch_stats"}.
+
+    Raises:
+      InputError: config, data or folder cannot be used; nothing has been trained then.
+      TrainingError: the loss became infinite or not a number.
+    """
+    check_config(config)
+    _check_folder(config, workdir)
+    make_synthetic_data(config)
+    stages = stages_of(config)
+    for stage in stages:
+        dataset.open_arrays(config.data.directory, config[stage].size)
+    dataset.open_arrays(config.data.directory, config.predict.size)
+    data = _split(config, workdir)
+    variables = _first_variables(config)
+    write_json(workdir / "config.json", config.to_dict())
+
+    if config.init_from and "stage2" in stages:
+        stages.remove("stage1")
+    for stage in stages:
+        variables = train_stage(config, stage, data, workdir / stage, variables)
+    return variables
+
+
+def make_synthetic_data(config: ConfigDict) -> None:
+    """Makes the data of a config that has `data.synthetic`, unless they are there already.
+
+    The radiographs are written as DICOM files with their label csv and then prepared, as real ones are:
+    DIRECTORY-train and DIRECTORY-test hold the files, DIRECTORY the prepared training data.
+    """
+    if "synthetic" not in config.data:
+        return
+    directory = Path(config.data.directory)
+    settings = config.data.synthetic
+    folders = {part: directory.with_name(f"{directory.name}-{part}") for part in ("train", "test")}
+    for seed, (part, folder) in enumerate(folders.items()):
+        if not folder.is_dir():
+            logger.info("Making %d synthetic radiographs in %s", settings[part], folder)
+            synthetic.write(
+                folder,
+                settings[part],
+                seed=seed,
+                positive_fraction=settings.positive_fraction,
+                area_scale=settings.area_scale,
+            )
+    if not directory.is_dir():
+        sizes = {config[stage].size for stage in stages_of(config)} | {config.predict.size}
+        source = folders["train"]
+        prepare(source, source / "labels.csv", directory, tuple(sizes), source / "patients.csv")
+
+
+def _check_folder(config: ConfigDict, workdir: Path) -> None:
+    if not (workdir / "config.json").is_file():
+        return
+    changed = differences(read_config(workdir), config)
+    if changed:
+        raise InputError(
+            f"{workdir} holds a run of another config; they differ in {', '.join(changed)}. "
+            "Choose another --workdir, or repeat the first start's command to go on with it."
+        )
+
+
+def _split(config: ConfigDict, workdir: Path) -> StageData:
+    """The run's split: made at its first start and read from its folder at every other."""
+    path = workdir / "splits.json"
+    index = dataset.read_index(config.data.directory)
+    settings = config.data
+    split = str(path) if path.is_file() else settings.split
+    train, validation, description = splits.split_rows(
+        index, split, settings.validation_fraction, settings.split_seed
+    )
+    if not path.is_file():
+        splits.write_splits(
+            path,
+            index.image_id,
+            train,
+            validation,
+            settings.split,
+            settings.validation_fraction,
+            settings.split_seed,
+        )
+    shared = description["validation_images_with_patient_in_training"]
+    logger.info(
+        "%d training and %d validation images (split: %s)%s",
+        len(train),
+        len(validation),
+        description["method"],
+        f"; {shared} validation images have their patient in training" if shared else "",
+    )
+    return StageData(settings.directory, train, validation)
+
+
+def _first_variables(config: ConfigDict) -> dict[str, Any]:
+    """Variables the first stage starts from: another run's result, pretrained, or fresh ones."""
+    variables = initialise(make_model(config), config.seed)
+    if config.init_from:
+        source = Path(config.init_from)
+        stage = (
+            "stage1"
+            if checkpoint.final_directory(source / "stage1").is_dir()
+            else stages_of(read_config(source))[-1]
+        )
+        return checkpoint.restore_final(source / stage, variables, replicated(make_mesh()))[0]
+    if config.model.pretrained:
+        return pretrained.load(config.model.pretrained, variables)
+    return variables

@@ -1,0 +1,56 @@
+"""The train state: a plain pytree that holds all a stage changes, and its weight average."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jaxpneumo.model.unet import UNet
+
+
+@struct.dataclass
+class TrainState:
+    """Everything a training step reads and replaces.
+
+    Attributes:
+      step: int32 scalar, steps taken in this stage.
+      params, batch_stats: the network's variables, float32.
+      opt_state: Adam's moments.
+      swa_params: mean of the parameters at the ends of the epochs counted by `swa_count` (zeros before).
+      swa_count: int32 scalar.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    swa_params: Any
+    swa_count: jax.Array
+
+
+def initialise(model: UNet, seed: int) -> dict[str, Any]:
+    """Fresh variables {"params", "batch_stats"} of a network; the input's size does not matter."""
+    init = functools.partial(model.init, train=False)
+    return jax.jit(init)(jax.random.key(seed), jnp.zeros((1, 32, 32, 1)))
+
+
+def create_train_state(variables: dict[str, Any], optimizer: optax.GradientTransformation) -> TrainState:
+    """A stage's first state: the given variables, a fresh optimizer, an empty average."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=optimizer.init(variables["params"]),
+        swa_params=jax.tree.map(jnp.zeros_like, variables["params"]),
+        swa_count=jnp.zeros((), jnp.int32),
+    )
+
+
+def update_average(state: TrainState) -> TrainState:
+    """Takes the current parameters into the running mean (SWA, Izmailov et al. 2018, eq. 1)."""
+    count = state.swa_count + 1
+    mean = jax.tree.map(lambda m, p: m + (p - m) / count, state.swa_params, state.params)
+    return state.replace(swa_params=mean, swa_count=count)

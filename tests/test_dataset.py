@@ -1,0 +1,147 @@
+"""The prepared data set's files: what is written reads back, what is missing or damaged is said."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxpneumo.data import dataset
+from jaxpneumo.errors import InputError
+
+
+def row(image_id: str, **values) -> dict:
+    defaults = {
+        "patient": "",
+        "sex": "",
+        "age": None,
+        "view": "",
+        "height": 1024,
+        "width": 900,
+        "mask_area": 0,
+    }
+    return defaults | {"ImageId": image_id, "label_rows": 0, "source": "x,y.dcm", "sha256": "0" * 64} | values
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small data set of sizes 64 and 32."""
+    dataset.create_arrays(tmp_path, 2, (32, 64))
+    for size in (32, 64):
+        images, masks = dataset.arrays_to_fill(tmp_path, size)
+        images[:] = np.arange(2 * size * size).reshape(images.shape) % 256
+        masks[1] = np.packbits(np.eye(size, dtype=np.uint8), axis=-1)
+    rows = [row("a", patient="007", age=60, sex="F", view="AP"), row("b", mask_area=55, label_rows=2)]
+    dataset.write_index(tmp_path, rows)
+    dataset.write_labels(tmp_path, {"a": "-1", "b": "3 55"})
+    dataset.write_quarantine(tmp_path, [])
+    dataset.write_info(tmp_path, (32, 64), 2, 1, 0, synthetic=True, made_from={"images": "x"})
+    return tmp_path
+
+
+def test_index_reads_back(folder):
+    index = dataset.read_index(folder)
+    assert len(index) == 2
+    assert index.image_id.tolist() == ["a", "b"]
+    assert index.patient.tolist() == ["007", ""]
+    assert index.age[0] == 60
+    assert np.isnan(index.age[1])
+    assert (index.sex.tolist(), index.view.tolist()) == (["F", ""], ["AP", ""])
+    assert (index.height.tolist(), index.width.tolist()) == ([1024, 1024], [900, 900])
+    assert (index.mask_area.tolist(), index.label_rows.tolist()) == ([0, 55], [0, 2])
+    assert index.positive.tolist() == [False, True]
+    assert index.source[0] == "x,y.dcm"
+    header = (folder / "index.csv").read_text().splitlines()[0]
+    assert header == "row,ImageId,patient,sex,age,view,height,width,mask_area,label_rows,source,sha256"
+
+
+def test_labels_read_back(folder):
+    assert dataset.read_labels(folder) == {"a": "-1", "b": "3 55"}
+
+
+def test_info_tells_how_it_was_made(folder):
+    info = dataset.read_info(folder)
+    assert info["counts"] == {"images": 2, "positive": 1, "set_aside": 0}
+    assert (info["sizes"], info["synthetic"], info["made_from"]) == ([32, 64], True, {"images": "x"})
+    assert set(info["sha256"]) == {
+        *("images_32.npy", "images_64.npy", "masks_32.npy", "masks_64.npy"),
+        *("index.csv", "labels.csv", "quarantine.csv"),
+    }
+    assert all(len(digest) == 64 for digest in info["sha256"].values())
+
+
+def test_arrays_read_back(folder):
+    images, masks = dataset.open_arrays(folder, 64)
+    assert (images.shape, masks.shape) == ((2, 64, 64), (2, 64, 8))
+    assert isinstance(images, np.memmap)
+    assert not images.flags.writeable
+    np.testing.assert_array_equal(np.unpackbits(masks[1], axis=-1), np.eye(64))
+    assert not masks[0].any()
+
+
+def test_rows_can_be_selected_and_ordered(folder):
+    before, _ = dataset.open_arrays(folder, 32)
+    first, second = np.array(before)
+    dataset.keep_rows(folder, [0, 1], 2, (32, 64))
+    np.testing.assert_array_equal(dataset.open_arrays(folder, 32)[0][0], first)
+    dataset.keep_rows(folder, [1, 0], 2, (32, 64))
+    images, masks = dataset.open_arrays(folder, 32)
+    np.testing.assert_array_equal(images, [second, first])
+    assert masks[0].any()
+    dataset.keep_rows(folder, [1], 2, (32, 64))
+    assert np.load(folder / "images_64.npy").shape == (1, 64, 64)
+    np.testing.assert_array_equal(np.load(folder / "images_32.npy"), [first])
+    assert not list(folder.glob("*.selected"))
+
+
+def test_missing_data_set_is_said(tmp_path):
+    for read in (dataset.read_info, dataset.read_index, dataset.read_labels):
+        with pytest.raises(InputError, match="is not a prepared data set; make one with `jaxpneumo prepare"):
+            read(tmp_path)
+    with pytest.raises(InputError, match="is not a prepared data set"):
+        dataset.open_arrays(tmp_path / "none", 256)
+
+
+def test_missing_size_is_said(folder):
+    with pytest.raises(InputError, match=r"no arrays of size 384: it has 32, 64; .*--sizes 32,64,384"):
+        dataset.open_arrays(folder, 384)
+
+
+def change_info(folder, **values) -> None:
+    path = folder / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_other_format_is_said(folder):
+    change_info(folder, format_version=2)
+    with pytest.raises(InputError, match="has format 2; this jaxpneumo reads 1"):
+        dataset.read_index(folder)
+    (folder / "dataset.json").write_text("[]")
+    with pytest.raises(InputError, match="has format None"):
+        dataset.read_info(folder)
+
+
+def test_damage_is_said(folder):
+    path = folder / "images_32.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"images_32\.npy is missing or damaged"):
+        dataset.open_arrays(folder, 32)
+    path.unlink()
+    with pytest.raises(InputError, match=r"images_32\.npy is missing or damaged"):
+        dataset.open_arrays(folder, 32)
+    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match=r"images_32\.npy is missing or damaged"):
+        dataset.open_arrays(folder, 32)
+    np.save(path, np.zeros((2, 32, 32), np.float32))
+    with pytest.raises(InputError, match="does not fit"):
+        dataset.open_arrays(folder, 32)
+
+
+def test_damaged_index_is_said(folder):
+    path = folder / "index.csv"
+    text = path.read_text()
+    path.write_text(text.replace(",1024,", ",tall,"))
+    with pytest.raises(InputError, match="damaged"):
+        dataset.read_index(folder)
+    path.write_text("".join(text.splitlines(keepends=True)[:-1]))
+    with pytest.raises(InputError, match=r"has 1 images, dataset\.json 2"):
+        dataset.read_index(folder)

@@ -1,0 +1,184 @@
+"""The network is the papers' and smp's: golden values of the reference libraries, sizes, types, gradients."""
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxpneumo.model import pretrained
+from jaxpneumo.model.resnet import PreactivationResNet, ResNet
+from jaxpneumo.model.unet import UNet
+from jaxpneumo.train.losses import bce_dice_loss
+
+
+def _golden(shared: Path, name: str):
+    specification = importlib.util.spec_from_file_location("golden_weights", shared / "golden" / "weights.py")
+    weights = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(weights)
+    reference = np.load(shared / "golden" / name)
+    images, masks = weights.batch(3, 64)
+    image = np.repeat(images[..., None].astype(np.float32) / 255, 3, axis=-1)
+    return weights, reference, image, masks
+
+
+def _named(entries, kind_of, weights):
+    out = {}
+    for entry in entries:
+        name, shape = str(entry).split("|")
+        shape = tuple(int(n) for n in shape.split(","))
+        out[name] = weights.array(name, shape, kind_of(name, len(shape)))
+    return out
+
+
+def _statistics(feature):
+    feature = np.asarray(feature)
+    return np.array([feature.mean(), feature.std(ddof=1), np.abs(feature).max()])
+
+
+def _count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _assert_close(ours, reference, relative=1e-3):
+    """Agreement relative to the reference's largest magnitude, as float32 convolutions allow."""
+    np.testing.assert_allclose(ours, reference, rtol=0, atol=relative * np.abs(reference).max())
+
+
+@pytest.fixture(scope="module")
+def keras_case(shared):
+    weights, reference, image, masks = _golden(shared, "keras_resnet34_unet.npz")
+    variables = pretrained.from_keras(_named(reference["names"], weights.keras_kind, weights))
+    return variables, reference, image, masks
+
+
+@pytest.fixture(scope="module")
+def torch_case(shared):
+    weights, reference, image, masks = _golden(shared, "smp_resnet34_unet.npz")
+    variables = pretrained.from_torch(_named(reference["keys"], weights.torch_kind, weights))
+    return variables, reference, image, masks
+
+
+def test_preactivation_network_agrees_with_keras(keras_case):
+    variables, reference, image, _ = keras_case
+    model = UNet("resnet34_preact")
+    assert _count(variables["params"]) == reference["n_trainable"] == 24_438_804
+    assert _count(variables) == reference["n_total"] == 24_456_154
+    _assert_close(
+        jax.jit(model.apply, static_argnames="train")(variables, image, train=False), reference["eval_logits"]
+    )
+    logits, _ = model.apply(variables, image, train=True, mutable=["batch_stats"])
+    _assert_close(logits, reference["train_logits"])
+
+
+def test_preactivation_features_agree_with_keras(keras_case):
+    variables, reference, image, _ = keras_case
+    norm = lambda **kw: nn.BatchNorm(**{"use_running_average": True, "epsilon": 2e-5} | kw)  # noqa: E731
+    encoder = PreactivationResNet(norm=norm, dtype=jnp.float32)
+    features = encoder.apply({k: v["encoder"] for k, v in variables.items()}, image)
+    names = ("relu0", "stage2_unit1_relu1", "stage3_unit1_relu1", "stage4_unit1_relu1", "relu1")
+    for name, feature in zip(names, features, strict=True):
+        _assert_close(_statistics(feature), reference[f"eval_feature/{name}"])
+
+
+def test_network_and_features_agree_with_smp(torch_case):
+    variables, reference, image, _ = torch_case
+    assert _count(variables["params"]) == reference["n_params"] == 24_436_369
+    _assert_close(UNet("resnet34").apply(variables, image, train=False), reference["eval_logits"])
+    norm = lambda **kw: nn.BatchNorm(**{"use_running_average": True, "epsilon": 1e-5} | kw)  # noqa: E731
+    features = ResNet(norm=norm, dtype=jnp.float32).apply(
+        {k: v["encoder"] for k, v in variables.items()}, image
+    )
+    for i, feature in enumerate(features, start=1):
+        _assert_close(_statistics(feature), reference[f"eval_feature{i}"])
+
+
+def test_training_agrees_with_smp(torch_case):
+    """Train logits, running statistics, gradient norms and the losses of four Adam(1e-3) steps."""
+    variables, reference, image, masks = torch_case
+    model = UNet("resnet34")
+    weight = jnp.ones(len(image))
+
+    @jax.jit
+    def gradients(params, batch_stats):
+        def loss_fn(params):
+            logits, new = model.apply(
+                {"params": params, "batch_stats": batch_stats}, image, train=True, mutable=["batch_stats"]
+            )
+            loss, parts = bce_dice_loss(logits, jnp.asarray(masks, jnp.float32), weight, dice="image")
+            return loss, (parts, logits, new["batch_stats"])
+
+        return jax.value_and_grad(loss_fn, has_aux=True)(params)
+
+    optimizer = optax.adam(1e-3)
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    opt_state = optimizer.init(params)
+    losses, parts_seen = [], []
+    for step in range(4):
+        (loss, (parts, logits, batch_stats)), grads = gradients(params, batch_stats)
+        if step == 0:
+            _assert_close(logits, reference["train_logits"])
+            statistics = batch_stats["encoder"]["bn1"]
+            _assert_close(statistics["mean"], reference["running_mean/encoder.bn1"])
+            # PyTorch's running variance takes the unbiased batch variance, linen's the biased one.
+            count = image.shape[0] * (image.shape[1] // 2) ** 2
+            old = variables["batch_stats"]["encoder"]["bn1"]["var"]
+            unbiased = 0.9 * old + (statistics["var"] - 0.9 * old) * count / (count - 1)
+            _assert_close(unbiased, reference["running_var/encoder.bn1"])
+            by_name = {
+                pretrained.torch_name(tuple(k.key for k in path)): leaf
+                for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
+            }
+            checked = [name for name in reference.files if name.startswith("gradnorm/")]
+            assert len(checked) == 7
+            for name in checked:
+                norm = jnp.linalg.norm(by_name[name.removeprefix("gradnorm/")].ravel())
+                np.testing.assert_allclose(norm, reference[name], rtol=1e-3)
+        losses.append(loss)
+        parts_seen.append((parts["bce"], parts["dice_loss"]))
+        updates, opt_state = optimizer.update(grads, opt_state)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(losses, reference["adam_losses"], rtol=1e-3)
+    np.testing.assert_allclose(parts_seen, reference["adam_bce_dice"], rtol=2e-3)
+
+
+def _tiny(**kwargs):
+    return UNet(depths=(1, 1, 1, 1), width=8, **kwargs)
+
+
+@pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
+def test_grey_image_is_repeated_and_output_is_float32_at_full_size(encoder):
+    model = _tiny(encoder=encoder, dtype=jnp.bfloat16)
+    grey = jax.random.uniform(jax.random.key(0), (2, 32, 64, 1))
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(1), grey)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    logits = model.apply(variables, grey, train=False)
+    assert logits.shape == (2, 32, 64)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_array_equal(logits, model.apply(variables, jnp.repeat(grey, 3, -1), train=False))
+
+
+def test_learnt_input_convolution_has_six_parameters_and_a_gradient():
+    model = _tiny(input_convolution=True)
+    grey = jax.random.uniform(jax.random.key(0), (2, 32, 32, 1))
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(1), grey)
+    assert _count(variables["params"]["input_convolution"]) == 6
+
+    def mean_logit(params):
+        logits, _ = model.apply({**variables, "params": params}, grey, train=True, mutable=["batch_stats"])
+        return (logits**2).mean()
+
+    gradient = jax.jit(jax.grad(mean_logit))(variables["params"])["input_convolution"]["kernel"]
+    assert np.abs(gradient).max() > 0
+
+
+def test_wrong_size_and_unknown_encoder_are_refused_in_words():
+    with pytest.raises(ValueError, match="multiples of 32"):
+        _tiny().init(jax.random.key(0), jnp.zeros((1, 48, 32, 1)), train=False)
+    with pytest.raises(ValueError, match="resnet34_preact, resnet34"):
+        UNet("resnet50").init(jax.random.key(0), jnp.zeros((1, 32, 32, 1)), train=False)

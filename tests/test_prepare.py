@@ -1,0 +1,347 @@
+"""`jaxpneumo prepare` on files made here, on the real sample, and on everything that can be wrong with them."""
+
+import csv
+import hashlib
+import json
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from jaxpneumo.data import dataset, dicom, labels, prepare, rle, splits
+from jaxpneumo.errors import InputError
+
+
+class Files:
+    """A folder of radiographs 96 x 128 and its label csv, to be spoilt by the tests."""
+
+    def __init__(self, folder):
+        self.folder, self.images, self.labels = folder, folder / "images", folder / "labels.csv"
+        self.output, self.rows = folder / "prepared", []
+        self.masks = {}
+
+    def add(self, uid: str, codes=("-1",), seed=0, patient="", **fields):
+        image = np.random.default_rng(seed).integers(0, 256, (12, 16), np.uint8)
+        image = cv2.resize(image, (128, 96), interpolation=cv2.INTER_CUBIC)
+        path = self.images / f"study{len(self.rows)}" / f"{uid}.dcm"
+        dicom.write(path, image, uid, patient or f"P{uid}", **fields)
+        self.rows += [f"{uid}, {code}" for code in codes]
+        return path
+
+    def run(self, *options: str) -> int:
+        self.labels.write_text("\n".join(["ImageId, EncodedPixels", *self.rows]) + "\n")
+        arguments = [
+            "--images",
+            self.images,
+            "--labels",
+            self.labels,
+            "--output",
+            self.output,
+            "--workers",
+            "1",
+        ]
+        return prepare.main([*map(str, arguments), "--sizes", "32,64", "--quiet", *map(str, options)])
+
+    def quarantine(self) -> list[dict[str, str]]:
+        with open(self.output / "quarantine.csv", newline="") as file:
+            return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Three images: 1.3 negative, 1.1 with one region, 1.2 with two overlapping ones."""
+    files = Files(tmp_path)
+    square = np.zeros((96, 128), np.uint8)
+    square[10:50, 20:60] = 1
+    files.masks = {"1.1": square, "1.2": square | np.roll(square, (20, 30), (0, 1)), "1.3": square * 0}
+    files.add("1.3", seed=3, view="PA")
+    files.add("1.1", [rle.encode(square)], seed=1, sex="F", age=50, view="AP")
+    files.add("1.2", [rle.encode(square), rle.encode(np.roll(square, (20, 30), (0, 1)))], seed=2)
+    return files
+
+
+def test_makes_a_data_set(files, capsys):
+    assert files.run() == 0
+    assert capsys.readouterr().out.startswith("3 images, 2 positive, 1 negative, 0 set aside; ")
+    index = dataset.read_index(files.output)
+    assert index.image_id.tolist() == ["1.1", "1.2", "1.3"]
+    assert index.label_rows.tolist() == [1, 2, 0]
+    assert index.mask_area.tolist() == [int(files.masks[name].sum()) for name in ("1.1", "1.2", "1.3")]
+    assert (set(index.height), set(index.width)) == ({96}, {128})
+    assert (index.sex[0], index.age[0], index.view[0], index.view[2]) == ("F", 50, "AP", "PA")
+    assert dataset.read_labels(files.output) == {
+        name: rle.encode(files.masks[name]) for name in index.image_id
+    }
+    for name, source, digest in zip(index.image_id, index.source, index.sha256, strict=True):
+        data = (files.images / source).read_bytes()
+        assert source.endswith(f"{name}.dcm")
+        assert hashlib.sha256(data).hexdigest() == digest
+    assert sorted(path.name for path in files.folder.iterdir()) == ["images", "labels.csv", "prepared"]
+    assert files.quarantine() == []
+
+
+def test_arrays_hold_area_averages(files):
+    files.run()
+    index = dataset.read_index(files.output)
+    images, masks = dataset.open_arrays(files.output, 32)
+    for row, (name, source) in enumerate(zip(index.image_id, index.source, strict=True)):
+        native = dicom.read(files.images / source).image.astype(np.float64)
+        average = native.reshape(32, 3, 32, 4).mean(axis=(1, 3))
+        assert np.abs(images[row] - average).max() <= 0.51
+        share = files.masks[str(name)].reshape(32, 3, 32, 4).mean(axis=(1, 3))
+        np.testing.assert_array_equal(np.unpackbits(masks[row], axis=-1), share >= 0.5)
+    assert dataset.open_arrays(files.output, 64)[0].shape == (3, 64, 64)
+
+
+def test_half_covered_pixels_belong_to_the_mask(files):
+    mask = np.zeros((96, 128), np.uint8)
+    mask[:, 2:6] = 1  # half of the first two columns of four
+    mask[0, 8] = 1
+    files.add("1.4", [rle.encode(mask)])
+    files.run()
+    bits = np.unpackbits(dataset.open_arrays(files.output, 32)[1][3], axis=-1)
+    assert bits[:, :2].all()
+    assert not bits[:, 2:].any()
+
+
+def test_info_and_splits(files):
+    files.run("--validation-fraction", "0.5", "--seed", "4")
+    info = dataset.read_info(files.output)
+    assert info["counts"] == {"images": 3, "positive": 2, "set_aside": 0}
+    assert info["sizes"] == [32, 64]
+    assert info["synthetic"] is False
+    assert str(files.folder) not in (files.output / "dataset.json").read_text()
+    for name, digest in info["sha256"].items():
+        assert hashlib.sha256((files.output / name).read_bytes()).hexdigest() == digest
+    split = splits.read_splits(files.output / "splits.json")
+    assert (split["method"], split["seed"], split["validation_fraction"]) == ("random", 4, 0.5)
+    assert sorted(split["train"] + split["validation"]) == ["1.1", "1.2", "1.3"]
+    assert len(split["validation"]) == 1
+
+
+def test_one_synthetic_image_marks_the_data_set(files):
+    files.add("1.4", synthetic=True)
+    files.run()
+    assert dataset.read_info(files.output)["synthetic"] is True
+
+
+def test_processes_and_order_do_not_matter(files, tmp_path):
+    files.run()
+    first = dataset.read_info(files.output)["sha256"]
+    other = tmp_path / "other"
+    report = prepare.prepare(files.images, files.labels, other, (64, 32), workers=2, quiet=True)
+    assert (report.images, report.positive, report.set_aside) == (3, 2, {})
+    second = dataset.read_info(other)["sha256"]
+    assert {k: v for k, v in first.items() if k != "index.csv"} == {
+        k: v for k, v in second.items() if k != "index.csv"
+    }  # the patients' hash key differs
+
+
+def test_workers_do_not_import_jax():
+    code = "import sys, jaxpneumo.data.prepare; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Patients
+
+
+def test_patients_are_hashed(files):
+    files.add("1.4", patient="Smith^17")
+    files.add("1.5", patient="Smith^17", seed=9)
+    assert files.run() == 0
+    index = dataset.read_index(files.output)
+    assert index.patient[3] == index.patient[4] != index.patient[0]
+    assert all(len(patient) == 16 for patient in index.patient)
+    assert not any(b"Smith" in path.read_bytes() for path in files.output.iterdir())
+
+
+def test_key_file_makes_data_sets_agree(files, tmp_path):
+    patients = []
+    for name, key in [("a", b"k" * 32), ("b", b"k" * 32), ("c", b"l" * 32), ("d", None), ("e", None)]:
+        files.output = tmp_path / name
+        (tmp_path / "key").write_bytes(key or b"")
+        files.run(*(["--patient-key", tmp_path / "key"] if key else []))
+        patients.append(dataset.read_index(files.output).patient.tolist())
+    assert patients[0] == patients[1]
+    assert all(patients[0][0] != other[0] for other in patients[2:])
+    assert patients[3] != patients[4]
+
+
+def test_patients_file_goes_before_the_header(files, tmp_path):
+    path = tmp_path / "patients.csv"
+    path.write_text("ImageId,patient,sex,age,view\n1.1,7,M,,PA\n1.2,7,,41,\n")
+    assert files.run("--patients", path, "--split", "patient", "--validation-fraction", "0.4") == 0
+    index = dataset.read_index(files.output)
+    assert index.patient[0] == index.patient[1] != ""
+    assert index.patient[2] == ""  # not in the file: unknown, though the header has an id
+    assert (index.sex[0], index.age[0], index.view[0], index.age[1]) == ("M", 50, "PA", 41)
+    assert index.view[2] == "PA"
+    split = splits.read_splits(files.output / "splits.json")
+    assert (split["method"], split["validation"]) == ("patient", ["1.3"])
+
+
+# Set aside
+
+
+def test_odd_inputs_are_set_aside_and_named(files, capsys):
+    good = files.add("1.4", ["0 10"], seed=4)
+    cut = files.add("1.5", ["0 10"], seed=5)
+    cut.write_bytes(cut.read_bytes()[:-200])
+    files.add("1.6", ["12287 2"])
+    files.add("1.7", ["0 10 5"])
+    files.add("1.8", ["0 10", "nonsense"])
+    files.add("1.9", [])
+    (files.images / "text.dcm").write_text("hello")
+    (files.images / "notes.txt").write_text("not looked at")
+    (files.images / ".hidden.dcm").write_text("not looked at")
+    files.rows.append("2.1, -1")
+    assert files.run() == 3
+    output = capsys.readouterr()
+    assert output.out.startswith("4 images, 3 positive, 1 negative, 7 set aside; ")
+    assert "3 invalid run-length code" in output.err
+    assert "quarantine.csv names each" in output.err
+    rows = {row["ImageId"]: row for row in files.quarantine()}
+    assert {name: row["reason"] for name, row in rows.items()} == {
+        "1.5": "unreadable image",
+        "1.6": "invalid run-length code",
+        "1.7": "invalid run-length code",
+        "1.8": "invalid run-length code",
+        "1.9": "image without labels",
+        "2.1": "labels without image",
+        "text": "unreadable image",
+    }
+    assert "truncated" in rows["1.5"]["detail"]
+    assert "labels.csv line 8: the run-length code leaves the image by 1 pixels" in rows["1.6"]["detail"]
+    assert "line 12" in rows["2.1"]["detail"]
+    assert (rows["2.1"]["file"], rows["text"]["file"]) == ("", "text.dcm")
+    index = dataset.read_index(files.output)
+    assert index.image_id.tolist() == ["1.1", "1.2", "1.3", "1.4"]
+    images, masks = dataset.open_arrays(files.output, 32)
+    native = dicom.read(good).image.astype(np.float64)
+    assert np.abs(images[3] - native.reshape(32, 3, 32, 4).mean(axis=(1, 3))).max() <= 0.51
+    assert len(images) == len(masks) == 4
+    assert dataset.read_info(files.output)["counts"] == {"images": 4, "positive": 3, "set_aside": 7}
+
+
+def test_copies_are_used_once_and_contradictions_not_at_all(files):
+    copy = files.images / "copy" / "1.1.dcm"
+    copy.parent.mkdir()
+    copy.write_bytes(next(files.images.rglob("1.1.dcm")).read_bytes())
+    files.add("1.2", [], seed=77)
+    assert files.run() == 3
+    assert dataset.read_index(files.output).image_id.tolist() == ["1.1", "1.3"]
+    rows = [(row["ImageId"], row["reason"]) for row in files.quarantine()]
+    assert sorted(rows) == [("1.1", "duplicate id"), ("1.2", "duplicate id"), ("1.2", "duplicate id")]
+
+
+def test_rows_follow_the_ids_not_the_file_names(files):
+    """Names that sort otherwise than the ids inside, one without an ending, one known to the csv by its name."""
+    paths = {path.stem: path for path in files.images.rglob("*.dcm")}
+    paths["1.1"].rename(files.images / "z.dcm")
+    paths["1.2"].rename(files.images / "1.999")
+    paths["1.3"].rename(files.images / "ID_0.dcm")
+    files.rows[0] = "ID_0,-1"
+    assert files.run() == 0
+    index = dataset.read_index(files.output)
+    assert index.image_id.tolist() == ["1.1", "1.2", "ID_0"]
+    assert index.source.tolist() == ["z.dcm", "1.999", "ID_0.dcm"]
+    images, masks = dataset.open_arrays(files.output, 32)
+    native = dicom.read(files.images / "z.dcm").image.astype(np.float64)
+    assert np.abs(images[0] - native.reshape(32, 3, 32, 4).mean(axis=(1, 3))).max() <= 0.51
+    assert masks[0].any()
+    assert masks[1].any()
+    assert not masks[2].any()
+
+
+# Refusals: exit code 2 and nothing left behind
+
+
+def refused(files, capsys, words: str, *options) -> None:
+    assert files.run(*options) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.startswith("jaxpneumo prepare: ")
+    assert not list(files.folder.glob("*prepared.tmp*"))
+
+
+def test_wrong_use_is_refused(files, capsys, tmp_path):
+    refused(files, capsys, "multiples of 32", "--sizes", "100")
+    refused(files, capsys, "0 workers", "--workers", "0")
+    refused(files, capsys, "validation fraction is 1.0", "--validation-fraction", "1")
+    refused(files, capsys, "none.json cannot be read", "--split", "none.json")
+    refused(files, capsys, "none.csv cannot be read", "--patients", tmp_path / "none.csv")
+    refused(files, capsys, "none cannot be read", "--patient-key", tmp_path / "none")
+    (tmp_path / "p.csv").write_text("ImageId,patient\nother,1\n")
+    refused(files, capsys, "lists none of the images", "--patients", tmp_path / "p.csv")
+    refused(files, capsys, "is not a folder", "--images", tmp_path / "nowhere")
+    (tmp_path / "bare").mkdir()
+    refused(files, capsys, "holds no DICOM files", "--images", tmp_path / "bare")
+    assert not files.output.exists()
+    with pytest.raises(SystemExit) as caught:
+        prepare.main(["--sizes", "a,b"])
+    assert caught.value.code == 2
+
+
+def test_full_output_is_refused(files, capsys):
+    files.output.mkdir()
+    assert files.run() == 0
+    before = (files.output / "index.csv").read_bytes()
+    refused(files, capsys, "exists and is not an empty folder. Remove it or choose another")
+    assert (files.output / "index.csv").read_bytes() == before
+
+
+def test_bad_label_file_is_refused(files, capsys):
+    files.rows.insert(1, ",-1")
+    refused(files, capsys, "labels.csv line 3: the ImageId is empty")
+    files.labels.write_text("ImageId,Mask\n1.1,-1\n")
+    with pytest.raises(InputError, match=r"labels\.csv line 1: the header lacks EncodedPixels"):
+        prepare.prepare(files.images, files.labels, files.output, quiet=True)
+    assert not files.output.exists()
+
+
+def test_no_usable_image_is_refused(files, capsys):
+    for path in files.images.rglob("*.dcm"):
+        path.write_bytes(path.read_bytes()[:500])
+    refused(files, capsys, "None of the 3 files")
+    assert not files.output.exists()
+
+
+def test_full_disk_is_foreseen(files, capsys, monkeypatch):
+    usage = prepare.shutil.disk_usage(files.folder)
+    monkeypatch.setattr(prepare.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    refused(files, capsys, "images need")
+
+
+def test_steady_rate_leaves_the_start_out():
+    def outcome(process, started, ended):
+        return prepare._Outcome(0, "", "", process=process, started=started, ended=ended)
+
+    first = [outcome(1, second, second + 1) for second in range(10)]
+    second = [outcome(2, second + 5, second + 6) for second in range(5)]
+    assert prepare._steady_rate(first + second) == 2.0
+    assert prepare._steady_rate(first[:1]) == 0.0
+
+
+# The real sample
+
+
+def test_sample(shared, tmp_path, capsys):
+    sample = shared / "data/siim-sample"
+    arguments = ["--images", sample / "dicom-images-train", "--labels", sample / "train-rle.csv", "--quiet"]
+    arguments += ["--patients", sample / "patients.csv", "--output", tmp_path / "a", "--workers", 2]
+    assert prepare.main([str(argument) for argument in arguments]) == 0
+    assert capsys.readouterr().out.startswith("118 images, 63 positive, 55 negative, 0 set aside; ")
+    index = dataset.read_index(tmp_path / "a")
+    assert (len(index), index.positive.sum()) == (118, 63)
+    codes = labels.read_labels(sample / "train-rle.csv").codes
+    stored = dataset.read_labels(tmp_path / "a")
+    for name, rows in codes.items():
+        if len(rows) == 1:
+            assert stored[name] == rows[0][1]
+    _, masks = dataset.open_arrays(tmp_path / "a", 512)
+    area = np.unpackbits(masks, axis=-1).sum(axis=(1, 2)) * 4
+    np.testing.assert_allclose(area[index.positive], index.mask_area[index.positive], rtol=0.2)
+    assert not area[~index.positive].any()
+    assert json.loads((tmp_path / "a/splits.json").read_text())["method"] == "random"
