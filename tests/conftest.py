@@ -1,10 +1,24 @@
-"""What several test files share."""
+"""What several test files share: reference data, a small prepared data set, shipped configs made small."""
 
+import importlib.util
+import os
 from pathlib import Path
 
+# Before JAX starts: two devices of the one CPU, and compilation that does not optimise for long.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import pytest
+from absl import flags
+from ml_collections import ConfigDict
+
+from jaxpneumo.data import synthetic
+from jaxpneumo.data.prepare import prepare
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Grain reads absl's flags, which pytest leaves unparsed.
+flags.FLAGS.mark_as_parsed()
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +28,64 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("the reference data ../shared is not beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compile_once(tmp_path_factory):
+    """Equal programs of different tests are compiled once."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session")
+def radiographs(tmp_path_factory) -> Path:
+    """A folder of 24 small synthetic radiographs with labels.csv and patients.csv."""
+    folder = tmp_path_factory.mktemp("radiographs") / "dicom"
+    synthetic.write(folder, 24, seed=3, size=128, positive_fraction=0.5, workers=1, quiet=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(radiographs, tmp_path_factory) -> Path:
+    """The same, prepared at 32 and 64 pixels."""
+    folder = tmp_path_factory.mktemp("prepared") / "data"
+    prepare(
+        radiographs,
+        radiographs / "labels.csv",
+        folder,
+        (32, 64),
+        radiographs / "patients.csv",
+        workers=1,
+        quiet=True,
+    )
+    return folder
+
+
+def load_config(name: str) -> ConfigDict:
+    """A shipped config; an argument follows a colon."""
+    file, _, argument = name.partition(":")
+    specification = importlib.util.spec_from_file_location(file, REPOSITORY / "configs" / f"{file}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module.get_config(*([argument] if argument else []))
+
+
+def shrink(config: ConfigDict, data: Path) -> ConfigDict:
+    """A shipped config made small: a tiny network of the same family, one epoch a stage, small images."""
+    config.data.directory = str(data)
+    if "synthetic" in config.data:
+        del config.data.synthetic
+    config.model.depths = (1, 1, 1, 1)
+    config.model.width = 8
+    for stage, size in (("stage1", 32), ("stage2", 64)):
+        if stage in config:
+            config[stage].size = size
+            config[stage].batch_size = 4
+            config[stage].epochs = 1
+            config[stage].swa_epochs = min(config[stage].swa_epochs, 1)
+    config.predict.size = 64 if "stage2" in config else 32
+    config.predict.batch_size = 4
+    config.predict.input = ""
+    return config

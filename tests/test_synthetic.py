@@ -51,13 +51,13 @@ def test_same_seed_is_the_same_picture_at_every_size():
 
 def test_positive_is_obeyed_and_none_tosses_a_coin():
     assert not synthetic.radiograph(0, 64, False)[1].any()
-    assert all(synthetic.radiograph(seed, 32, True)[1].any() for seed in range(8))
-    coins = [synthetic.radiograph(seed, 32)[1].any() for seed in range(24)]
-    assert 4 < sum(coins) < 20
+    assert all(synthetic.radiograph(seed, 32, True)[1].any() for seed in range(4))
+    coins = [synthetic.radiograph(seed, 32)[1].any() for seed in range(14)]
+    assert 2 < sum(coins) < 12
 
 
 def test_pneumothorax_lies_in_one_lung_field_beside_lung():
-    for seed in range(10):
+    for seed in range(8):
         _, mask = synthetic.radiograph(seed, 512, True)
         frame, pose = position(anatomy.invent_patient(seed), seed, 512)
         lung = np.maximum(*anatomy.lung_fields(anatomy.invent_patient(seed), frame, pose.heart))
@@ -71,7 +71,7 @@ def test_pneumothorax_lies_in_one_lung_field_beside_lung():
 
 def test_areas_spread_like_the_challenge():
     reached, wanted = [], []
-    for seed in range(120):
+    for seed in range(90):
         patient = anatomy.invent_patient(seed)
         frame, pose = position(patient, seed, 256)
         area = synthetic.target_area(np.random.default_rng([seed, 7]).random())
@@ -95,14 +95,14 @@ def test_target_areas_are_the_published_quantiles():
 def test_area_scale_multiplies_areas():
     ratios = [
         synthetic.radiograph(seed, 256, True, area_scale=3)[1].sum() / synthetic.radiograph(seed, 256, True)[1].sum()
-        for seed in range(12)
+        for seed in range(8)
     ]
     assert np.median(ratios) == pytest.approx(3, rel=0.15)
 
 
 def test_pneumothorax_is_darker_and_smoother_than_the_same_lung_without_it():
     darker, rougher = [], []
-    for seed in range(16):
+    for seed in range(10):
         image, mask = synthetic.radiograph(seed, 512, True, area_scale=2)
         healthy, _ = synthetic.radiograph(seed, 512, False)
         inside = cv2.erode(mask, np.ones((9, 9), np.uint8)) > 0
@@ -114,14 +114,14 @@ def test_pneumothorax_is_darker_and_smoother_than_the_same_lung_without_it():
             for picture in (image.astype(np.float32), healthy.astype(np.float32))
         )
         rougher.append(healthy_detail / detail)
-    assert len(darker) > 8
+    assert len(darker) > 5
     assert min(darker) > 15
     assert np.median(rougher) > 1.0
 
 
 def test_pneumothorax_is_darker_than_the_same_place_of_the_other_lung():
     differences = []
-    for seed in range(30):
+    for seed in range(18):
         image, mask = synthetic.radiograph(seed, 256, True, area_scale=2)
         frame, _ = position(anatomy.invent_patient(seed), seed, 256)
         # Mirror about the spine as it lies in this picture.

@@ -54,11 +54,11 @@ class Frame:
     tilt: float
 
     def pixels(self, points: np.ndarray) -> np.ndarray:
-        """Thorax coordinates (P, 2) to pixel coordinates (P, 2)."""
-        x, y = points[:, 0] * self.width, (points[:, 1] - 0.5) * self.height
+        """Thorax coordinates (..., 2) to pixel coordinates (..., 2)."""
+        x, y = points[..., 0] * self.width, (points[..., 1] - 0.5) * self.height
         cos, sin = np.cos(self.tilt), np.sin(self.tilt)
         left, top = self.centre * self.n, self.top * self.n + 0.5 * self.height
-        return np.stack([left + cos * x - sin * y, top + sin * x + cos * y], axis=1)
+        return np.stack([left + cos * x - sin * y, top + sin * x + cos * y], axis=-1)
 
     def scaled(self, n: int) -> "Frame":
         """The same frame in a picture of another size."""
@@ -140,10 +140,11 @@ def fill(frame: Frame, polygon: np.ndarray) -> np.ndarray:
 
 
 def stroke(layer: np.ndarray, frame: Frame, curve: np.ndarray, value: int, width: float, closed: bool = False) -> None:
-    """Draws a curve of thorax points into a uint8 layer; `width` in pixels of a 1024 picture."""
+    """Draws one curve (P, 2) or several (M, P, 2) into a uint8 layer; `width` in pixels of a 1024 picture."""
     points = np.round(frame.pixels(curve) * (1 << _SUBPIXEL_BITS)).astype(np.int32)
+    curves = list(points.reshape(-1, *points.shape[-2:]))
     thickness = max(1, round(width * frame.n / 1024))
-    cv2.polylines(layer, [points], closed, int(value), thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
+    cv2.polylines(layer, curves, closed, int(value), thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
 
 
 def blur(image: np.ndarray, frame: Frame, sigma: float) -> np.ndarray:

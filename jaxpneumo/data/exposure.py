@@ -64,7 +64,7 @@ def expose(patient: Patient, frame: Frame, pose: Pose, region: np.ndarray, line:
     tissue += _skin_folds(frame, rng) + _devices(frame, view, rng)
 
     grey = _film(tissue, view, rng)
-    grey -= gone * rng.uniform(26, 44)
+    grey -= gone * rng.uniform(30, 46)
     grey += line * rng.uniform(14, 32)
     ramp = np.linspace(-1, 1, n, dtype=np.float32)
     grey *= (1 + rng.normal(0, 0.03) * ramp)[:, None] * (1 + rng.normal(0, 0.03) * ramp)[None, :]
@@ -92,7 +92,7 @@ def _film(tissue: np.ndarray, view: str, rng: np.random.Generator) -> np.ndarray
 def _vessels(frame: Frame, rng: np.random.Generator) -> np.ndarray:
     """Lung vessels as float32 thickness (n, n): trees that leave both hila, fork, thin out and fade."""
     layer = np.zeros((frame.n, frame.n), np.uint8)
-    branches = []
+    radii, paths = [], []
     for side in (-1, 1):
         count = rng.integers(9, 13)
         angle = np.linspace(-1.45, 1.5, count) + rng.normal(0, 0.16, count)
@@ -105,15 +105,19 @@ def _vessels(frame: Frame, rng: np.random.Generator) -> np.ndarray:
                 angle = angle + rng.normal(0, 0.16, len(angle))
                 step = np.stack([np.cos(angle), 0.75 * np.sin(angle)], axis=1)
                 steps.append(steps[-1] + length[:, None] * step)
-            branches += list(zip(radius, np.stack(steps, axis=1) * (side, 1.0), strict=True))
+            radii.append(radius)
+            paths.append(np.stack(steps, axis=1) * (side, 1.0))
             turn = rng.uniform(0.1, 0.5, (len(angle), 2)) * (-1, 1)
             start, angle = np.repeat(steps[-1], 2, axis=0), (angle[:, None] + turn).ravel()
             radius = np.repeat(radius, 2) * rng.uniform(0.45, 0.85, len(angle))
             inside = (start[:, 0] > 0.1) & (start[:, 0] < 1.0) & (start[:, 1] < 1.15)
             keep = inside & (rng.random(len(angle)) < 0.92)
             start, angle, radius = start[keep], angle[keep], radius[keep]
-    for radius, path in sorted(branches, key=lambda branch: branch[0]):
-        anatomy.stroke(layer, frame, path, int(np.clip(60 + 17 * radius, 0, 230)), radius)
+    # The thick ones last, over the thin ones.
+    thickness, curves = np.rint(2 * np.concatenate(radii)) / 2, np.concatenate(paths)
+    for radius in np.unique(thickness):
+        value = int(np.clip(60 + 17 * radius, 0, 230))
+        anatomy.stroke(layer, frame, curves[thickness == radius], value, radius)
     return anatomy.blur(layer, frame, 1.1).astype(np.float32) * (0.13 / 255)
 
 

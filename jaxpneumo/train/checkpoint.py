@@ -25,10 +25,13 @@ def open_checkpoints(stage_directory: Path) -> ocp.CheckpointManager:
     policy = checkpoint_managers.AnyPreservationPolicy(
         [
             checkpoint_managers.LatestN(n=2),
-            checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics["validation_iou"], n=1),
+            checkpoint_managers.BestN(get_metric_fn=_validation_iou, n=1),
         ]
     )
-    options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+    # Without best_fn Orbax writes no metrics, and the policy takes every checkpoint for the best.
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policy, best_fn=_validation_iou, best_mode="max", cleanup_tmp_directories=True
+    )
     return ocp.CheckpointManager((stage_directory / "checkpoints").absolute(), options=options)
 
 
@@ -121,6 +124,10 @@ def restore_model(
 def final_directory(stage_directory: Path) -> Path:
     """Where a stage's result lies once it is complete."""
     return (stage_directory / "final").absolute()
+
+
+def _validation_iou(metrics: dict[str, float]) -> float:
+    return metrics["validation_iou"]
 
 
 def _separate(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:

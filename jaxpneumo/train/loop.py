@@ -191,8 +191,9 @@ def train_stage(
             batch_stats = _statistics(model, config, state, data, stage, mesh)
             result = {"params": state.swa_params, "batch_stats": batch_stats}
         else:
-            chosen = {"weights": f"epoch {manager.best_step()}, the best validation IoU"}
-            result = checkpoint.restore_model(manager, manager.best_step(), variables, everywhere)
+            best = manager.best_step()  # the newest of equals
+            chosen = {"weights": f"epoch {best}, the best validation IoU"}
+            result = checkpoint.restore_model(manager, best, variables, everywhere)
         scores = evaluate_rows(eval_step, result["params"], result["batch_stats"], data, stage, mesh)
         checkpoint.save_final(directory, result, {"stage": name, **chosen, **scores})
         logger.info(

@@ -1,0 +1,92 @@
+"""The shipped configs are the papers' experiments, and each of them runs."""
+
+import json
+import re
+
+import pytest
+from conftest import REPOSITORY, load_config, shrink
+
+from jaxpneumo import main
+from jaxpneumo.errors import DONE
+from jaxpneumo.predict.submission import read_submission
+
+ARMS = ["none", "A1", "A2", "A1+A2", "A3", "A4"]
+EXPERIMENTS = ["exp1", "exp2", "exp3", "exp4", "exp5"]
+
+
+@pytest.mark.parametrize(
+    ("name", "validation", "stage1", "stage2", "threshold"),
+    [
+        ("exp1", 0.2, (40, 50), None, 0.5),
+        ("exp2", 0.1, (40, 35), None, 0.55),
+        ("exp3", 0.1, (40, 35), (14, 10), 0.55),
+        ("exp4", 0.1, (40, 60), (14, 29), 0.75),
+        ("exp5", 0.1, (64, 100), (16, 70), 0.75),
+    ],
+)
+def test_experiments_have_the_papers_values(name, validation, stage1, stage2, threshold):
+    config = load_config(name)
+    assert config.data.validation_fraction == validation
+    assert config.model.encoder == "resnet34_preact"
+    assert (config.stage1.size, config.stage1.batch_size, config.stage1.epochs) == (256, *stage1)
+    assert ("stage2" in config) == (stage2 is not None)
+    if stage2:
+        assert (config.stage2.size, config.stage2.batch_size, config.stage2.epochs) == (512, *stage2)
+        assert (config.stage1.swa_epochs, config.stage2.swa_epochs) == (5, 3)
+    assert config.stage1.learning_rate == 1e-3
+    assert config.predict.threshold == threshold
+    assert config.predict.removal_threshold == 2048
+    assert config.predict.removal_rule == "image"
+
+
+def test_experiment_1_is_the_base_line():
+    config = load_config("exp1")
+    assert config.model.input_convolution
+    assert config.stage1.swa_epochs == 0
+    assert (config.stage1.schedule, config.stage1.plateau_factor, config.stage1.plateau_patience) == ("plateau", 0.2, 5)
+
+
+def test_study_arms_switch_groups_on():
+    groups = ("flip", "intensity", "distortion", "crop")
+    augment = {arm: load_config(f"augmentation_study:{arm}").augment for arm in ARMS}
+    chances = {arm: tuple(augment[arm][group] for group in groups) for arm in ARMS}
+    assert chances == {
+        "none": (0.0, 0.0, 0.0, 0.0),
+        "A1": (0.5, 0.0, 0.0, 0.0),
+        "A2": (0.0, 0.3, 0.0, 0.0),
+        "A1+A2": (0.5, 0.3, 0.0, 0.0),
+        "A3": (0.0, 0.0, 0.3, 0.0),
+        "A4": (0.0, 0.0, 0.0, 0.25),
+    }
+    with pytest.raises(ValueError, match="none, A1, A2"):
+        load_config("augmentation_study:A5")
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/*.py")), ids=lambda p: p.stem)
+def test_docstrings_give_the_command(path):
+    assert re.search(rf"python -m jaxpneumo.main --config=configs/{path.stem}\.py", path.read_text())
+
+
+@pytest.mark.parametrize("name", [*EXPERIMENTS, "unet256", "quickstart", *(f"augmentation_study:{arm}" for arm in ARMS)])
+def test_runs_one_shrunk_epoch_a_stage(name, prepared, tmp_path):
+    config = shrink(load_config(name), prepared)
+    assert main.run(config, tmp_path) == DONE
+    stages = [stage for stage in ("stage1", "stage2") if stage in config]
+    for stage in stages:
+        records = [json.loads(line) for line in (tmp_path / stage / "log.jsonl").read_text().splitlines()]
+        assert [record["epoch"] for record in records] == [0]
+        assert records[0]["train_loss"] > 0
+        assert (tmp_path / stage / "final").is_dir()
+        assert (tmp_path / stage / "progress.png").is_file()
+    summary = json.loads((tmp_path / "evaluation/summary.json").read_text())
+    assert set(summary["scores"]) == {"plain", "tta", "removal", "tta_removal"}
+    assert summary["n_images"] == len(read_submission(tmp_path / "predictions/submission.csv"))
+
+
+def test_experiment_3_takes_experiment_2s_weights(prepared, tmp_path):
+    main.run(shrink(load_config("exp2"), prepared), tmp_path / "exp2")
+    config = shrink(load_config("exp3"), prepared)
+    config.init_from = str(tmp_path / "exp2")
+    main.run(config, tmp_path / "exp3")
+    assert not (tmp_path / "exp3/stage1").exists()
+    assert (tmp_path / "exp3/stage2/final").is_dir()

@@ -1,0 +1,227 @@
+"""A stage trains: averaging and its statistics, resuming to the same bits, devices, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import REPOSITORY, load_config, shrink
+
+from jaxpneumo.data import dataset
+from jaxpneumo.data.source import train_batches
+from jaxpneumo.errors import InputError, TrainingError
+from jaxpneumo.train import checkpoint
+from jaxpneumo.train.loop import StageData, batch_norm_momentum, make_model, train_stage
+from jaxpneumo.train.optimizer import make_optimizer
+from jaxpneumo.train.run import train
+from jaxpneumo.train.sharding import check_batch_size
+from jaxpneumo.train.state import create_train_state, initialise, update_average
+from jaxpneumo.train.step import make_statistics_step, make_train_step, unpack
+
+
+def small(prepared, **stage1):
+    """Exp4, shrunk, three epochs in stage 1."""
+    config = shrink(load_config("exp4"), prepared)
+    config.model.dtype = "float32"
+    config.stage1.epochs = 3
+    config.stage1.swa_epochs = 2
+    config.stage1.update(stage1)
+    return config
+
+
+def assert_same(a, b):
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=str(path))
+
+
+def epoch_records(directory: Path) -> list[dict]:
+    records = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
+    for record in records:
+        record.pop("images_per_second")
+    return records
+
+
+def test_average_is_the_mean_of_the_states_it_saw():
+    variables = {"params": {"w": jnp.array([1.0, -2.0])}, "batch_stats": {}}
+    state = create_train_state(variables, make_optimizer())
+    for value in ([1.0, -2.0], [3.0, 0.0], [8.0, 5.0]):
+        state = update_average(state.replace(params={"w": jnp.array(value)}))
+    np.testing.assert_allclose(state.swa_params["w"], [4.0, 1.0], rtol=1e-6)
+    assert state.swa_count == 3
+
+
+def test_masks_are_unpacked_on_the_device():
+    mask = np.random.default_rng(0).integers(0, 2, (2, 8, 16), np.uint8)
+    image = np.full((2, 8, 16), 51, np.uint8)
+    unpacked_image, unpacked_mask = unpack({"image": image, "mask": np.packbits(mask, axis=-1)})
+    np.testing.assert_array_equal(unpacked_mask, mask)
+    np.testing.assert_allclose(unpacked_image, 0.2)
+
+
+def test_train_step_is_adam_on_the_gradient(prepared):
+    config = small(prepared)
+    model, optimizer = make_model(config), make_optimizer()
+    state = create_train_state(initialise(model, 0), optimizer)
+    batch = next(train_batches(prepared, 32, np.arange(8), 4, 0))
+    after, metrics = jax.jit(make_train_step(model, optimizer, "image"))(state, batch, jnp.float32(1e-3))
+    assert after.step == 1
+    assert metrics["loss"] == pytest.approx(float(metrics["bce"] + metrics["dice_loss"]))
+    # Adam's first step moves every parameter with a gradient by the learning rate.
+    moved = jnp.abs(after.params["segmentation_head"]["bias"] - state.params["segmentation_head"]["bias"])
+    np.testing.assert_allclose(moved, 1e-3, rtol=1e-3)
+
+
+def test_statistics_step_gives_the_batchs_own_mean_and_variance(prepared):
+    config = small(prepared)
+    model = make_model(config)
+    variables = initialise(model, 0)
+    batch = next(train_batches(prepared, 32, np.arange(8), 4, 0))
+    zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+    step = jax.jit(make_statistics_step(model, batch_norm_momentum(config)))
+    statistics = step(variables["params"], zeros, batch)
+    grey = batch["image"].astype(np.float32) / 255
+    np.testing.assert_allclose(statistics["encoder"]["bn_data"]["mean"], np.full(3, grey.mean()), rtol=1e-4)
+    np.testing.assert_allclose(statistics["encoder"]["bn_data"]["var"], np.full(3, grey.var()), rtol=1e-3)
+
+
+def test_result_is_the_average_with_its_own_statistics(prepared, tmp_path):
+    """Stage 1's result is the mean of the two last epochs' weights, and stage 2 starts from it."""
+    config = small(prepared)
+    train(config, tmp_path)
+    template = initialise(make_model(config), 0)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    final, progress = checkpoint.restore_final(tmp_path / "stage1", template, sharding)
+    with checkpoint.open_checkpoints(tmp_path / "stage1") as manager:
+        epochs = [checkpoint.restore_model(manager, epoch, template, sharding) for epoch in (2, 3)]
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *(epoch["params"] for epoch in epochs))
+    for a, b in zip(jax.tree.leaves(final["params"]), jax.tree.leaves(mean), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert progress["weights"] == "average of the last 2 epochs"
+    own = final["batch_stats"]["encoder"]["bn_data"]["mean"]
+    assert np.abs(own - epochs[-1]["batch_stats"]["encoder"]["bn_data"]["mean"]).max() > 0
+
+    images, _ = dataset.open_arrays(prepared, 32)
+    assert 0.5 < float(own[0]) / (images.mean() / 255) < 2
+
+
+def test_same_seed_gives_the_same_bits_also_in_two_parts(prepared, tmp_path):
+    """A run stopped after an epoch and started again ends where the uninterrupted one ends."""
+    config = small(prepared)
+    whole = train(config, tmp_path / "whole")
+
+    stopped = small(prepared)
+    stop_after = 1
+    original = checkpoint.save
+
+    def save_then_stop(manager, state, progress):
+        original(manager, state, progress)
+        if progress["epoch"] == stop_after:
+            manager.wait_until_finished()
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_then_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(stopped, tmp_path / "parts")
+    parts = train(stopped, tmp_path / "parts")
+    assert_same(whole, parts)
+    for stage in ("stage1", "stage2"):
+        assert epoch_records(tmp_path / "whole" / stage) == epoch_records(tmp_path / "parts" / stage)
+
+
+def test_killed_process_goes_on_from_its_last_checkpoint(prepared, tmp_path):
+    """SIGKILL in stage 2, then the same command again: the bits of an uninterrupted run."""
+    command = [
+        *(sys.executable, "-m", "jaxpneumo.main", f"--config={REPOSITORY}/configs/exp4.py"),
+        *(f"--workdir={tmp_path / 'run'}", f"--config.data.directory={prepared}"),
+        *("--config.model.depths=(1,1,1,1)", "--config.model.width=8", "--config.model.dtype=float32"),
+        *("--config.stage1.size=32", "--config.stage1.batch_size=4", "--config.stage1.epochs=1"),
+        *("--config.stage1.swa_epochs=1", "--config.stage2.size=64", "--config.stage2.batch_size=4"),
+        *("--config.stage2.epochs=6", "--config.predict.size=64", "--config.predict.batch_size=4"),
+    ]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/stage2/checkpoints/2").is_dir() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "run/stage2/final").exists()
+
+    again = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+    assert "stage1 is complete" in again.stderr
+    assert "stage2 goes on after epoch" in again.stderr
+    subprocess.run([*command, f"--workdir={tmp_path / 'whole'}"], cwd=REPOSITORY, env=environment, check=True)
+    assert epoch_records(tmp_path / "run/stage2") == epoch_records(tmp_path / "whole/stage2")
+    for name in ("evaluation/summary.json", "evaluation/metrics.csv", "predictions/submission.csv"):
+        a, b = ((tmp_path / run / name).read_text() for run in ("run", "whole"))
+        assert a.replace('"workdir": "run"', "") == b.replace('"workdir": "whole"', "")
+
+
+def test_loss_that_is_not_finite_stops_with_words(prepared, tmp_path):
+    config = small(prepared, learning_rate=1e30)
+    with pytest.raises(TrainingError, match=r"stage1 epoch 1/3: the loss became .* learning_rate"):
+        train(config, tmp_path)
+    assert not (tmp_path / "stage1/final").exists()
+
+
+def test_without_averaging_the_best_epoch_is_the_result(prepared, tmp_path):
+    config = small(prepared, swa_epochs=0, learning_rate=0.01, epochs=6)
+    del config.stage2
+    config.predict.size = 32
+    train(config, tmp_path)
+    records = epoch_records(tmp_path / "stage1")
+    _, best = max((record["validation_iou"], record["epoch"] + 1) for record in records)
+    _, progress = checkpoint.restore_final(
+        tmp_path / "stage1",
+        initialise(make_model(config), 0),
+        jax.sharding.SingleDeviceSharding(jax.devices()[0]),
+    )
+    kept = {int(path.name) for path in (tmp_path / "stage1/checkpoints").iterdir()}
+    assert kept == {best, 5, 6}, "the newest two and the best"
+    assert progress["weights"] == f"epoch {best}, the best validation IoU"
+    assert progress["validation_iou"] == pytest.approx(records[best - 1]["validation_iou"])
+
+
+def test_batch_size_must_divide_over_devices(prepared, tmp_path):
+    assert jax.device_count() == 2
+    config = small(prepared, batch_size=3)
+    with pytest.raises(InputError, match=r"stage1\.batch_size=3 .* 2 devices .* --config\.stage1\.batch_size=4"):
+        train(config, tmp_path)
+    check_batch_size(8, 4, "stage1")
+
+
+def test_batch_larger_than_the_data_is_refused(prepared, tmp_path):
+    data = StageData(str(prepared), np.arange(3), np.arange(3, 6))
+    config = small(prepared)
+    with pytest.raises(InputError, match="more than the 3 training images"):
+        train_stage(config, "stage1", data, tmp_path, initialise(make_model(config), 0))
+
+
+def test_folder_of_another_config_is_refused(prepared, tmp_path):
+    config = small(prepared)
+    del config.stage2
+    config.predict.size = 32
+    train(config, tmp_path)
+    config.predict.threshold = 0.3  # may change: nothing that is trained depends on it
+    train(config, tmp_path)
+    config.stage1.learning_rate = 0.1
+    config.seed = 5
+    with pytest.raises(InputError, match=r"differ in seed, stage1\.learning_rate"):
+        train(config, tmp_path)
+
+
+def test_config_problems_are_told_all_at_once(prepared, tmp_path):
+    config = small(prepared, swa_epochs=9)
+    del config.loss.dice
+    del config.predict.tta
+    with pytest.raises(InputError, match=r"loss\.dice is missing; predict\.tta is missing; stage1\.swa_epochs is more"):
+        train(config, tmp_path)
