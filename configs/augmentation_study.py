@@ -25,9 +25,7 @@ ARMS = ("none", "A1", "A2", "A1+A2", "A3", "A4")
 def get_config(arm: str) -> ml_collections.ConfigDict:
     """Every value of the run, as literals; `arm` is one of ARMS. ValueError for another."""
     if arm not in ARMS:
-        raise ValueError(
-            f"the study has the arms {', '.join(ARMS)}: --config=configs/augmentation_study.py:A1+A2"
-        )
+        raise ValueError(f"the study has the arms {', '.join(ARMS)}: --config=configs/augmentation_study.py:A1+A2")
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.init_from = ""  # folder of another run whose final weights to start from
@@ -43,9 +41,7 @@ def get_config(arm: str) -> ml_collections.ConfigDict:
     config.model.encoder = "resnet34_preact"  # the papers' network; "resnet34" is torchvision's
     config.model.dtype = "bfloat16"  # of the computation; parameters are float32
     config.model.input_convolution = False  # the grey channel is repeated to three
-    config.model.momentum = ml_collections.config_dict.placeholder(
-        float
-    )  # of BatchNorm; None: the encoder's own
+    config.model.momentum = ml_collections.config_dict.placeholder(float)  # of BatchNorm; None: the encoder's own
     config.model.pretrained = ""  # local file of ImageNet weights (.h5 for resnet34_preact)
     config.model.depths = (3, 4, 6, 3)
     config.model.width = 64

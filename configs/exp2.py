@@ -27,9 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.encoder = "resnet34_preact"  # the papers' network; "resnet34" is torchvision's
     config.model.dtype = "bfloat16"  # of the computation; parameters are float32
     config.model.input_convolution = False  # the grey channel is repeated to three
-    config.model.momentum = ml_collections.config_dict.placeholder(
-        float
-    )  # of BatchNorm; None: the encoder's own
+    config.model.momentum = ml_collections.config_dict.placeholder(float)  # of BatchNorm; None: the encoder's own
     config.model.pretrained = ""  # local file of ImageNet weights (.h5 for resnet34_preact)
     config.model.depths = (3, 4, 6, 3)
     config.model.width = 64

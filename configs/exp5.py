@@ -15,9 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Every value of the run, as literals; `--config.a.b=value` changes one."""
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.init_from = (
-        ""  # folder of another run whose averaged weights to start stage 2 from, without stage 1
-    )
+    config.init_from = ""  # folder of another run whose averaged weights to start stage 2 from, without stage 1
 
     config.data = ml_collections.ConfigDict()
     config.data.directory = "data/siim"  # of `jaxpneumo prepare`
@@ -30,9 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.encoder = "resnet34_preact"  # the papers' network; "resnet34" is torchvision's
     config.model.dtype = "bfloat16"  # of the computation; parameters are float32
     config.model.input_convolution = False  # the grey channel is repeated to three
-    config.model.momentum = ml_collections.config_dict.placeholder(
-        float
-    )  # of BatchNorm; None: the encoder's own
+    config.model.momentum = ml_collections.config_dict.placeholder(float)  # of BatchNorm; None: the encoder's own
     config.model.pretrained = ""  # local file of ImageNet weights (.h5 for resnet34_preact)
     config.model.depths = (3, 4, 6, 3)
     config.model.width = 64

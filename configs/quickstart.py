@@ -15,9 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Every value of the run, as literals; `--config.a.b=value` changes one."""
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.init_from = (
-        ""  # folder of another run whose averaged weights to start stage 2 from, without stage 1
-    )
+    config.init_from = ""  # folder of another run whose averaged weights to start stage 2 from, without stage 1
 
     config.data = ml_collections.ConfigDict()
     config.data.directory = "data/quickstart"  # made at the first start, beside its DICOM files

@@ -76,19 +76,13 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
     set_aside = 0
     if config.predict.input:
-        report = predict_folder(
-            predictor, Path(config.predict.input), workdir / "predictions", config.predict.overlays
-        )
+        report = predict_folder(predictor, Path(config.predict.input), workdir / "predictions", config.predict.overlays)
         set_aside = report.set_aside
-        print(
-            f"Predicted {report.images} radiographs of {config.predict.input}, set aside {set_aside} files."
-        )
+        print(f"Predicted {report.images} radiographs of {config.predict.input}, set aside {set_aside} files.")
     else:
         (workdir / "predictions").mkdir(exist_ok=True)
         shutil.copyfile(workdir / "evaluation/submission.csv", workdir / "predictions/submission.csv")
-        print(
-            "Predicted the validation images; --config.predict.input=FOLDER predicts a folder of DICOM files."
-        )
+        print("Predicted the validation images; --config.predict.input=FOLDER predicts a folder of DICOM files.")
     print(f"Everything is in {workdir}")
     return PARTIAL if set_aside else DONE
 

@@ -16,9 +16,7 @@ def progress(
 
     Outside a terminal (a log file, a batch system) it draws a line every ten seconds only.
     """
-    bar = tqdm(
-        items, total=total, unit=unit, desc=description, disable=quiet, dynamic_ncols=True, smoothing=0.1
-    )
+    bar = tqdm(items, total=total, unit=unit, desc=description, disable=quiet, dynamic_ncols=True, smoothing=0.1)
     if not quiet and not bar.fp.isatty():
         bar.mininterval, bar.maxinterval = 10.0, 30.0
     return bar

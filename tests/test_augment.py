@@ -80,9 +80,7 @@ def test_intensity_maps_grey_values_and_leaves_the_mask():
         assert abs(middle - 128) <= 0.2 * 255 + 1
         ends_stay = low == 0 and high == 255
         # Gamma keeps both ends, contrast the lower one, brightness neither (one of them by clipping alone).
-        kinds.add(
-            "gamma" if ends_stay and middle != 128 else "contrast" if low == 0 and high < 255 else "other"
-        )
+        kinds.add("gamma" if ends_stay and middle != 128 else "contrast" if low == 0 and high < 255 else "other")
     assert {"gamma", "contrast", "other"} == kinds
 
 
@@ -130,9 +128,7 @@ def test_elastic_displaces_as_far_as_in_the_kernels():
         elastic.set_random_state(generator(seed), None)
         maps = elastic.get_params_dependent_on_data({"shape": (256, 256)}, {})
         for name in ("map_x", "map_y"):  # what the affine part does not explain is the displacement
-            _, squares, _, _ = np.linalg.lstsq(
-                plane, maps[name][inside, inside].ravel().astype(float), rcond=None
-            )
+            _, squares, _, _ = np.linalg.lstsq(plane, maps[name][inside, inside].ravel().astype(float), rcond=None)
             variances.append(squares[0] / len(plane))
     assert np.sqrt(np.mean(variances)) == pytest.approx(expected, rel=0.1)
 
@@ -141,9 +137,7 @@ def test_elastic_displaces_as_far_as_in_the_kernels():
 def test_elastic_affine_part_takes_the_corners_where_they_were_moved(size):
     """Without the displacement field the transform is exactly warpAffine of the kernels' three-corner map."""
     image, mask = record(size=size)
-    transform = host.AffineElasticTransform(
-        0, 6, border_mode=cv2.BORDER_REFLECT_101, noise_distribution="uniform", p=1
-    )
+    transform = host.AffineElasticTransform(0, 6, border_mode=cv2.BORDER_REFLECT_101, noise_distribution="uniform", p=1)
     transform.set_random_state(generator(5), None)
     replay = generator(5)
     replay.uniform(-1, 1, (2, size, size))  # the displacement field, drawn first and multiplied by 0

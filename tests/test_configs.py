@@ -67,7 +67,9 @@ def test_docstrings_give_the_command(path):
     assert re.search(rf"python -m jaxpneumo.main --config=configs/{path.stem}\.py", path.read_text())
 
 
-@pytest.mark.parametrize("name", [*EXPERIMENTS, "unet256", "quickstart", *(f"augmentation_study:{arm}" for arm in ARMS)])
+@pytest.mark.parametrize(
+    "name", [*EXPERIMENTS, "unet256", "quickstart", *(f"augmentation_study:{arm}" for arm in ARMS)]
+)
 def test_runs_one_shrunk_epoch_a_stage(name, prepared, tmp_path):
     config = shrink(load_config(name), prepared)
     assert main.run(config, tmp_path) == DONE

@@ -113,9 +113,7 @@ def test_monochrome1_is_inverted(tmp_path, grey):
     np.testing.assert_array_equal(dicom.read(path).image, 255 - grey)
 
 
-@pytest.mark.parametrize(
-    ("bits", "kind"), [(10, np.uint16), (12, np.uint16), (16, np.uint16), (12, np.int16)]
-)
+@pytest.mark.parametrize(("bits", "kind"), [(10, np.uint16), (12, np.uint16), (16, np.uint16), (12, np.int16)])
 def test_more_bits_are_stretched(tmp_path, grey, bits, kind):
     values = grey.astype(np.int64) * (2 ** (bits - 9)) - (500 if kind is np.int16 else 0)
     path = save(tmp_path / "a.dcm", values.astype(kind), BitsStored=bits, HighBit=bits - 1)
@@ -127,9 +125,7 @@ def test_padding_is_black_and_does_not_count(tmp_path, grey):
     for photometric in ("MONOCHROME2", "MONOCHROME1"):
         values = grey.astype(np.uint16)
         values[:4] = 60_000
-        path = save(
-            tmp_path / "a.dcm", values, PhotometricInterpretation=photometric, PixelPaddingValue=60_000
-        )
+        path = save(tmp_path / "a.dcm", values, PhotometricInterpretation=photometric, PixelPaddingValue=60_000)
         image = dicom.read(path).image
         assert not image[:4].any()
         assert (image[4:].min(), image[4:].max()) == (0, 255)
@@ -140,9 +136,7 @@ def test_window(tmp_path, grey):
     path = save(tmp_path / "a.dcm", values, WindowCenter=[2048, 9], WindowWidth=[1025, 9])
     expected = np.clip(((values - 2047.5) / 1024 + 0.5) * 255, 0, 255)  # DICOM PS3.3 C.11.2.1.2.1
     assert np.abs(dicom.read(path).image - expected).max() <= 0.51
-    exact = save(
-        tmp_path / "b.dcm", values, WindowCenter=2048, WindowWidth=1024, VOILUTFunction="LINEAR_EXACT"
-    )
+    exact = save(tmp_path / "b.dcm", values, WindowCenter=2048, WindowWidth=1024, VOILUTFunction="LINEAR_EXACT")
     expected = np.clip(((values - 2048.0) / 1024 + 0.5) * 255, 0, 255)
     assert np.abs(dicom.read(exact).image - expected).max() <= 0.51
     sigmoid = save(tmp_path / "c.dcm", values, WindowCenter=2048, WindowWidth=1024, VOILUTFunction="SIGMOID")
@@ -151,9 +145,7 @@ def test_window(tmp_path, grey):
 
 
 def test_rescale_comes_before_the_window(tmp_path, grey):
-    path = save(
-        tmp_path / "a.dcm", grey, RescaleSlope=2, RescaleIntercept=-100, WindowCenter=100, WindowWidth=200
-    )
+    path = save(tmp_path / "a.dcm", grey, RescaleSlope=2, RescaleIntercept=-100, WindowCenter=100, WindowWidth=200)
     expected = np.clip(((grey * 2.0 - 100 - 99.5) / 199 + 0.5) * 255, 0, 255)
     assert np.abs(dicom.read(path).image - expected).max() <= 0.51
 

@@ -110,15 +110,11 @@ def test_a_resumed_run_drops_the_epochs_it_makes_again(tmp_path):
     assert [record["train_loss"] for record in read_log(tmp_path / "log.jsonl")] == [1.5, 0.75, 9.0]
     assert np.any(before != cv2.imread(str(tmp_path / "progress.png")))
 
-    seen: list[
-        tuple[int, float]
-    ] = []  # what TensorBoard shows: a session's start hides what comes at or after it
+    seen: list[tuple[int, float]] = []  # what TensorBoard shows: a session's start hides what comes at or after it
     for event in events(tmp_path):
         if event.HasField("session_log"):
             seen = [(step, value) for step, value in seen if step < event.step]
-        seen += [
-            (event.step, value.simple_value) for value in event.summary.value if value.tag == "train_loss"
-        ]
+        seen += [(event.step, value.simple_value) for value in event.summary.value if value.tag == "train_loss"]
     assert seen == [(0, 1.5), (1, 0.75), (2, 9.0)]
 
 
@@ -159,9 +155,7 @@ def test_a_killed_process_leaves_a_log_that_can_be_read(tmp_path):
         "    log.write({'epoch': epoch, 'loss': 0.5})\n"
         "    print(epoch, flush=True)\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=REPOSITORY
-    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=REPOSITORY)
     for _ in range(50):
         reported = int(process.stdout.readline())
     os.kill(process.pid, signal.SIGKILL)

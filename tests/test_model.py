@@ -91,9 +91,7 @@ def test_network_and_features_agree_with_smp(torch_case):
     assert _count(variables["params"]) == reference["n_params"] == 24_436_369
     _assert_close(UNet("resnet34").apply(variables, image, train=False), reference["eval_logits"])
     norm = lambda **kw: nn.BatchNorm(**{"use_running_average": True, "epsilon": 1e-5} | kw)  # noqa: E731
-    features = ResNet(norm=norm, dtype=jnp.float32).apply(
-        {k: v["encoder"] for k, v in variables.items()}, image
-    )
+    features = ResNet(norm=norm, dtype=jnp.float32).apply({k: v["encoder"] for k, v in variables.items()}, image)
     for i, feature in enumerate(features, start=1):
         _assert_close(_statistics(feature), reference[f"eval_feature{i}"])
 

@@ -31,9 +31,7 @@ def test_plateau_counts_a_tiny_improvement_as_none():
 
 
 def test_schedule_is_chosen_by_the_config():
-    cosine = ConfigDict(
-        {"schedule": "cosine", "epochs": 10, "learning_rate": 1e-3, "final_learning_rate": 0.0}
-    )
+    cosine = ConfigDict({"schedule": "cosine", "epochs": 10, "learning_rate": 1e-3, "final_learning_rate": 0.0})
     assert learning_rate_fn(cosine, 5, Plateau(7.0)) == pytest.approx(5e-4)
     assert learning_rate_fn(ConfigDict({"schedule": "plateau"}), 5, Plateau(7.0)) == 7.0
     with pytest.raises(ValueError, match='"cosine" or "plateau"'):

@@ -40,8 +40,7 @@ def test_only_the_outlines_are_drawn_each_in_its_colour():
     assert not np.any(pixels_of(picture, "truth") & ~near_edge(truth, 3))
     # the prediction's line is whole, the truth's is dashed: about three fifths of it
     edges = [
-        cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0][0][:, 0]
-        for mask in (prediction, truth)
+        cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0][0][:, 0] for mask in (prediction, truth)
     ]
     drawn = [changed[edge[:, 1], edge[:, 0]].mean() for edge in edges]
     assert drawn[0] == 1.0
@@ -131,17 +130,13 @@ def test_png_holds_the_picture_and_nothing_else_is_left(tmp_path):
     read = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
     np.testing.assert_array_equal(read, overlay(image, mask, mask))
     write_png(tmp_path / "overlays" / "grey.png", image)
-    np.testing.assert_array_equal(
-        cv2.imread(str(tmp_path / "overlays" / "grey.png"), cv2.IMREAD_GRAYSCALE), image
-    )
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "overlays" / "grey.png"), cv2.IMREAD_GRAYSCALE), image)
     assert sorted(file.name for file in path.parent.iterdir()) == ["ID_a.png", "grey.png"]
 
 
 def test_contact_sheet_places_every_picture():
     colors = [RED, GREEN, (10, 10, 200), (200, 200, 10), (10, 200, 200)]
-    pictures = [
-        (f"case {number}", np.full((90, 90, 3), color, np.uint8)) for number, color in enumerate(colors)
-    ]
+    pictures = [(f"case {number}", np.full((90, 90, 3), color, np.uint8)) for number, color in enumerate(colors)]
     sheet = contact_sheet(pictures, columns=3, width=642)
     cell = (642 - 12) // 3 - 12
     assert (sheet.dtype, sheet.shape[1]) == (np.uint8, 642)

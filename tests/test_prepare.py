@@ -71,9 +71,7 @@ def test_makes_a_data_set(files, capsys):
     assert index.mask_area.tolist() == [int(files.masks[name].sum()) for name in ("1.1", "1.2", "1.3")]
     assert (set(index.height), set(index.width)) == ({96}, {128})
     assert (index.sex[0], index.age[0], index.view[0], index.view[2]) == ("F", 50, "AP", "PA")
-    assert dataset.read_labels(files.output) == {
-        name: rle.encode(files.masks[name]) for name in index.image_id
-    }
+    assert dataset.read_labels(files.output) == {name: rle.encode(files.masks[name]) for name in index.image_id}
     for name, source, digest in zip(index.image_id, index.source, index.sha256, strict=True):
         data = (files.images / source).read_bytes()
         assert source.endswith(f"{name}.dcm")

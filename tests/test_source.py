@@ -157,9 +157,7 @@ def test_two_workers_give_the_batches_of_none_and_can_be_restored(batches):
     assert_same(got, expected)
     working.set_state(state)
     again = take(working, 2)
-    np.testing.assert_array_equal(
-        [batch["mask"] for batch in again], [batch["mask"] for batch in expected[3:5]]
-    )
+    np.testing.assert_array_equal([batch["mask"] for batch in again], [batch["mask"] for batch in expected[3:5]])
 
 
 def test_a_source_is_pickled_as_its_arguments(prepared):

@@ -88,9 +88,7 @@ def make_augment(flip: float, intensity: float, distortion: float, crop: float, 
 
 def _augment(groups: Groups, size: int, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator):
     if image.shape != (size, size) or mask.shape != (size, size):
-        raise ValueError(
-            f"augmentation for {size}x{size} was given image {image.shape} and mask {mask.shape}"
-        )
+        raise ValueError(f"augmentation for {size}x{size} was given image {image.shape} and mask {mask.shape}")
     pipeline = _own_pipeline(groups, size)
     # Not set_random_seed: that seeds every transform alike, and then one draw decides all groups together (a
     # crop would never come without a flip).

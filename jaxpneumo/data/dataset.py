@@ -82,9 +82,7 @@ def read_info(directory: Path | str) -> dict[str, Any]:
     info = read_json(path)
     version = info.get("format_version") if isinstance(info, dict) else None
     if version != FORMAT_VERSION:
-        raise InputError(
-            f"{directory} has format {version}; this jaxpneumo reads {FORMAT_VERSION}. Prepare it again."
-        )
+        raise InputError(f"{directory} has format {version}; this jaxpneumo reads {FORMAT_VERSION}. Prepare it again.")
     return info
 
 
@@ -164,17 +162,13 @@ def open_arrays(directory: Path | str, size: int) -> tuple[np.ndarray, np.ndarra
     if size not in info["sizes"]:
         has = ", ".join(map(str, info["sizes"]))
         sizes = ",".join(map(str, sorted({*info["sizes"], size})))
-        raise InputError(
-            f"{directory} has no arrays of size {size}: it has {has}; prepare again with --sizes {sizes}."
-        )
+        raise InputError(f"{directory} has no arrays of size {size}: it has {has}; prepare again with --sizes {sizes}.")
     arrays = []
     for path, shape in _array_files(directory, info["counts"]["images"], (size,)):
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path} is missing or damaged ({error}). Prepare the data set again."
-            ) from error
+            raise InputError(f"{path} is missing or damaged ({error}). Prepare the data set again.") from error
         if array.dtype != np.uint8 or array.shape != shape:
             raise InputError(f"{path} does not fit dataset.json: {array.dtype} {array.shape}. Prepare again.")
         arrays.append(array)
@@ -207,9 +201,7 @@ def keep_rows(directory: Path | str, rows: list[int], count: int, sizes: tuple[i
         selected.replace(path)
 
 
-def _array_files(
-    directory: Path | str, count: int, sizes: tuple[int, ...]
-) -> list[tuple[Path, tuple[int, int, int]]]:
+def _array_files(directory: Path | str, count: int, sizes: tuple[int, ...]) -> list[tuple[Path, tuple[int, int, int]]]:
     """The files of all arrays and their shapes: images, then masks, of every size."""
     files = []
     for size in sizes:

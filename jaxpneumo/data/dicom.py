@@ -82,9 +82,7 @@ def read_image(path: Path | str) -> Radiograph:
     if data[128:132] == b"DICM":
         return parse(data, path)
     if not data.startswith((b"\x89PNG", b"\xff\xd8")):
-        raise InputError(
-            f"{path} is not a DICOM, PNG or JPEG file. Give radiographs in one of these formats."
-        )
+        raise InputError(f"{path} is not a DICOM, PNG or JPEG file. Give radiographs in one of these formats.")
     ended = b"IEND" in data[-32:] if data.startswith(b"\x89PNG") else _jpeg_has_end(data)
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if ended else None
     if pixels is None:
@@ -125,9 +123,7 @@ def parse(data: bytes, name: Path | str) -> Radiograph:
     except InputError:
         raise
     except InvalidDicomError:
-        raise InputError(
-            f"{name} is not a DICOM file (no DICM mark at byte 128). Remove or convert it."
-        ) from None
+        raise InputError(f"{name} is not a DICOM file (no DICM mark at byte 128). Remove or convert it.") from None
     except Exception as error:
         # Damaged files make pydicom and its decoders raise nearly anything, with header values in the text.
         raise InputError(

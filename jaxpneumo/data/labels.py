@@ -131,14 +131,10 @@ def read_patients(path: Path | str) -> dict[str, Patient]:
     for line, row in read_rows(path, ("ImageId", "patient")):
         image_id = _image_id(path, line, row)
         if image_id in patients:
-            raise InputError(
-                f"{path} line {line}: {image_id} is listed a second time. Keep one of the lines."
-            )
+            raise InputError(f"{path} line {line}: {image_id} is listed a second time. Keep one of the lines.")
         age = row.get("age", "")
         if age and not age.isdecimal():
-            raise InputError(
-                f"{path} line {line}: the age is not a whole number of years. Correct or empty it."
-            )
+            raise InputError(f"{path} line {line}: the age is not a whole number of years. Correct or empty it.")
         patients[image_id] = Patient(
             row["patient"], row.get("sex", "").upper(), int(age) if age else None, row.get("view", "").upper()
         )

@@ -193,9 +193,7 @@ def _prepare_image(row: int, path: Path, source: str) -> dict[str, Any]:
         return {"image_id": dicom.file_id(path), "reason": UNREADABLE, "detail": error.strerror or str(error)}
     except InputError as error:
         return {"image_id": dicom.file_id(path), "reason": UNREADABLE, "detail": str(error)}
-    image_id = next(
-        (name for name in (radiograph.uid, dicom.file_id(path)) if name in _job.labels.codes), None
-    )
+    image_id = next((name for name in (radiograph.uid, dicom.file_id(path)) if name in _job.labels.codes), None)
     if image_id is None:
         detail = f"{_job.labels.path.name} has no line for it. Add one (-1 for no pneumothorax)."
         return {"image_id": radiograph.uid, "reason": NO_LABELS, "detail": detail}
@@ -251,9 +249,7 @@ def _run(job: _Job, files: list[Path], workers: int, quiet: bool) -> list[_Outco
             raise
 
 
-def _sort_out(
-    outcomes: list[_Outcome], table: label_files.Labels
-) -> tuple[list[_Outcome], list[dict[str, str]]]:
+def _sort_out(outcomes: list[_Outcome], table: label_files.Labels) -> tuple[list[_Outcome], list[dict[str, str]]]:
     """The outcomes to keep, by ImageId, and the entries of quarantine.csv."""
     same_id: dict[str, list[_Outcome]] = {}
     for outcome in outcomes:

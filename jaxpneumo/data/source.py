@@ -108,9 +108,7 @@ def train_batches(
     batches = batches[process_index::process_count].batch(share, drop_remainder=True)
     # Grain would keep 500 elements ready, and here an element is a batch.
     threads = max(1, min(MAXIMUM_THREADS, (os.cpu_count() or 1) // max(1, workers)))
-    batches = batches.to_iter_dataset(
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    )
+    batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     if workers > 0:
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         batches = batches.mp_prefetch(options, worker_init_fn=_keep_off_accelerators)
@@ -148,14 +146,10 @@ def eval_batches(
     source = PreparedSource(directory, size, rows)
     places = np.arange(-(-len(source) // batch_size) * batch_size)
     batches = places[process_index::process_count].reshape(-1, share)
-    return (
-        _padded_batch(source, batch[batch < len(source)], np.asarray(rows), size, share) for batch in batches
-    )
+    return (_padded_batch(source, batch[batch < len(source)], np.asarray(rows), size, share) for batch in batches)
 
 
-def _padded_batch(
-    source: PreparedSource, places: np.ndarray, rows: np.ndarray, size: int, share: int
-) -> Record:
+def _padded_batch(source: PreparedSource, places: np.ndarray, rows: np.ndarray, size: int, share: int) -> Record:
     batch = {
         "image": np.zeros((share, size, size), np.uint8),
         "mask": np.zeros((share, size, size // 8), np.uint8),

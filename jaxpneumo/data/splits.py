@@ -103,9 +103,7 @@ def read_splits(path: Path | str) -> dict[str, Any]:
     for side in ("train", "validation"):
         ids = split.get(side) if isinstance(split, dict) else None
         if not isinstance(ids, list) or not all(isinstance(image_id, str) for image_id in ids):
-            raise InputError(
-                f'{path} has no list of image ids "{side}". Give a splits.json as `prepare` writes it.'
-            )
+            raise InputError(f'{path} has no list of image ids "{side}". Give a splits.json as `prepare` writes it.')
     return split
 
 
@@ -167,8 +165,7 @@ def _rows_of_file(index: Index, path: str | Path, split: dict[str, Any]) -> tupl
         twice = next(image_id for image_id in ids if ids.count(image_id) > 1)
         raise InputError(f"{path} names {twice} more than once. Leave every image on one side only.")
     train, validation = (
-        np.sort(np.array([row_of[image_id] for image_id in split[side]], np.int64))
-        for side in ("train", "validation")
+        np.sort(np.array([row_of[image_id] for image_id in split[side]], np.int64)) for side in ("train", "validation")
     )
     return train, validation
 

@@ -186,8 +186,7 @@ def _write_gallery(
     """Pictures evenly spaced from the best to the worst Dice, of the positive images first."""
     scored = [(float(metrics.dice(*(np.array(n) for n in r[mode]))), r) for r in records]
     shown = sorted(
-        (pair for pair in scored if pair[1]["truth_area"] or codes[pair[1]["ImageId"]] != rle.EMPTY)
-        or scored,
+        (pair for pair in scored if pair[1]["truth_area"] or codes[pair[1]["ImageId"]] != rle.EMPTY) or scored,
         key=lambda pair: -pair[0],
     )
     places = np.unique(np.linspace(0, len(shown) - 1, GALLERY).round().astype(int))

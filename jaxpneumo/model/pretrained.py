@@ -153,9 +153,7 @@ def load(path: Path | str, variables: Variables) -> Variables:
         found = flatten_dict(from_library(weights, variables))
     except InputError as error:
         raise InputError(f"{path} does not fit the network: {error}") from error
-    merged = {
-        key: jnp.asarray(found.get(key, value), value.dtype) for key, value in flatten_dict(variables).items()
-    }
+    merged = {key: jnp.asarray(found.get(key, value), value.dtype) for key, value in flatten_dict(variables).items()}
     return unflatten_dict(merged)
 
 

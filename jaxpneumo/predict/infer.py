@@ -79,9 +79,7 @@ def load_predictor(workdir: Path | str) -> Predictor:
     )
 
 
-def predict_probabilities(
-    model: UNet, variables: dict[str, Any], image: jax.Array, mirror: bool
-) -> jax.Array:
+def predict_probabilities(model: UNet, variables: dict[str, Any], image: jax.Array, mirror: bool) -> jax.Array:
     """Probability of pneumothorax a pixel, plain and averaged over the image and its mirror image (flip TTA).
 
     Args:

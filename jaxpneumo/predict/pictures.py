@@ -39,16 +39,12 @@ def overlay(
       InputError: an image that is not uint8 (H, W), or a mask of another shape.
     """
     if image.dtype != np.uint8 or image.ndim != 2:
-        raise InputError(
-            f"an overlay needs a grey uint8 image (height, width), not {image.dtype} {image.shape}."
-        )
+        raise InputError(f"an overlay needs a grey uint8 image (height, width), not {image.dtype} {image.shape}.")
     masks = {"prediction": prediction} | ({} if truth is None else {"truth": truth})
     masks = {name: (np.asarray(mask) != 0).astype(np.uint8) for name, mask in masks.items()}
     for name, mask in masks.items():
         if mask.shape != image.shape:
-            raise InputError(
-                f"the {name} {mask.shape} and the image {image.shape} differ in size; resize one first."
-            )
+            raise InputError(f"the {name} {mask.shape} and the image {image.shape} differ in size; resize one first.")
 
     if width is not None and width < image.shape[1]:
         image = _fit(image, width)
@@ -111,9 +107,7 @@ def contact_sheet(pictures: list[tuple[str, np.ndarray]], columns: int = 4, widt
     return sheet
 
 
-def write_overlay(
-    path: Path | str, image: np.ndarray, prediction: np.ndarray, truth: np.ndarray | None = None
-) -> None:
+def write_overlay(path: Path | str, image: np.ndarray, prediction: np.ndarray, truth: np.ndarray | None = None) -> None:
     """Writes `overlay(image, prediction, truth)` as a PNG, atomically."""
     write_png(path, overlay(image, prediction, truth))
 
@@ -175,9 +169,7 @@ def _fit(picture: np.ndarray, width: int) -> np.ndarray:
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def _text(
-    picture: np.ndarray, text: str, left: int, baseline: int, scale: float, color: tuple[int, int, int]
-) -> None:
+def _text(picture: np.ndarray, text: str, left: int, baseline: int, scale: float, color: tuple[int, int, int]) -> None:
     cv2.putText(picture, text, (left, baseline), FONT, scale, color, 1, cv2.LINE_AA)
 
 

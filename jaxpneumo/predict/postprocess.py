@@ -28,13 +28,9 @@ def remove_small(mask: np.ndarray, threshold: int, rule: str = "image") -> np.nd
     if rule not in RULES:
         raise InputError(f"removal rule {rule!r} is unknown; use one of: {', '.join(RULES)}.")
     if threshold < 0:
-        raise InputError(
-            f"removal threshold {threshold} is negative; give an area in pixels, 0 to remove nothing."
-        )
+        raise InputError(f"removal threshold {threshold} is negative; give an area in pixels, 0 to remove nothing.")
     if mask.ndim != 2:
-        raise InputError(
-            f"a mask must be (height, width), not {mask.shape}; pass a batch's masks one by one."
-        )
+        raise InputError(f"a mask must be (height, width), not {mask.shape}; pass a batch's masks one by one.")
 
     area = np.count_nonzero(mask)
     smallest = threshold * mask.size / NATIVE_AREA

@@ -94,9 +94,7 @@ def predict_folder(
             bar.update()
 
     if not codes:
-        raise InputError(
-            f"none of the {len(files)} files below {folder} could be read; the first: {set_aside[0][1]}"
-        )
+        raise InputError(f"none of the {len(files)} files below {folder} could be read; the first: {set_aside[0][1]}")
     write_submission(output / "submission.csv", sorted(codes.items()))
     if set_aside:
         with write_atomically(output / "quarantine.csv") as file:
@@ -144,9 +142,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="jaxpneumo predict", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", type=Path, required=True, help="a finished training run")
-    parser.add_argument(
-        "--input", type=Path, required=True, help="folder with radiographs, searched at any depth"
-    )
+    parser.add_argument("--input", type=Path, required=True, help="folder with radiographs, searched at any depth")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--overlays", type=int, help="write at most this many pictures (default: all)")
     parser.add_argument("--threshold", type=float, help="probability threshold (default: the run's)")

@@ -29,9 +29,7 @@ def write_submission(path: Path | str, rows: Iterable[tuple[str, str]]) -> None:
             if not image_id.strip():
                 raise InputError(f"{path} was not written: an image has no id. Give every image its own id.")
             if image_id in seen:
-                raise InputError(
-                    f"{path} was not written: image {image_id} comes twice. Remove one of its files."
-                )
+                raise InputError(f"{path} was not written: image {image_id} comes twice. Remove one of its files.")
             seen.add(image_id)
             writer.writerow([image_id, code.strip() or EMPTY])
 
@@ -61,9 +59,7 @@ def read_submission(path: Path | str) -> dict[str, str]:
         if not row:
             continue  # a blank line at the end
         if len(row) != 2 or not row[0]:
-            raise InputError(
-                f"{path}, row {number}: expected an image id and its code, found {','.join(row)[:60]!r}."
-            )
+            raise InputError(f"{path}, row {number}: expected an image id and its code, found {','.join(row)[:60]!r}.")
         image_id, code = row
         if image_id in codes:
             raise InputError(f"{path}, row {number}: image {image_id} comes twice; give each image one row.")

@@ -79,9 +79,7 @@ def save_final(stage_directory: Path, variables: dict[str, Any], progress: dict[
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(
             final_directory(stage_directory),
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(variables), progress=ocp.args.JsonSave(progress)
-            ),
+            args=ocp.args.Composite(model=ocp.args.StandardSave(variables), progress=ocp.args.JsonSave(progress)),
         )
 
 

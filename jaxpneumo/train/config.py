@@ -15,9 +15,7 @@ _REQUIRED = {
     "model": ("encoder", "dtype", "input_convolution", "momentum", "pretrained", "depths", "width"),
     "loss": ("dice",),
     "augment": ("flip", "intensity", "distortion", "crop"),
-    "predict": (
-        *("size", "batch_size", "tta", "threshold", "removal_threshold", "removal_rule", "input", "overlays"),
-    ),
+    "predict": (*("size", "batch_size", "tta", "threshold", "removal_threshold", "removal_rule", "input", "overlays"),),
 }
 _REQUIRED_OF_STAGE = ("size", "batch_size", "epochs", "schedule", "learning_rate", "swa_epochs")
 _REQUIRED_OF_SCHEDULE = {
@@ -79,9 +77,7 @@ def read_config(workdir: Path | str) -> ConfigDict:
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """Names of the values in which two configs would train differently."""
     a, b = _flat(old.to_dict()), _flat(new.to_dict())
-    return [
-        key for key in sorted(a.keys() | b.keys()) if not key.startswith(_FREE) and a.get(key) != b.get(key)
-    ]
+    return [key for key in sorted(a.keys() | b.keys()) if not key.startswith(_FREE) and a.get(key) != b.get(key)]
 
 
 def _flat(value: dict, prefix: str = "") -> dict:

@@ -163,9 +163,7 @@ def progress_picture(path: Path | str, records: list[Record]) -> None:
 
     speeds = [record["images_per_second"] for record in records if record.get("images_per_second")]
     if speeds:
-        figure.supxlabel(
-            f"last epoch: {speeds[-1]:.1f} images/s", fontsize=15, color="0.35", x=0.99, ha="right"
-        )
+        figure.supxlabel(f"last epoch: {speeds[-1]:.1f} images/s", fontsize=15, color="0.35", x=0.99, ha="right")
     with write_atomically(path, "wb") as file:
         figure.savefig(file, format="png")
 

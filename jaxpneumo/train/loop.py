@@ -196,9 +196,7 @@ def train_stage(
             result = checkpoint.restore_model(manager, best, variables, everywhere)
         scores = evaluate_rows(eval_step, result["params"], result["batch_stats"], data, stage, mesh)
         checkpoint.save_final(directory, result, {"stage": name, **chosen, **scores})
-        logger.info(
-            "%s is complete (%s): validation IoU %.4f", name, chosen["weights"], scores["validation_iou"]
-        )
+        logger.info("%s is complete (%s): validation IoU %.4f", name, chosen["weights"], scores["validation_iou"])
         return result
 
 

@@ -96,9 +96,7 @@ def _split(config: ConfigDict, workdir: Path) -> StageData:
     index = dataset.read_index(config.data.directory)
     settings = config.data
     split = str(path) if path.is_file() else settings.split
-    train, validation, description = splits.split_rows(
-        index, split, settings.validation_fraction, settings.split_seed
-    )
+    train, validation, description = splits.split_rows(index, split, settings.validation_fraction, settings.split_seed)
     if not path.is_file():
         splits.write_splits(
             path,
@@ -126,9 +124,7 @@ def _first_variables(config: ConfigDict) -> dict[str, Any]:
     if config.init_from:
         source = Path(config.init_from)
         stage = (
-            "stage1"
-            if checkpoint.final_directory(source / "stage1").is_dir()
-            else stages_of(read_config(source))[-1]
+            "stage1" if checkpoint.final_directory(source / "stage1").is_dir() else stages_of(read_config(source))[-1]
         )
         return checkpoint.restore_final(source / stage, variables, replicated(make_mesh()))[0]
     if config.model.pretrained:
