@@ -22,10 +22,10 @@ import ml_collections
 ARMS = ("none", "A1", "A2", "A1+A2", "A3", "A4")
 
 
-def get_config(arm: str) -> ml_collections.ConfigDict:
+def get_config(arm: str = "") -> ml_collections.ConfigDict:
     """Every value of the run, as literals; `arm` is one of ARMS. ValueError for another."""
     if arm not in ARMS:
-        raise ValueError(f"the study has the arms {', '.join(ARMS)}: --config=configs/augmentation_study.py:A1+A2")
+        raise ValueError(f"name an arm of {', '.join(ARMS)}, for instance --config=configs/augmentation_study.py:A1+A2")
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.init_from = ""  # folder of another run whose final weights to start from

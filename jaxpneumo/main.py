@@ -6,8 +6,8 @@
     python -m jaxpneumo.main --config=configs/augmentation_study.py:A1
 
 The same command again goes on where it stopped. --config.a.b=value changes one value of the config; the config
-files say what each means. --workdir is the run's folder, by default runs/ and the config's name. Exit codes: 0 done, 2 wrong use or bad input, 3 some files to predict were set aside,
-1 failure.
+files say what each means. --workdir is the run's folder, by default runs/ and the config's name. Exit codes:
+0 done, 2 wrong use or bad input, 3 some files to predict were set aside, 1 failure.
 """
 
 import logging
@@ -38,17 +38,26 @@ def main(arguments: Sequence[str]) -> int:
     config_file = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), None)
     if config_file is None:
         raise InputError("no config: give one as --config=configs/exp5.py; --help has examples.")
+    file = config_file.split(".py:")[0].removesuffix(".py") + ".py"
+    if not Path(file).is_file():
+        raise InputError(f"--config={config_file}: there is no file {file} here; configs/ has the shipped ones.")
     try:
         rest = FLAGS(["jaxpneumo", *arguments])[1:]
     except Exception as error:
         # The config file is the user's program and may raise anything; so may a wrong override.
-        raise InputError(f"--config={config_file} cannot be used: {error}") from error
+        raise InputError(f"--config={config_file} cannot be used: {_reason(error)}") from error
     if rest:
         raise InputError(f"{' '.join(rest)} is not understood: flags have the form --config.stage1.epochs=2.")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("jaxpneumo").setLevel(logging.INFO)
     name = config_file.removesuffix(".py").replace(".py:", "_").rsplit("/", 1)[-1]
     return run(_CONFIG.value, Path(_WORKDIR.value or f"runs/{name}"))
+
+
+def _reason(error: Exception) -> str:
+    """What the config file or ml_collections said, without the traceback that the latter puts into its text."""
+    text = str(error.args[0]) if error.args else str(error)
+    return text.strip().splitlines()[-1] if "Traceback" in text else " ".join(text.split())
 
 
 def run(config: ConfigDict, workdir: Path) -> int:

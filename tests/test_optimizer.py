@@ -1,5 +1,7 @@
 """Learning rates of the papers' schedules, epoch by epoch."""
 
+import itertools
+
 import pytest
 from ml_collections import ConfigDict
 
@@ -11,7 +13,7 @@ def test_cosine_starts_at_the_initial_rate_and_passes_the_middle():
     assert cosine_learning_rate(50, 100, 1e-3, 0.0) == pytest.approx(5e-4)
     assert cosine_learning_rate(50, 100, 1e-3, 1e-4) == pytest.approx(5.5e-4)
     rates = [cosine_learning_rate(epoch, 100, 1e-3, 0.0) for epoch in range(100)]
-    assert all(a > b > 0 for a, b in zip(rates, rates[1:], strict=False))
+    assert all(a > b > 0 for a, b in itertools.pairwise(rates))
 
 
 def test_plateau_waits_for_its_patience_then_multiplies():

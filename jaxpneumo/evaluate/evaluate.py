@@ -133,8 +133,9 @@ def table(summary: dict[str, Any]) -> str:
     lines = [
         f"{summary['n_images']} images ({summary['n_positive']} positive), {kind} data "
         f"{summary['data']['directory']}, split {summary['split']['method']}, {summary['split']['part']} part; "
-        f"predicted at {summary['input_size']}, scored at {', '.join(summary['scored_at'])}; probability threshold "
-        f"{summary['threshold']}, removal threshold {summary['removal']['threshold']} px ({summary['removal']['rule']})",
+        f"predicted at {summary['input_size']}, scored at {', '.join(summary['scored_at'])}; "
+        f"probability threshold {summary['threshold']}, "
+        f"removal threshold {summary['removal']['threshold']} px ({summary['removal']['rule']})",
         f"{'':>14} {'Dice':>7} {'IoU':>7} {'Dice positives':>15} {'Dice negatives':>15}",
     ]
     names = {"plain": "plain", "tta": "TTA", "removal": "removal", "tta_removal": "TTA + removal"}
@@ -183,12 +184,10 @@ def _write_gallery(
     images: np.ndarray,
     index: dataset.Index,
 ) -> None:
-    """Pictures evenly spaced from the best to the worst Dice, of the positive images first."""
+    """Pictures evenly spaced from the best to the worst Dice, of images with a truth or a prediction."""
     scored = [(float(metrics.dice(*(np.array(n) for n in r[mode]))), r) for r in records]
-    shown = sorted(
-        (pair for pair in scored if pair[1]["truth_area"] or codes[pair[1]["ImageId"]] != rle.EMPTY) or scored,
-        key=lambda pair: -pair[0],
-    )
+    not_plain = [pair for pair in scored if pair[1]["truth_area"] or codes[pair[1]["ImageId"]] != rle.EMPTY]
+    shown = sorted(not_plain or scored, key=lambda pair: -pair[0])
     places = np.unique(np.linspace(0, len(shown) - 1, GALLERY).round().astype(int))
     pictures = []
     for score, record in (shown[i] for i in places):

@@ -1,10 +1,11 @@
 """Weights of other libraries: read from a local file, renamed, checked name by name and shape by shape.
 
-| file | what is in it | source and licence |
+| file | network | source and licence |
 | --- | --- | --- |
-| resnet34_imagenet_1000_no_top.h5 | Keras encoder for "resnet34_preact" | classification_models, MIT |
-| resnet34-b627a593.pth or the same as .safetensors | torchvision encoder for "resnet34" | torchvision, BSD-3-Clause |
-| any .h5 or .pth/.safetensors of a whole network | segmentation_models or segmentation_models_pytorch Unet | its author's |
+| resnet34_imagenet_1000_no_top.h5 | encoder "resnet34_preact" | classification_models (Keras), MIT |
+| resnet34-b627a593.pth, or as .safetensors | encoder "resnet34" | torchvision, BSD-3-Clause |
+| .h5 of a segmentation_models Unet | all of "resnet34_preact" | its author's |
+| .pth, .safetensors of a segmentation_models_pytorch Unet | all of "resnet34" | its author's |
 
 Nothing is downloaded, and nothing is unpickled: .pth files go through torch.load(weights_only=True), which
 needs PyTorch; the other two formats do not.
@@ -198,7 +199,7 @@ def _read_h5(path: Path) -> dict[str, np.ndarray]:
     import h5py
 
     with h5py.File(path) as file:
-        root = file["model_weights"] if "model_weights" in file else file
+        root = file.get("model_weights", file)
         weights = {}
 
         def visit(name: str, item: Any) -> None:

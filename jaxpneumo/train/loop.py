@@ -27,7 +27,7 @@ from jaxpneumo.progress import progress
 from jaxpneumo.train import checkpoint
 from jaxpneumo.train.log import MetricsLog
 from jaxpneumo.train.optimizer import Plateau, learning_rate_fn, make_optimizer, reduce_on_plateau
-from jaxpneumo.train.sharding import check_batch_size, make_mesh, replicated, shard_batch, split
+from jaxpneumo.train.sharding import make_mesh, replicated, shard_batch, split
 from jaxpneumo.train.state import TrainState, create_train_state, update_average
 from jaxpneumo.train.step import make_eval_step, make_statistics_step, make_train_step
 
@@ -96,7 +96,6 @@ def train_stage(
         return checkpoint.restore_final(directory, variables, everywhere)[0]
 
     # --- checks and data
-    check_batch_size(stage.batch_size, mesh.size, name)
     steps_per_epoch = len(data.train_rows) // stage.batch_size
     if steps_per_epoch == 0:
         raise InputError(

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from jaxpneumo.data import dataset, splits, synthetic
@@ -14,7 +15,7 @@ from jaxpneumo.model import pretrained
 from jaxpneumo.train import checkpoint
 from jaxpneumo.train.config import check_config, differences, read_config, stages_of
 from jaxpneumo.train.loop import StageData, make_model, train_stage
-from jaxpneumo.train.sharding import make_mesh, replicated
+from jaxpneumo.train.sharding import check_batch_size, make_mesh, replicated
 from jaxpneumo.train.state import initialise
 
 logger = logging.getLogger(__name__)
@@ -35,14 +36,21 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       TrainingError: the loss became infinite or not a number.
     """
     check_config(config)
+    for section in (*stages_of(config), "predict"):
+        check_batch_size(config[section].batch_size, jax.device_count(), section)
     _check_folder(config, workdir)
     make_synthetic_data(config)
     stages = stages_of(config)
     for stage in stages:
         dataset.open_arrays(config.data.directory, config[stage].size)
     dataset.open_arrays(config.data.directory, config.predict.size)
-    data = _split(config, workdir)
+    resumed = (workdir / "config.json").is_file()
+    split = str(workdir / "splits.json") if resumed else config.data.split
+    data = _read_split(config, split)
     variables = _first_variables(config)
+    # Only now: a start that was refused leaves nothing behind that stands in the next one's way.
+    if not resumed:
+        _write_split(config, workdir / "splits.json", data)
     write_json(workdir / "config.json", config.to_dict())
 
     if config.init_from and "stage2" in stages:
@@ -90,23 +98,10 @@ def _check_folder(config: ConfigDict, workdir: Path) -> None:
         )
 
 
-def _split(config: ConfigDict, workdir: Path) -> StageData:
-    """The run's split: made at its first start and read from its folder at every other."""
-    path = workdir / "splits.json"
-    index = dataset.read_index(config.data.directory)
+def _read_split(config: ConfigDict, split: str) -> StageData:
     settings = config.data
-    split = str(path) if path.is_file() else settings.split
+    index = dataset.read_index(settings.directory)
     train, validation, description = splits.split_rows(index, split, settings.validation_fraction, settings.split_seed)
-    if not path.is_file():
-        splits.write_splits(
-            path,
-            index.image_id,
-            train,
-            validation,
-            settings.split,
-            settings.validation_fraction,
-            settings.split_seed,
-        )
     shared = description["validation_images_with_patient_in_training"]
     logger.info(
         "%d training and %d validation images (split: %s)%s",
@@ -116,6 +111,20 @@ def _split(config: ConfigDict, workdir: Path) -> StageData:
         f"; {shared} validation images have their patient in training" if shared else "",
     )
     return StageData(settings.directory, train, validation)
+
+
+def _write_split(config: ConfigDict, path: Path, data: StageData) -> None:
+    """Keeps the split with the run, for its next start and for its evaluation."""
+    settings = config.data
+    splits.write_splits(
+        path,
+        dataset.read_index(settings.directory).image_id,
+        data.train_rows,
+        data.validation_rows,
+        settings.split,
+        settings.validation_fraction,
+        settings.split_seed,
+    )
 
 
 def _first_variables(config: ConfigDict) -> dict[str, Any]:
