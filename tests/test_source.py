@@ -27,8 +27,8 @@ def prepared(tmp_path_factory):
     images = rng.integers(0, 256, (COUNT, SIZE, SIZE), np.uint8)
     images[:, 0, 0] = np.arange(COUNT)
     masks = rng.integers(0, 2, (COUNT, SIZE, SIZE), np.uint8)
-    np.save(dataset.array_path(directory, "images", SIZE), images)
-    np.save(dataset.array_path(directory, "masks", SIZE), np.packbits(masks, axis=-1))
+    np.save(directory / f"images_{SIZE}.npy", images)
+    np.save(directory / f"masks_{SIZE}.npy", np.packbits(masks, axis=-1))
     info = {"format_version": dataset.FORMAT_VERSION, "sizes": [SIZE], "counts": {"images": COUNT}}
     files.write_json(directory / "dataset.json", info)
     return directory
