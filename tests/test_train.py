@@ -220,8 +220,8 @@ def test_folder_of_another_config_is_refused(prepared, tmp_path):
 
 
 def test_config_problems_are_told_all_at_once(prepared, tmp_path):
-    config = small(prepared, swa_epochs=9)
+    config = small(prepared, schedule="steps")
     del config.loss.dice
     del config.predict.tta
-    with pytest.raises(InputError, match=r"loss\.dice is missing; predict\.tta is missing; stage1\.swa_epochs is more"):
+    with pytest.raises(InputError, match=r"loss\.dice is missing; predict\.tta is missing; stage1\.schedule must be"):
         train(config, tmp_path)

@@ -53,8 +53,6 @@ def check_config(config: ConfigDict) -> None:
             for name in ("size", "batch_size", "epochs")
             if config[stage].get(name, 1) < 1
         ]
-        if config[stage].get("swa_epochs", 0) > config[stage].get("epochs", 0):
-            problems.append(f"{stage}.swa_epochs is more than {stage}.epochs")
     if not problems and config.loss.dice not in ("image", "batch"):
         problems.append(f'loss.dice must be "image" or "batch", not {config.loss.dice!r}')
     if problems:
