@@ -3,7 +3,7 @@
     python -m jaxpneumo.main --config=configs/quickstart.py
 
 It draws SYNTHETIC chest radiographs, writes them as DICOM files with a label csv, prepares them as `jaxpneumo
-prepare` does for real ones, trains the papers' network at 96 and then 160 pixels, scores the held-out images
+prepare` does for real ones, trains the papers' network at 96 and then 128 pixels, scores the held-out images
 and outlines the findings in twelve further ones. The scores say that the program works, and nothing about
 patients: expect a Dice of 0.7 or more on the held-out positives.
 """
@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.split_seed = 0
     config.data.workers = 0  # reading processes; 0 reads in threads
     config.data.synthetic = ml_collections.ConfigDict()
-    config.data.synthetic.train = 240  # radiographs for training and validation, with labels
+    config.data.synthetic.train = 200  # radiographs for training and validation, with labels
     config.data.synthetic.test = 12  # radiographs to predict
     config.data.synthetic.positive_fraction = 0.7
     config.data.synthetic.area_scale = 3.0  # larger findings than real ones: there are only minutes to learn
@@ -50,14 +50,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.stage1 = ml_collections.ConfigDict()
     config.stage1.size = 96
     config.stage1.batch_size = 8
-    config.stage1.epochs = 8
+    config.stage1.epochs = 7
     config.stage1.schedule = "cosine"
     config.stage1.learning_rate = 1e-3
     config.stage1.final_learning_rate = 0.0
     config.stage1.swa_epochs = 2  # the weights at the ends of the last 2 epochs are averaged
 
     config.stage2 = ml_collections.ConfigDict()
-    config.stage2.size = 160
+    config.stage2.size = 128
     config.stage2.batch_size = 8
     config.stage2.epochs = 2
     config.stage2.schedule = "cosine"
@@ -66,7 +66,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.stage2.swa_epochs = 1
 
     config.predict = ml_collections.ConfigDict()
-    config.predict.size = 160
+    config.predict.size = 128
     config.predict.batch_size = 8
     config.predict.tta = True  # mean over the image and its mirror image
     config.predict.threshold = 0.5  # B-TH
