@@ -122,17 +122,7 @@ def train_stage(
     # --- state: fresh, or the newest checkpoint's
     state = jax.device_put(create_train_state(variables, optimizer), everywhere)
     plateau = Plateau(stage.learning_rate)
-    batches = train_batches(
-        data.directory,
-        stage.size,
-        data.train_rows,
-        stage.batch_size,
-        config.seed,
-        augment,
-        config.data.workers,
-        jax.process_index(),
-        jax.process_count(),
-    )
+    batches = _batches(config, data, stage, augment)
     start_epoch = 0
     with checkpoint.open_checkpoints(directory) as manager:
         if manager.latest_step() is not None:
@@ -197,6 +187,21 @@ def train_stage(
         checkpoint.save_final(directory, result, {"stage": name, **chosen, **scores})
         logger.info("%s is complete (%s): validation IoU %.4f", name, chosen["weights"], scores["validation_iou"])
         return result
+
+
+def _batches(config: ConfigDict, data: StageData, stage: ConfigDict, augment: Any) -> Any:
+    """This process's share of the stage's endless training batches."""
+    return train_batches(
+        data.directory,
+        stage.size,
+        data.train_rows,
+        stage.batch_size,
+        config.seed,
+        augment,
+        config.data.workers,
+        jax.process_index(),
+        jax.process_count(),
+    )
 
 
 def _train_epoch(
@@ -271,15 +276,7 @@ def _statistics(
         out_shardings=replicated(mesh),
     )
     zeros = jax.tree.map(jnp.zeros_like, state.batch_stats)
-    batches = train_batches(
-        data.directory,
-        stage.size,
-        data.train_rows,
-        stage.batch_size,
-        config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    batches = _batches(config, data, stage, augment=None)
     steps = len(data.train_rows) // stage.batch_size
     mean = zeros
     bar = progress(range(steps), total=steps, unit="batch", description="BatchNorm statistics")
