@@ -16,6 +16,11 @@ from jaxpneumo.model.resnet import PreactivationResNet, ResNet
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.train.losses import bce_dice_loss
 
+PREACT_EVAL = (-0.692736, 0.344581, 3.30675)
+PREACT_TRAIN = (0.0310207, 1.16741, 7.30601)
+RESNET_EVAL = (0.149134, 0.303379, 2.08029)
+RESNET_TRAIN = (0.919781, 1.2443, 7.61032)
+
 
 def _golden(shared: Path, name: str):
     specification = importlib.util.spec_from_file_location("golden_weights", shared / "golden" / "weights.py")
@@ -143,6 +148,51 @@ def test_training_agrees_with_smp(torch_case):
         params = optax.apply_updates(params, updates)
     np.testing.assert_allclose(losses, reference["adam_losses"], rtol=1e-3)
     np.testing.assert_allclose(parts_seen, reference["adam_bce_dice"], rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "parameters", "total"),
+    [("resnet34_preact", 24_438_804, 24_456_154), ("resnet34", 24_436_369, 24_455_377)],
+)
+def test_network_has_the_published_number_of_parameters(encoder, parameters, total):
+    init = functools.partial(UNet(encoder).init, train=False)
+    variables = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    assert _count(variables["params"]) == parameters
+    assert _count(variables) == total
+
+
+def _pattern(variables, seed):
+    """The same weights in every version of every library: drawn by NumPy, leaf by leaf in the order of names."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+
+    def draw(path, leaf):
+        kind = path[-1].key
+        if kind == "kernel":
+            return rng.standard_normal(leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        return rng.uniform(0.5, 1.5, leaf.shape) if kind in ("scale", "var") else 0.1 * rng.standard_normal(leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: draw(path, leaf).astype(np.float32), variables)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "eval_numbers", "train_numbers"),
+    [
+        ("resnet34_preact", PREACT_EVAL, PREACT_TRAIN),
+        ("resnet34", RESNET_EVAL, RESNET_TRAIN),
+    ],
+)
+def test_tiny_network_gives_the_numbers_it_gave_when_it_agreed_with_the_references(
+    encoder, eval_numbers, train_numbers
+):
+    """Mean, standard deviation and largest magnitude of the logits; taken when the golden cases above passed."""
+    model = _tiny(encoder=encoder)
+    image = np.random.Generator(np.random.PCG64(7)).random((2, 64, 64, 1), np.float32)
+    shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
+    variables = _pattern(shapes, seed=1)
+    logits = jax.jit(functools.partial(model.apply, train=False))(variables, image)
+    np.testing.assert_allclose(_statistics(logits), eval_numbers, rtol=1e-3)
+    logits, _ = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))(variables, image)
+    np.testing.assert_allclose(_statistics(logits), train_numbers, rtol=1e-3)
 
 
 def _tiny(**kwargs):
