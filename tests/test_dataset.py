@@ -1,6 +1,8 @@
 """The prepared data set's files: what is written reads back, what is missing or damaged is said."""
 
+import csv
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -64,9 +66,32 @@ def test_info_tells_how_it_was_made(folder):
     assert (info["sizes"], info["synthetic"], info["made_from"]) == ([32, 64], True, {"images": "x"})
     assert set(info["sha256"]) == {
         *("images_32.npy", "images_64.npy", "masks_32.npy", "masks_64.npy"),
-        *("index.csv", "labels.csv", "quarantine.csv"),
+        *("index.csv", "labels.csv", "quarantine.csv", "checksums.csv"),
     }
     assert all(len(digest) == 64 for digest in info["sha256"].values())
+
+
+def test_rows_have_checksums(folder):
+    with open(folder / "checksums.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["row", "images_32", "masks_32", "images_64", "masks_64"]
+    assert [row["row"] for row in rows] == ["0", "1"]
+    for name in ("images_32", "masks_64"):
+        array = np.load(folder / f"{name}.npy")
+        assert [int(row[name], 16) for row in rows] == [zlib.crc32(part.tobytes()) for part in array]
+
+
+def test_masks_are_reduced_by_area():
+    mask = np.zeros((64, 128), np.uint8)
+    mask[:32, :36] = 1
+    bits = np.unpackbits(dataset.reduce_mask(mask, 32), axis=-1)
+    expected = np.zeros((32, 32), np.uint8)
+    expected[:16, :9] = 1
+    np.testing.assert_array_equal(bits, expected)
+    mask[:32, 36:38] = 1  # half of a pixel of the reduced mask
+    assert np.unpackbits(dataset.reduce_mask(mask, 32), axis=-1).sum() == 16 * 10
+    mask[0, 37] = 0
+    assert np.unpackbits(dataset.reduce_mask(mask, 32), axis=-1).sum() == 16 * 10 - 1
 
 
 def test_arrays_read_back(folder):

@@ -21,6 +21,7 @@ def test_any_mask_survives(mask):
     assert decoded.flags.c_contiguous
     np.testing.assert_array_equal(decoded, mask)
     assert rle.encode(decoded) == code
+    assert rle.area(code, *mask.shape) == np.count_nonzero(mask)
 
 
 @settings(max_examples=50)

@@ -7,16 +7,22 @@
 | index.csv | one line an image: the columns below |
 | labels.csv | ImageId,EncodedPixels at native size, one line an image: all its rows together |
 | splits.json | image ids for training and for validation |
+| checksums.csv | CRC-32 of every row of every array, to tell which image has been damaged |
 | dataset.json | format version, counts, sizes, how it was made, sha256 of the files |
 | quarantine.csv | what was set aside, and why |
 """
 
 import csv
 import hashlib
+import math
+import os
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 import jaxpneumo
@@ -95,7 +101,8 @@ def write_info(
     synthetic: bool,
     made_from: dict[str, Any],
 ) -> None:
-    """Writes dataset.json with the checksums of the files that are there: to be called after them."""
+    """Writes checksums.csv, and dataset.json with the sha256 of all files there: to be called after them."""
+    _write_checksums(directory, images, sizes)
     files = sorted(Path(directory).iterdir())
     info = {
         "format_version": FORMAT_VERSION,
@@ -164,7 +171,7 @@ def open_arrays(directory: Path | str, size: int) -> tuple[np.ndarray, np.ndarra
         sizes = ",".join(map(str, sorted({*info["sizes"], size})))
         raise InputError(f"{directory} has no arrays of size {size}: it has {has}; prepare again with --sizes {sizes}.")
     arrays = []
-    for path, shape in _array_files(directory, info["counts"]["images"], (size,)):
+    for path, shape in array_files(directory, info["counts"]["images"], (size,)):
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
@@ -175,15 +182,30 @@ def open_arrays(directory: Path | str, size: int) -> tuple[np.ndarray, np.ndarra
     return arrays[0], arrays[1]
 
 
+def reduce_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """A native mask as the arrays hold it: area average, then >= 0.5, then bits.
+
+    Args:
+      mask: (H, W) uint8 0/1.
+      size: side length of the arrays, a multiple of 8.
+
+    Returns:
+      uint8 (size, size / 8).
+    """
+    # In floating point: bytes would be rounded before the threshold.
+    share = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+    return np.packbits(share >= 0.5, axis=-1)
+
+
 def create_arrays(directory: Path | str, count: int, sizes: tuple[int, ...]) -> None:
     """Makes the files of all arrays for `count` images, filled with zeros that take no disk space yet."""
-    for path, shape in _array_files(directory, count, sizes):
+    for path, shape in array_files(directory, count, sizes):
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
 
 
 def arrays_to_fill(directory: Path | str, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Images and masks of one size, memory-mapped and writable; several processes may fill different rows."""
-    images, masks = (np.lib.format.open_memmap(path, "r+") for path, _ in _array_files(directory, 0, (size,)))
+    images, masks = (np.lib.format.open_memmap(path, "r+") for path, _ in array_files(directory, 0, (size,)))
     return images, masks
 
 
@@ -191,7 +213,7 @@ def keep_rows(directory: Path | str, rows: list[int], count: int, sizes: tuple[i
     """Leaves only the given rows of arrays made for `count` images, in the given order."""
     if rows == list(range(count)):
         return
-    for path, shape in _array_files(directory, len(rows), sizes):
+    for path, shape in array_files(directory, len(rows), sizes):
         old = np.load(path, mmap_mode="r", allow_pickle=False)
         selected = path.with_suffix(".selected")
         new = np.lib.format.open_memmap(selected, mode="w+", dtype=np.uint8, shape=shape)
@@ -201,13 +223,28 @@ def keep_rows(directory: Path | str, rows: list[int], count: int, sizes: tuple[i
         selected.replace(path)
 
 
-def _array_files(directory: Path | str, count: int, sizes: tuple[int, ...]) -> list[tuple[Path, tuple[int, int, int]]]:
-    """The files of all arrays and their shapes: images, then masks, of every size."""
+def array_files(directory: Path | str, count: int, sizes: Sequence[int]) -> list[tuple[Path, tuple[int, int, int]]]:
+    """The files of all arrays and the shapes they have for `count` images: images, then masks, of every size."""
     files = []
     for size in sizes:
         files.append((Path(directory) / f"images_{size}.npy", (count, size, size)))
         files.append((Path(directory) / f"masks_{size}.npy", (count, size, size // 8)))
     return files
+
+
+def row_checksum(data: bytes | np.ndarray) -> str:
+    """CRC-32 of one row of an array as checksums.csv has it: it tells rows apart, sha256 vouches for the file."""
+    return f"{zlib.crc32(data):08x}"
+
+
+def _write_checksums(directory: Path | str, count: int, sizes: Sequence[int]) -> None:
+    columns: dict[str, list[Any]] = {"row": list(range(count))}
+    for path, shape in array_files(directory, count, sizes):
+        with open(path, "rb") as file:
+            file.seek(-math.prod(shape), os.SEEK_END)
+            columns[path.stem] = [row_checksum(file.read(math.prod(shape[1:]))) for _ in range(count)]
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    _write_csv(Path(directory) / "checksums.csv", list(columns), rows)
 
 
 def _sha256(path: Path) -> str:

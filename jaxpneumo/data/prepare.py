@@ -207,9 +207,7 @@ def _prepare_image(row: int, path: Path, source: str) -> dict[str, Any]:
     for size, (images, masks) in _arrays.items():
         images[row] = cv2.resize(radiograph.image, (size, size), interpolation=cv2.INTER_AREA)
         if area:
-            # In floating point: bytes would be rounded before the threshold.
-            share = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
-            masks[row] = np.packbits(share >= 0.5, axis=-1)
+            masks[row] = dataset.reduce_mask(mask, size)
     person = label_files.Patient(radiograph.patient_id, radiograph.sex, radiograph.age, radiograph.view)
     if _job.patients is not None:
         # Ids of two kinds must not mix: an image that the patients file does not list has no known patient.

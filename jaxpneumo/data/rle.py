@@ -67,6 +67,11 @@ def union(codes: Iterable[str], height: int, width: int) -> np.ndarray:
     return mask
 
 
+def area(code: str, height: int, width: int) -> int:
+    """Pixels of a code's mask, without making it; arguments and errors as in `decode`."""
+    return 0 if code.strip() == EMPTY else int(_counts(code, height * width)[1::2].sum())
+
+
 def _counts(code: str, size: int) -> np.ndarray:
     """The numbers of a code, checked against an image of `size` pixels; int64."""
     tokens = code.split()
