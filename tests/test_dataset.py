@@ -103,19 +103,26 @@ def test_arrays_read_back(folder):
     assert not masks[0].any()
 
 
-def test_rows_can_be_selected_and_ordered(folder):
-    before, _ = dataset.open_arrays(folder, 32)
-    first, second = np.array(before)
-    dataset.keep_rows(folder, [0, 1], 2, (32, 64))
-    np.testing.assert_array_equal(dataset.open_arrays(folder, 32)[0][0], first)
-    dataset.keep_rows(folder, [1, 0], 2, (32, 64))
-    images, masks = dataset.open_arrays(folder, 32)
-    np.testing.assert_array_equal(images, [second, first])
-    assert masks[0].any()
-    dataset.keep_rows(folder, [1], 2, (32, 64))
-    assert np.load(folder / "images_64.npy").shape == (1, 64, 64)
-    np.testing.assert_array_equal(np.load(folder / "images_32.npy"), [first])
-    assert not list(folder.glob("*.selected"))
+@pytest.mark.parametrize("rows", [[0, 1], [1, 0], [1]])
+def test_rows_are_copied_in_their_order(folder, rows):
+    target = folder / "target"
+    target.mkdir()
+    dataset.copy_rows(folder, target, rows, 2, (32, 64))
+    for name in ("images_32.npy", "masks_32.npy", "images_64.npy", "masks_64.npy"):
+        np.testing.assert_array_equal(np.load(target / name), np.load(folder / name)[rows])
+
+
+def test_single_rows_are_written_and_read(folder):
+    rows = dataset.open_rows(folder, (32, 64))
+    image, mask = np.full((64, 64), 7, np.uint8), np.full((64, 8), 9, np.uint8)
+    before = np.load(folder / "images_64.npy")
+    rows[64][0].write(1, image)
+    rows[64][1].write(1, mask)
+    assert rows[64][0].read(1) == image.tobytes()
+    after = np.load(folder / "images_64.npy")
+    np.testing.assert_array_equal(after[0], before[0])
+    np.testing.assert_array_equal(after[1], image)
+    np.testing.assert_array_equal(np.load(folder / "masks_64.npy")[1], mask)
 
 
 def test_missing_data_set_is_said(tmp_path):

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from jaxpneumo.data import dataset, dicom, labels, prepare, rle, splits
+from jaxpneumo.data import dataset, dicom, ingest, labels, prepare, rle, splits
 from jaxpneumo.errors import InputError
 
 
@@ -156,6 +156,7 @@ def test_patients_are_hashed(files):
 
 
 def test_key_file_makes_data_sets_agree(files, tmp_path):
+    files.add("1.4", patient="P1.1", seed=4)
     patients = []
     for name, key in [("a", b"k" * 32), ("b", b"k" * 32), ("c", b"l" * 32), ("d", None), ("e", None)]:
         files.output = tmp_path / name
@@ -261,7 +262,7 @@ def refused(files, capsys, words: str, *options) -> None:
     error = capsys.readouterr().err
     assert words in error
     assert error.startswith("jaxpneumo prepare: ")
-    assert not list(files.folder.glob("*prepared.tmp*"))
+    assert not list(files.folder.glob("prepared.*"))
 
 
 def test_wrong_use_is_refused(files, capsys, tmp_path):
@@ -275,7 +276,7 @@ def test_wrong_use_is_refused(files, capsys, tmp_path):
     refused(files, capsys, "lists none of the images", "--patients", tmp_path / "p.csv")
     refused(files, capsys, "is not a folder", "--images", tmp_path / "nowhere")
     (tmp_path / "bare").mkdir()
-    refused(files, capsys, "holds no DICOM files", "--images", tmp_path / "bare")
+    refused(files, capsys, "holds no radiographs", "--images", tmp_path / "bare")
     assert not files.output.exists()
     with pytest.raises(SystemExit) as caught:
         prepare.main(["--sizes", "a,b"])
@@ -313,13 +314,10 @@ def test_full_disk_is_foreseen(files, capsys, monkeypatch):
 
 
 def test_steady_rate_leaves_the_start_out():
-    def outcome(process, started, ended):
-        return prepare._Outcome(0, "", "", process=process, started=started, ended=ended)
-
-    first = [outcome(1, second, second + 1) for second in range(10)]
-    second = [outcome(2, second + 5, second + 6) for second in range(5)]
-    assert prepare._steady_rate(first + second) == 2.0
-    assert prepare._steady_rate(first[:1]) == 0.0
+    first = [ingest.Span(1, second, second + 1) for second in range(10)]
+    second = [ingest.Span(2, second + 5, second + 6) for second in range(5)]
+    assert ingest.steady_rate([*first, None, *second]) == 2.0
+    assert ingest.steady_rate(first[:1]) == ingest.steady_rate([]) == 0.0
 
 
 # The real sample

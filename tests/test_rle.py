@@ -46,6 +46,18 @@ def test_any_code_survives(height, width, data):
     assert rle.encode(expected) == code
 
 
+@given(st.integers(1, 9), st.integers(1, 9), st.lists(st.integers(0, 6), min_size=2, max_size=12))
+def test_simplified_is_what_its_mask_encodes_to(height, width, numbers):
+    numbers = [max(number, place & 1) for place, number in enumerate(numbers[: len(numbers) // 2 * 2])]
+    code = "  ".join(f"{number:02d}" for number in numbers)
+    if sum(numbers) > height * width:
+        with pytest.raises(ValueError, match="leaves the image"):
+            rle.simplify(code, height, width)
+    else:
+        assert rle.simplify(code, height, width) == rle.encode(rle.decode(code, height, width))
+    assert rle.simplify(" -1", height, width) == "-1"
+
+
 def test_counts_down_the_columns_from_zero():
     mask = np.array([[0, 0, 1], [1, 0, 1], [1, 0, 0]], np.uint8)
     assert rle.encode(mask) == "1 2 3 2"

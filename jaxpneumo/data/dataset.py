@@ -13,6 +13,7 @@
 """
 
 import csv
+import errno
 import hashlib
 import math
 import os
@@ -151,9 +152,9 @@ def write_labels(directory: Path | str, codes: dict[str, str]) -> None:
     _write_csv(Path(directory) / "labels.csv", ["ImageId", "EncodedPixels"], rows)
 
 
-def write_quarantine(directory: Path | str, rows: list[dict[str, str]]) -> None:
+def write_quarantine(directory: Path | str, rows: list[dict[str, str]], name: str = "quarantine.csv") -> None:
     """Writes quarantine.csv: dictionaries with file, ImageId, reason, detail."""
-    _write_csv(Path(directory) / "quarantine.csv", ["file", "ImageId", "reason", "detail"], rows)
+    _write_csv(Path(directory) / name, ["file", "ImageId", "reason", "detail"], rows)
 
 
 def open_arrays(directory: Path | str, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -209,18 +210,59 @@ def arrays_to_fill(directory: Path | str, size: int) -> tuple[np.ndarray, np.nda
     return images, masks
 
 
-def keep_rows(directory: Path | str, rows: list[int], count: int, sizes: tuple[int, ...]) -> None:
-    """Leaves only the given rows of arrays made for `count` images, in the given order."""
+@dataclass(frozen=True)
+class RowFile:
+    """The file of one array, for single rows from any process.
+
+    It is not mapped into memory: the pages of a mapped file count as the process's own, and a full disk kills
+    the process instead of raising an error.
+    """
+
+    descriptor: int
+    start: int
+    row_bytes: int
+
+    def write(self, row: int, values: np.ndarray) -> None:
+        """Writes one row; raises OSError when the disk is full."""
+        if os.pwrite(self.descriptor, values, self.start + row * self.row_bytes) != self.row_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def read(self, row: int) -> bytes:
+        """The bytes of one row."""
+        return os.pread(self.descriptor, self.row_bytes, self.start + row * self.row_bytes)
+
+    def close(self) -> None:
+        """Brings what was written to the disk and closes the file."""
+        os.fsync(self.descriptor)
+        os.close(self.descriptor)
+
+
+def open_rows(directory: Path | str, sizes: Sequence[int]) -> dict[int, tuple[RowFile, RowFile]]:
+    """The arrays of `create_arrays` row by row, images and masks of every size."""
+    files = {}
+    for path, _ in array_files(directory, 0, sizes):
+        header = np.lib.format.open_memmap(path, "r")
+        files[path.stem] = RowFile(os.open(path, os.O_RDWR), header.offset, math.prod(header.shape[1:]))
+    return {size: (files[f"images_{size}"], files[f"masks_{size}"]) for size in sizes}
+
+
+def copy_rows(source: Path, target: Path, rows: list[int], count: int, sizes: Sequence[int]) -> None:
+    """Arrays with the given rows only, in their order, from arrays made for `count` images.
+
+    Where all rows stay in place the files are linked, so that they take no further space.
+    """
     if rows == list(range(count)):
+        for path, _ in array_files(source, count, sizes):
+            os.link(path, target / path.name)
         return
-    for path, shape in array_files(directory, len(rows), sizes):
-        old = np.load(path, mmap_mode="r", allow_pickle=False)
-        selected = path.with_suffix(".selected")
-        new = np.lib.format.open_memmap(selected, mode="w+", dtype=np.uint8, shape=shape)
-        for to, origin in enumerate(rows):
-            new[to] = old[origin]
-        new.flush()
-        selected.replace(path)
+    create_arrays(target, len(rows), sizes)
+    old, new = open_rows(source, sizes), open_rows(target, sizes)
+    for size in sizes:
+        for origin, copy in zip(old[size], new[size], strict=True):
+            for to, row in enumerate(rows):
+                copy.write(to, np.frombuffer(origin.read(row), np.uint8))
+            copy.close()
+            origin.close()
 
 
 def array_files(directory: Path | str, count: int, sizes: Sequence[int]) -> list[tuple[Path, tuple[int, int, int]]]:

@@ -59,6 +59,16 @@ def decode(code: str, height: int, width: int) -> np.ndarray:
     return mask
 
 
+def simplify(code: str, height: int, width: int) -> str:
+    """What `encode(decode(code, height, width))` gives, without making the mask; errors as in `decode`."""
+    if code.strip() == EMPTY:
+        return EMPTY
+    edges = np.cumsum(_counts(code, height * width))
+    meeting = np.flatnonzero(edges[1:-1:2] == edges[2::2]) * 2 + 1  # a run begins where the last one ends
+    edges = np.delete(edges, np.append(meeting, meeting + 1))
+    return " ".join(map(str, np.diff(edges, prepend=0).tolist()))
+
+
 def union(codes: Iterable[str], height: int, width: int) -> np.ndarray:
     """The mask of all codes together, (height, width) uint8; arguments and errors as in `decode`."""
     mask = np.zeros((height, width), np.uint8)
