@@ -63,6 +63,11 @@ def with_patients(index: Index, patients: Path | str) -> Index:
     return replace(index, patient=np.array(names, str))
 
 
+def has_column(path: Path | str, column: str) -> bool:
+    """Whether a csv file has a column of this name (and a row). Raises InputError when it cannot be read."""
+    return column in next((row for _, row in label_files.read_rows(path, ())), {})
+
+
 def read_column(path: Path | str, column: str, image_id: np.ndarray) -> np.ndarray:
     """One column of a patients file for the given images, (N,) str.
 
