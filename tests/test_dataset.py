@@ -160,6 +160,9 @@ def test_damage_is_said(folder):
     path.unlink()
     with pytest.raises(InputError, match=r"images_32\.npy is missing or damaged"):
         dataset.open_arrays(folder, 32)
+    path.write_bytes((folder / "images_64.npy").read_bytes().replace(b"(2, 64", b"((2, 6", 1))
+    with pytest.raises(InputError, match=r"images_32\.npy is missing or damaged"):
+        dataset.open_arrays(folder, 32)
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(InputError, match=r"images_32\.npy is missing or damaged"):
         dataset.open_arrays(folder, 32)

@@ -175,8 +175,8 @@ def open_arrays(directory: Path | str, size: int) -> tuple[np.ndarray, np.ndarra
     for path, shape in array_files(directory, info["counts"]["images"], (size,)):
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} is missing or damaged ({error}). Prepare the data set again.") from error
+        except Exception as error:  # a damaged header makes NumPy raise almost anything
+            raise InputError(f"{path} is missing or damaged ({error}). `jaxpneumo verify` says more.") from error
         if array.dtype != np.uint8 or array.shape != shape:
             raise InputError(f"{path} does not fit dataset.json: {array.dtype} {array.shape}. Prepare again.")
         arrays.append(array)

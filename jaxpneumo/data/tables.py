@@ -88,7 +88,7 @@ def _area(table: label_files.Labels, image_id: str) -> tuple[int, int]:
     """Pixels of an image's mask and its rows with a region; a mask is made only where regions may overlap."""
     codes = table.codes[image_id]
     if len(codes) > 1:
-        mask, *_, rows = label_files.mask(table, image_id, NATIVE, NATIVE)
+        mask, _, rows = label_files.mask(table, image_id, NATIVE, NATIVE)
         return 0 if mask is None else int(np.count_nonzero(mask)), rows
     line, code = codes[0]
     try:
