@@ -246,7 +246,7 @@ def test_command(data, capsys):
     assert verify.main(["--data", str(data)]) == 1
     streams = capsys.readouterr()
     assert f"images_64.npy, row 23 ({dataset.read_index(data).image_id[23]})" in streams.out
-    assert f"{data} is damaged: 1 problems. Do not train on it. Restore images_64.npy from a copy" in streams.out
+    assert f"{data} is damaged, problems found: 1. Do not train on it. Restore images_64.npy from a copy" in streams.out
     assert "verify: 100%" in streams.err
 
 

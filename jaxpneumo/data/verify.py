@@ -313,7 +313,7 @@ def main(argv: list[str]) -> int:
         print("\n".join([str(problem) for problem in problems if problem.file == file][:SHOWN]))
         if count > SHOWN:
             print(f"{file}: and {count - SHOWN} problems more")
-    print(f"{args.data} is damaged: {len(problems)} problems. {_advice(args.data, problems)}")
+    print(f"{args.data} is damaged, problems found: {len(problems)}. {_advice(args.data, problems)}")
     return FAILED
 
 
