@@ -193,8 +193,18 @@ def reduce_mask(mask: np.ndarray, size: int) -> np.ndarray:
     Returns:
       uint8 (size, size / 8).
     """
-    # In floating point: bytes would be rounded before the threshold.
-    share = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+    height, width = mask.shape
+    share = np.zeros((size, size), np.float32)
+    columns = np.flatnonzero(np.bitwise_or.reduce(mask, axis=0))
+    if columns.size and height % size == width % size == 0:
+        # Masks are small: only the columns of the result that can hold some of one are made.
+        step = width // size
+        part = slice(columns[0] // step, columns[-1] // step + 1)
+        band = mask[:, part.start * step : part.stop * step].astype(np.float32)
+        share[:, part] = cv2.resize(band, (part.stop - part.start, size), interpolation=cv2.INTER_AREA)
+    elif columns.size:
+        share = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+    # Not in bytes, which would be rounded before the threshold.
     return np.packbits(share >= 0.5, axis=-1)
 
 

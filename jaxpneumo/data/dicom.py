@@ -141,6 +141,11 @@ def parse_image(data: bytes, name: Path | str) -> Radiograph:
     return Radiograph(image=np.ascontiguousarray(image), uid=file_id(name))
 
 
+def jpeg_frame(data: bytes) -> bytes:
+    """The JPEG of a compressed DICOM file as it is, undecoded and unchecked; errors as pydicom's."""
+    return get_frame(pydicom.dcmread(BytesIO(data)).PixelData, 0, number_of_frames=1)
+
+
 def read_uid(data: bytes) -> str:
     """SOP instance UID of a DICOM file whose pixels may be beyond reading; "" where it cannot be found."""
     try:
@@ -349,7 +354,8 @@ def _decode(dataset: Dataset, name: Path | str) -> np.ndarray:
             # As an end that is missing is by far the most frequent damage, it has its own words.
             if not frame[-64:].rstrip(b"\0").endswith(b"\xff\xd9"):
                 raise RadiographError(f"{name} is truncated: its JPEG has no end. Copy or download it again.")
-            return simplejpeg.decode_jpeg(frame, "GRAY")[..., 0]
+            pixels = simplejpeg.decode_jpeg(frame, "GRAY")[..., 0]
+            return pixels.view(np.int8) if dataset.PixelRepresentation else pixels
     return dataset.pixel_array
 
 

@@ -18,6 +18,7 @@ Every file and every label row ends in exactly one state. Pure functions; `prepa
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -133,7 +134,11 @@ def reconcile(
       files in their order, then labels without image.
     """
     outcomes = list(outcomes)
-    pixels = {outcome.row: digest(outcome) for group in alike(outcomes) for outcome in group}
+    pixels = {}
+    for group in alike(outcomes):
+        ids = Counter(outcome.image_id for outcome in group)
+        asked = [outcome for outcome in group if ids[outcome.image_id] > 1 or not keep_duplicate_pixels]
+        pixels |= {outcome.row: digest(outcome) for outcome in asked}
     problems = {outcome.row: (outcome.reason, outcome.detail) for outcome in outcomes if outcome.reason}
     problems |= _same_id([outcome for outcome in outcomes if outcome.row not in problems], pixels)
     if not keep_duplicate_pixels:

@@ -9,6 +9,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -91,7 +92,7 @@ def run(
 
     def launch() -> _Worker:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, function, start, arguments), daemon=True)
+        process = context.Process(target=_work, args=(theirs, function, start), daemon=True)
         process.start()
         theirs.close()
         return _Worker(process, ours)
@@ -99,10 +100,8 @@ def run(
     def feed(worker: _Worker) -> None:
         while waiting and len(worker.tasks) < AHEAD:
             worker.tasks.append(waiting.popleft())
-            try:
+            with suppress(OSError):  # it has just died, which the pipe will tell
                 worker.pipe.send(worker.tasks[-1][1])
-            except OSError:  # it has just died, which the pipe will tell
-                return
 
     def give_up(worker: _Worker, why: str) -> Iterator[tuple[Any, Any]]:
         """Replaces a dead or hanging process; its unfinished tasks wait again."""
@@ -120,9 +119,17 @@ def run(
                 yield task, Lost(why)
         if waiting:
             team.append(launch())
+            introduce(team[-1])
+
+    def introduce(worker: _Worker) -> None:
+        with suppress(OSError):  # it has just died, which the pipe will tell
+            worker.pipe.send(arguments)
 
     team = [launch() for _ in range(min(workers, len(tasks)))]
     try:
+        # Only now, so that all of them start at once: large arguments wait until they are taken.
+        for worker in team:
+            introduce(worker)
         while waiting or any(worker.tasks for worker in team):
             for pipe in wait([worker.pipe for worker in team], timeout=min(1.0, seconds)):
                 worker = next(worker for worker in team if worker.pipe is pipe)
@@ -154,12 +161,12 @@ def run(
             worker.stop()
 
 
-def _work(pipe: Connection, function: Callable, start: Callable, arguments: tuple) -> None:
+def _work(pipe: Connection, function: Callable, start: Callable) -> None:
     """The life of one process: ends when it is told to, or when the one that started it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         try:
-            start(*arguments)
+            start(*pipe.recv())
             pipe.send(("ready", None))
             while (task := pipe.recv()) is not None:
                 pipe.send(("result", function(task)))
