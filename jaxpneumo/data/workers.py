@@ -79,7 +79,7 @@ def run(
       workers: number of processes.
       start, arguments: called once in every process before its first task.
       seconds: that one task may take.
-      peaks: is given `peak_memory` of every process that ends in order.
+      peaks: is given `peak_memory` of every process that worked to the end.
 
     Yields:
       (task, result or Lost) as they come, in no order.
