@@ -14,6 +14,7 @@ VERBS = {
     "train": ("jaxpneumo.main", "train a config's stages, evaluate, predict"),
     "evaluate": ("jaxpneumo.evaluate.evaluate", "score a finished run at native size"),
     "predict": ("jaxpneumo.predict.predict", "outline pneumothorax in a folder of radiographs"),
+    "bench": ("jaxpneumo.bench", "measure how fast the parts are, beside what they could be"),
 }
 
 

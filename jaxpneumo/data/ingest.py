@@ -48,11 +48,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Span:
-    """When which process worked on a file, in seconds of the machine's clock."""
+    """When which process worked on a file, in seconds of the machine's clock; `busy`: of the processor's."""
 
     process: int
     started: float
     ended: float
+    busy: float = 0.0
 
 
 _job: Job
@@ -105,10 +106,10 @@ def ingest(task: tuple[int, Path]) -> tuple[Outcome, Span]:
       OSError: the arrays cannot be written.
     """
     row, path = task
-    started = time.monotonic()
+    started, busy = time.monotonic(), time.process_time()
     source = path.relative_to(_job.images).as_posix()
     outcome = Outcome(row=row, source=source, **_ingest(row, path, source))
-    return outcome, Span(os.getpid(), started, time.monotonic())
+    return outcome, Span(os.getpid(), started, time.monotonic(), time.process_time() - busy)
 
 
 def steady_rate(spans: list[Span | None]) -> float:

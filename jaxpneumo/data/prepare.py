@@ -48,6 +48,7 @@ class Report:
       images, positive: in the data set.
       set_aside: number of quarantined entries by reason.
       images_per_second: steady rate, from when every process was at work; 0 if that was too short.
+      busy_seconds: processor time of a worker process for one file, on average.
       resumed: images that an earlier, interrupted run had finished.
       worker_peaks: the most memory that each worker process had resident, in bytes.
     """
@@ -56,6 +57,7 @@ class Report:
     positive: int
     set_aside: dict[str, int]
     images_per_second: float
+    busy_seconds: float = 0.0
     resumed: int = 0
     worker_peaks: tuple[int, ...] = ()
 
@@ -178,7 +180,16 @@ def prepare(
             how = how["method"], how["validation_fraction"], how["seed"]
             splits.write_splits(folder / "splits.json", index.image_id, train, validation, *how)
     reasons = Counter(entry["reason"] for entry in set_aside)
-    return Report(len(kept), positive, dict(reasons), ingest.steady_rate(spans), resumed, tuple(peaks))
+    busy = [span.busy for span in spans if span is not None]
+    return Report(
+        images=len(kept),
+        positive=positive,
+        set_aside=dict(reasons),
+        images_per_second=ingest.steady_rate(spans),
+        busy_seconds=sum(busy) / max(len(busy), 1),
+        resumed=resumed,
+        worker_peaks=tuple(peaks),
+    )
 
 
 # The files, in worker processes
