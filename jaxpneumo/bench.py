@@ -174,7 +174,7 @@ def _answer(pipe: Any, function: Callable, arguments: tuple) -> None:
 
 
 def _prepare_once(folder: Path, sizes: tuple[int, ...], team: int) -> tuple[float, float, float, int, int]:
-    """Images a second, processor seconds an image, seconds in all; peak bytes of this process, of the largest worker."""
+    """Images a second, processor seconds each, seconds in all; peak bytes of this process and the largest worker."""
     start = time.monotonic()
     report = preparation.prepare(
         folder / "dicom",
