@@ -8,9 +8,13 @@ from jaxpneumo.errors import BAD_INPUT, DONE, exit_code
 VERBS = {
     "synthesize": ("jaxpneumo.data.synthetic", "make synthetic radiographs as DICOM files with labels"),
     "prepare": ("jaxpneumo.data.prepare", "turn DICOM files and a label csv into arrays"),
+    "verify": ("jaxpneumo.data.verify", "check that a prepared data set is undamaged"),
+    "describe": ("jaxpneumo.evaluate.describe", "count what a data set holds, and draw it"),
+    "split": ("jaxpneumo.data.split", "choose training and validation images, report leaks"),
     "train": ("jaxpneumo.main", "train a config's stages, evaluate, predict"),
     "evaluate": ("jaxpneumo.evaluate.evaluate", "score a finished run at native size"),
     "predict": ("jaxpneumo.predict.predict", "outline pneumothorax in a folder of radiographs"),
+    "bench": ("jaxpneumo.bench", "measure how fast the parts are, beside what they could be"),
 }
 
 

@@ -1,6 +1,8 @@
 """The prepared data set's files: what is written reads back, what is missing or damaged is said."""
 
+import csv
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -64,9 +66,32 @@ def test_info_tells_how_it_was_made(folder):
     assert (info["sizes"], info["synthetic"], info["made_from"]) == ([32, 64], True, {"images": "x"})
     assert set(info["sha256"]) == {
         *("images_32.npy", "images_64.npy", "masks_32.npy", "masks_64.npy"),
-        *("index.csv", "labels.csv", "quarantine.csv"),
+        *("index.csv", "labels.csv", "quarantine.csv", "checksums.csv"),
     }
     assert all(len(digest) == 64 for digest in info["sha256"].values())
+
+
+def test_rows_have_checksums(folder):
+    with open(folder / "checksums.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["row", "images_32", "masks_32", "images_64", "masks_64"]
+    assert [row["row"] for row in rows] == ["0", "1"]
+    for name in ("images_32", "masks_64"):
+        array = np.load(folder / f"{name}.npy")
+        assert [int(row[name], 16) for row in rows] == [zlib.crc32(part.tobytes()) for part in array]
+
+
+def test_masks_are_reduced_by_area():
+    mask = np.zeros((64, 128), np.uint8)
+    mask[:32, :36] = 1
+    bits = np.unpackbits(dataset.reduce_mask(mask, 32), axis=-1)
+    expected = np.zeros((32, 32), np.uint8)
+    expected[:16, :9] = 1
+    np.testing.assert_array_equal(bits, expected)
+    mask[:32, 36:38] = 1  # half of a pixel of the reduced mask
+    assert np.unpackbits(dataset.reduce_mask(mask, 32), axis=-1).sum() == 16 * 10
+    mask[0, 37] = 0
+    assert np.unpackbits(dataset.reduce_mask(mask, 32), axis=-1).sum() == 16 * 10 - 1
 
 
 def test_arrays_read_back(folder):
@@ -78,19 +103,26 @@ def test_arrays_read_back(folder):
     assert not masks[0].any()
 
 
-def test_rows_can_be_selected_and_ordered(folder):
-    before, _ = dataset.open_arrays(folder, 32)
-    first, second = np.array(before)
-    dataset.keep_rows(folder, [0, 1], 2, (32, 64))
-    np.testing.assert_array_equal(dataset.open_arrays(folder, 32)[0][0], first)
-    dataset.keep_rows(folder, [1, 0], 2, (32, 64))
-    images, masks = dataset.open_arrays(folder, 32)
-    np.testing.assert_array_equal(images, [second, first])
-    assert masks[0].any()
-    dataset.keep_rows(folder, [1], 2, (32, 64))
-    assert np.load(folder / "images_64.npy").shape == (1, 64, 64)
-    np.testing.assert_array_equal(np.load(folder / "images_32.npy"), [first])
-    assert not list(folder.glob("*.selected"))
+@pytest.mark.parametrize("rows", [[0, 1], [1, 0], [1]])
+def test_rows_are_copied_in_their_order(folder, rows):
+    target = folder / "target"
+    target.mkdir()
+    dataset.copy_rows(folder, target, rows, 2, (32, 64))
+    for name in ("images_32.npy", "masks_32.npy", "images_64.npy", "masks_64.npy"):
+        np.testing.assert_array_equal(np.load(target / name), np.load(folder / name)[rows])
+
+
+def test_single_rows_are_written_and_read(folder):
+    rows = dataset.open_rows(folder, (32, 64))
+    image, mask = np.full((64, 64), 7, np.uint8), np.full((64, 8), 9, np.uint8)
+    before = np.load(folder / "images_64.npy")
+    rows[64][0].write(1, image)
+    rows[64][1].write(1, mask)
+    assert rows[64][0].read(1) == image.tobytes()
+    after = np.load(folder / "images_64.npy")
+    np.testing.assert_array_equal(after[0], before[0])
+    np.testing.assert_array_equal(after[1], image)
+    np.testing.assert_array_equal(np.load(folder / "masks_64.npy")[1], mask)
 
 
 def test_missing_data_set_is_said(tmp_path):
@@ -126,6 +158,9 @@ def test_damage_is_said(folder):
     with pytest.raises(InputError, match=r"images_32\.npy is missing or damaged"):
         dataset.open_arrays(folder, 32)
     path.unlink()
+    with pytest.raises(InputError, match=r"images_32\.npy is missing or damaged"):
+        dataset.open_arrays(folder, 32)
+    path.write_bytes((folder / "images_64.npy").read_bytes().replace(b"(2, 64", b"((2, 6", 1))
     with pytest.raises(InputError, match=r"images_32\.npy is missing or damaged"):
         dataset.open_arrays(folder, 32)
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)

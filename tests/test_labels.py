@@ -27,12 +27,24 @@ def write(path, text: str):
 def test_dialects(tmp_path, text):
     table = labels.read_labels(write(tmp_path / "a.csv", text))
     assert table.codes == {"1.2.3": [(2, "-1")], "ID_7": [(3, "0 2"), (4, "4 1 1 2")]}
-    mask, rows = labels.mask(table, "ID_7", 4, 3)
-    assert rows == 2
+    mask, code, rows = labels.mask(table, "ID_7", 4, 3)
     np.testing.assert_array_equal(mask, rle.union(["0 2", "4 1 1 2"], 4, 3))
-    mask, rows = labels.mask(table, "1.2.3", 4, 3)
-    assert not mask.any()
-    assert rows == 0
+    assert (code, rows) == (rle.encode(mask), 2)
+    assert labels.mask(table, "1.2.3", 4, 3) == (None, "-1", 0)
+
+
+def test_one_row_keeps_its_code_where_it_is_as_short_as_can_be(tmp_path):
+    table = labels.read_labels(write(tmp_path / "a.csv", "ImageId,EncodedPixels\na,1 2 3 4\nb,01 2  0 4\n"))
+    assert labels.mask(table, "a", 4, 3)[1:] == ("1 2 3 4", 1)
+    mask, code, _ = labels.mask(table, "b", 4, 3)
+    assert code == rle.encode(mask) == "1 6"
+
+
+def test_conflicting_rows_are_told(tmp_path):
+    text = "ImageId,EncodedPixels\na,-1\na,-1\nb,0 1\nb,5 1\nc,0 1\nc,-1\n"
+    table = labels.read_labels(write(tmp_path / "a.csv", text))
+    assert [bool(labels.conflict(table, name)) for name in "abc"] == [False, False, True]
+    assert "a.csv line 7 says -1, line 6 has a region" in labels.conflict(table, "c")
 
 
 def test_packed_file_reads_alike(tmp_path):

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from jaxpneumo.data import dataset, dicom, labels, prepare, rle, splits
+from jaxpneumo.data import dataset, dicom, ingest, labels, prepare, rle, splits
 from jaxpneumo.errors import InputError
 
 
@@ -156,6 +156,7 @@ def test_patients_are_hashed(files):
 
 
 def test_key_file_makes_data_sets_agree(files, tmp_path):
+    files.add("1.4", patient="P1.1", seed=4)
     patients = []
     for name, key in [("a", b"k" * 32), ("b", b"k" * 32), ("c", b"l" * 32), ("d", None), ("e", None)]:
         files.output = tmp_path / name
@@ -253,6 +254,81 @@ def test_rows_follow_the_ids_not_the_file_names(files):
     assert not masks[2].any()
 
 
+def test_conflicting_rows_are_not_used(files):
+    files.add("1.4", ["0 10", "-1"], seed=4)
+    assert files.run() == 3
+    row = files.quarantine()[0]
+    assert (row["ImageId"], row["reason"]) == ("1.4", "conflicting labels")
+    assert "labels.csv line 7 says -1, line 6 has a region" in row["detail"]
+
+
+def test_same_pixels_are_used_once_or_kept(files):
+    files.add("1.4", seed=3)
+    assert files.run() == 3
+    assert [(row["ImageId"], row["reason"]) for row in files.quarantine()] == [("1.4", "duplicate pixels")]
+    files.output = files.folder / "other"
+    assert files.run("--duplicate-pixels", "keep") == 0
+    assert dataset.read_index(files.output).image_id.tolist() == ["1.1", "1.2", "1.3", "1.4"]
+
+
+def test_size_and_view_are_checked_where_asked_for(files):
+    square = np.random.default_rng(7).integers(0, 256, (128, 128), np.uint8)
+    dicom.write(files.images / "1.5.dcm", square, "1.5", view="PA")
+    dicom.write(files.images / "1.6.dcm", square.T, "1.6", view="LL")
+    files.rows += ["1.5,-1", "1.6,-1"]
+    assert files.run("--native-size", "128", "--require-frontal") == 3
+    assert dataset.read_index(files.output).image_id.tolist() == ["1.5"]
+    rows = {row["ImageId"]: (row["reason"], row["detail"]) for row in files.quarantine()}
+    assert rows["1.1"] == ("wrong size", "96 x 128 pixels instead of 128 x 128.")
+    assert rows["1.6"] == ("not a frontal chest radiograph", "Its header says view 'LL'.")
+    assert {name for name, (reason, _) in rows.items() if reason == "wrong size"} == {"1.1", "1.2", "1.3"}
+
+
+def test_folders_of_pictures(files, capsys):
+    """PNG of 8 and 16 bits, JPEG; what is damaged, colour or huge is set aside."""
+    folder = files.folder / "pictures/a"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    grey = [cv2.resize(rng.integers(0, 256, (12, 16), np.uint8), (128, 96)) for _ in range(4)]
+    cv2.imwrite(str(folder / "one.png"), grey[0])
+    cv2.imwrite(str(folder / "two.PNG"), grey[1].astype(np.uint16) * 257)
+    cv2.imwrite(str(folder / "three.jpeg"), grey[2])
+    cv2.imwrite(str(folder / "colour.png"), np.stack(grey[:3], axis=-1))
+    png = (folder / "one.png").read_bytes()
+    middle = len(png) // 2
+    (folder / "damaged.png").write_bytes(png[:middle] + bytes([png[middle] ^ 1]) + png[middle + 1 :])
+    (folder / "huge.png").write_bytes(png[:16] + b"\0\1\0\0\0\1\0\0" + png[24:])
+    files.rows = [f"{name},-1" for name in ("one", "two", "three", "colour", "damaged", "huge")]
+    assert files.run("--images", str(files.folder / "pictures")) == 3
+    index = dataset.read_index(files.output)
+    assert index.image_id.tolist() == ["one", "three", "two"]
+    images, _ = dataset.open_arrays(files.output, 32)
+    for row, picture in ((0, grey[0]), (2, (grey[1] - float(grey[1].min())) * 255 / np.ptp(grey[1]))):
+        average = picture.astype(np.float64).reshape(32, 3, 32, 4).mean(axis=(1, 3))
+        assert np.abs(images[row] - average).max() <= 1
+    assert {row["ImageId"]: row["reason"] for row in files.quarantine()} == {
+        "colour": "colour image",
+        "damaged": "unreadable image",
+        "huge": "wrong size",
+    }
+
+
+def test_a_crashing_decoder_costs_one_file(files, monkeypatch):
+    """In a worker process; the real pool, with the file that kills it."""
+    files.add("1.4", seed=4)
+    real = prepare.processes.run
+
+    def run(function, tasks, *rest):
+        for task, result in real(function, tasks, *rest):
+            yield task, prepare.processes.Lost("crashed") if task[1].stem == "1.4" else result
+
+    monkeypatch.setattr(prepare.processes, "run", run)
+    assert files.run("--workers", "2") == 3
+    row = files.quarantine()[0]
+    assert (row["ImageId"], row["reason"]) == ("1.4", "unreadable image")
+    assert row["detail"] == "Decoding it crashed, so its process was ended. Export it again."
+
+
 # Refusals: exit code 2 and nothing left behind
 
 
@@ -261,7 +337,7 @@ def refused(files, capsys, words: str, *options) -> None:
     error = capsys.readouterr().err
     assert words in error
     assert error.startswith("jaxpneumo prepare: ")
-    assert not list(files.folder.glob("*prepared.tmp*"))
+    assert not list(files.folder.glob("prepared.*"))
 
 
 def test_wrong_use_is_refused(files, capsys, tmp_path):
@@ -275,7 +351,7 @@ def test_wrong_use_is_refused(files, capsys, tmp_path):
     refused(files, capsys, "lists none of the images", "--patients", tmp_path / "p.csv")
     refused(files, capsys, "is not a folder", "--images", tmp_path / "nowhere")
     (tmp_path / "bare").mkdir()
-    refused(files, capsys, "holds no DICOM files", "--images", tmp_path / "bare")
+    refused(files, capsys, "holds no radiographs", "--images", tmp_path / "bare")
     assert not files.output.exists()
     with pytest.raises(SystemExit) as caught:
         prepare.main(["--sizes", "a,b"])
@@ -313,13 +389,10 @@ def test_full_disk_is_foreseen(files, capsys, monkeypatch):
 
 
 def test_steady_rate_leaves_the_start_out():
-    def outcome(process, started, ended):
-        return prepare._Outcome(0, "", "", process=process, started=started, ended=ended)
-
-    first = [outcome(1, second, second + 1) for second in range(10)]
-    second = [outcome(2, second + 5, second + 6) for second in range(5)]
-    assert prepare._steady_rate(first + second) == 2.0
-    assert prepare._steady_rate(first[:1]) == 0.0
+    first = [ingest.Span(1, second, second + 1) for second in range(10)]
+    second = [ingest.Span(2, second + 5, second + 6) for second in range(5)]
+    assert ingest.steady_rate([*first, None, *second]) == 2.0
+    assert ingest.steady_rate(first[:1]) == ingest.steady_rate([]) == 0.0
 
 
 # The real sample

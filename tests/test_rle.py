@@ -21,6 +21,7 @@ def test_any_mask_survives(mask):
     assert decoded.flags.c_contiguous
     np.testing.assert_array_equal(decoded, mask)
     assert rle.encode(decoded) == code
+    assert rle.area(code, *mask.shape) == np.count_nonzero(mask)
 
 
 @settings(max_examples=50)
@@ -43,6 +44,18 @@ def test_any_code_survives(height, width, data):
         position += gap + length
     np.testing.assert_array_equal(rle.decode(code, height, width), expected)
     assert rle.encode(expected) == code
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.lists(st.integers(0, 6), min_size=2, max_size=12))
+def test_simplified_is_what_its_mask_encodes_to(height, width, numbers):
+    numbers = [max(number, place & 1) for place, number in enumerate(numbers[: len(numbers) // 2 * 2])]
+    code = "  ".join(f"{number:02d}" for number in numbers)
+    if sum(numbers) > height * width:
+        with pytest.raises(ValueError, match="leaves the image"):
+            rle.simplify(code, height, width)
+    else:
+        assert rle.simplify(code, height, width) == rle.encode(rle.decode(code, height, width))
+    assert rle.simplify(" -1", height, width) == "-1"
 
 
 def test_counts_down_the_columns_from_zero():

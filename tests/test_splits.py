@@ -105,6 +105,83 @@ def test_split_of_the_challenge(shared):
     assert abs(index.positive[validation].sum() - 267) <= 15
 
 
+@settings(max_examples=50)
+@given(st.lists(st.booleans(), min_size=5, max_size=80), st.integers(2, 5), st.integers(0, 9))
+def test_random_folds_are_even(positive, folds, seed):
+    positive = np.array(positive, bool)
+    fold = splits.random_folds(positive, folds, seed)
+    for kind in (positive, ~positive, np.ones_like(positive)):
+        counts = np.bincount(fold[kind], minlength=folds)
+        assert counts.size == folds
+        assert np.ptp(counts) <= 1
+    np.testing.assert_array_equal(splits.random_folds(positive, folds, seed), fold)
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.tuples(st.booleans(), st.sampled_from(["", *"abcdefg"])), min_size=1, max_size=60),
+    st.integers(2, 4),
+    st.integers(0, 9),
+)
+def test_patient_folds_keep_patients_together(images, folds, seed):
+    positive = np.array([found for found, _ in images])
+    patient = np.array([name for _, name in images])
+    groups = len({name or str(row) for row, name in enumerate(patient)})
+    if groups < folds:
+        with pytest.raises(InputError, match=f"{groups} patients cannot make {folds} folds"):
+            splits.patient_folds(positive, patient, folds, seed)
+        return
+    fold = splits.patient_folds(positive, patient, folds, seed)
+    assert set(fold.tolist()) == set(range(folds))
+    for name in set(patient.tolist()) - {""}:
+        assert len(set(fold[patient == name].tolist())) == 1
+
+
+def test_folds_of_the_challenge(shared):
+    """One patient alone has 61 images, and still the folds come out even."""
+    codes = labels.read_labels(shared / "data/train-rle-12047.csv.gz").codes
+    patients = labels.read_patients(shared / "data/patients-12047.csv.gz")
+    positive = np.array([any(code != "-1" for _, code in rows) for rows in codes.values()])
+    fold = splits.patient_folds(positive, np.array([patients[name].patient for name in codes]), 5, 0)
+    assert np.ptp(np.bincount(fold)) <= 5
+    assert np.ptp(np.bincount(fold[positive])) <= 5
+
+
+def test_rounds():
+    train, validation = splits.rounds_split(np.array(["train", "test", "train"]))
+    assert (train.tolist(), validation.tolist()) == ([0, 2], [1])
+    with pytest.raises(InputError, match="has the value 'x'"):
+        splits.rounds_split(np.array(["train", "x"]))
+
+
+def test_file_of_folds(tmp_path):
+    index, path = make_index([True, False] * 3), tmp_path / "splits.json"
+    splits.write_folds(path, [index.image_id[:2], index.image_id[2:4], index.image_id[4:]], "mine", 3)
+    train, validation, description = splits.split_rows(index, path, 0.1, 0)
+    assert (train.tolist(), validation.tolist()) == ([2, 3, 4, 5], [0, 1])
+    assert (description["method"], description["seed"], description["folds"]) == ("mine", 3, 3)
+    train, validation, description = splits.split_rows(index, path, 0.1, 0, fold=2)
+    assert (train.tolist(), validation.tolist(), description["fold"]) == ([0, 1, 2, 3], [4, 5], 2)
+    with pytest.raises(InputError, match="has the folds 0 to 2, not 3"):
+        splits.split_rows(index, path, 0.1, 0, fold=3)
+    splits.write_splits(path, index.image_id, train, validation, "random", 0.1, 0)
+    with pytest.raises(InputError, match="no folds, so there is no fold 1"):
+        splits.split_rows(index, path, 0.1, 0, fold=1)
+
+
+def test_file_of_the_user(tmp_path):
+    index, path = make_index([True, False] * 2), tmp_path / "mine.csv"
+    path.write_text("ImageId, split\ni003, validation\ni000, train\ni002,train\n")
+    train, validation, description = splits.split_rows(index, path, 0.1, 0)
+    assert (train.tolist(), validation.tolist(), description["method"]) == ([0, 2], [3], "mine.csv")
+    path.write_text("ImageId,split\ni003,test\n")
+    with pytest.raises(InputError, match=r"line 2: the split 'test' is neither train nor validation"):
+        splits.split_rows(index, path, 0.1, 0)
+    path.write_text("ImageId,part\ni003,train\n")
+    with pytest.raises(InputError, match="the header lacks split"):
+        splits.split_rows(index, path, 0.1, 0)
+
+
 def test_file_brings_the_split_back(tmp_path):
     index = make_index([True, False] * 20)
     train, validation, description = splits.split_rows(index, "random", 0.25, 7)
@@ -129,6 +206,8 @@ def test_file_brings_the_split_back(tmp_path):
         ('{"train": ["i000"]}', 'no list of image ids "validation"'),
         ('{"train": [1], "validation": []}', 'no list of image ids "train"'),
         ("[]", "no list of image ids"),
+        ('{"folds": []}', "no list of image ids"),
+        ('{"folds": [["i000"], ["i000"]]}', "names i000 more than once"),
         ("{", "not valid JSON"),
     ],
 )

@@ -7,16 +7,23 @@
 | index.csv | one line an image: the columns below |
 | labels.csv | ImageId,EncodedPixels at native size, one line an image: all its rows together |
 | splits.json | image ids for training and for validation |
+| checksums.csv | CRC-32 of every row of every array, to tell which image has been damaged |
 | dataset.json | format version, counts, sizes, how it was made, sha256 of the files |
 | quarantine.csv | what was set aside, and why |
 """
 
 import csv
+import errno
 import hashlib
+import math
+import os
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 import jaxpneumo
@@ -95,7 +102,8 @@ def write_info(
     synthetic: bool,
     made_from: dict[str, Any],
 ) -> None:
-    """Writes dataset.json with the checksums of the files that are there: to be called after them."""
+    """Writes checksums.csv, and dataset.json with the sha256 of all files there: to be called after them."""
+    _write_checksums(directory, images, sizes)
     files = sorted(Path(directory).iterdir())
     info = {
         "format_version": FORMAT_VERSION,
@@ -144,9 +152,9 @@ def write_labels(directory: Path | str, codes: dict[str, str]) -> None:
     _write_csv(Path(directory) / "labels.csv", ["ImageId", "EncodedPixels"], rows)
 
 
-def write_quarantine(directory: Path | str, rows: list[dict[str, str]]) -> None:
+def write_quarantine(directory: Path | str, rows: list[dict[str, str]], name: str = "quarantine.csv") -> None:
     """Writes quarantine.csv: dictionaries with file, ImageId, reason, detail."""
-    _write_csv(Path(directory) / "quarantine.csv", ["file", "ImageId", "reason", "detail"], rows)
+    _write_csv(Path(directory) / name, ["file", "ImageId", "reason", "detail"], rows)
 
 
 def open_arrays(directory: Path | str, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -164,50 +172,131 @@ def open_arrays(directory: Path | str, size: int) -> tuple[np.ndarray, np.ndarra
         sizes = ",".join(map(str, sorted({*info["sizes"], size})))
         raise InputError(f"{directory} has no arrays of size {size}: it has {has}; prepare again with --sizes {sizes}.")
     arrays = []
-    for path, shape in _array_files(directory, info["counts"]["images"], (size,)):
+    for path, shape in array_files(directory, info["counts"]["images"], (size,)):
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} is missing or damaged ({error}). Prepare the data set again.") from error
+        except Exception as error:  # a damaged header makes NumPy raise almost anything
+            raise InputError(f"{path} is missing or damaged ({error}). `jaxpneumo verify` says more.") from error
         if array.dtype != np.uint8 or array.shape != shape:
             raise InputError(f"{path} does not fit dataset.json: {array.dtype} {array.shape}. Prepare again.")
         arrays.append(array)
     return arrays[0], arrays[1]
 
 
+def reduce_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """A native mask as the arrays hold it: area average, then >= 0.5, then bits.
+
+    Args:
+      mask: (H, W) uint8 0/1.
+      size: side length of the arrays, a multiple of 8.
+
+    Returns:
+      uint8 (size, size / 8).
+    """
+    height, width = mask.shape
+    share = np.zeros((size, size), np.float32)
+    columns = np.flatnonzero(np.bitwise_or.reduce(mask, axis=0))
+    if columns.size and height % size == width % size == 0:
+        # Masks are small: only the columns of the result that can hold some of one are made.
+        step = width // size
+        part = slice(columns[0] // step, columns[-1] // step + 1)
+        band = mask[:, part.start * step : part.stop * step].astype(np.float32)
+        share[:, part] = cv2.resize(band, (part.stop - part.start, size), interpolation=cv2.INTER_AREA)
+    elif columns.size:
+        share = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+    # Not in bytes, which would be rounded before the threshold.
+    return np.packbits(share >= 0.5, axis=-1)
+
+
 def create_arrays(directory: Path | str, count: int, sizes: tuple[int, ...]) -> None:
     """Makes the files of all arrays for `count` images, filled with zeros that take no disk space yet."""
-    for path, shape in _array_files(directory, count, sizes):
+    for path, shape in array_files(directory, count, sizes):
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
 
 
 def arrays_to_fill(directory: Path | str, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Images and masks of one size, memory-mapped and writable; several processes may fill different rows."""
-    images, masks = (np.lib.format.open_memmap(path, "r+") for path, _ in _array_files(directory, 0, (size,)))
+    images, masks = (np.lib.format.open_memmap(path, "r+") for path, _ in array_files(directory, 0, (size,)))
     return images, masks
 
 
-def keep_rows(directory: Path | str, rows: list[int], count: int, sizes: tuple[int, ...]) -> None:
-    """Leaves only the given rows of arrays made for `count` images, in the given order."""
+@dataclass(frozen=True)
+class RowFile:
+    """The file of one array, for single rows from any process.
+
+    It is not mapped into memory: the pages of a mapped file count as the process's own, and a full disk kills
+    the process instead of raising an error.
+    """
+
+    descriptor: int
+    start: int
+    row_bytes: int
+
+    def write(self, row: int, values: np.ndarray) -> None:
+        """Writes one row; raises OSError when the disk is full."""
+        if os.pwrite(self.descriptor, values, self.start + row * self.row_bytes) != self.row_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def read(self, row: int) -> bytes:
+        """The bytes of one row."""
+        return os.pread(self.descriptor, self.row_bytes, self.start + row * self.row_bytes)
+
+    def close(self) -> None:
+        """Brings what was written to the disk and closes the file."""
+        os.fsync(self.descriptor)
+        os.close(self.descriptor)
+
+
+def open_rows(directory: Path | str, sizes: Sequence[int]) -> dict[int, tuple[RowFile, RowFile]]:
+    """The arrays of `create_arrays` row by row, images and masks of every size."""
+    files = {}
+    for path, _ in array_files(directory, 0, sizes):
+        header = np.lib.format.open_memmap(path, "r")
+        files[path.stem] = RowFile(os.open(path, os.O_RDWR), header.offset, math.prod(header.shape[1:]))
+    return {size: (files[f"images_{size}"], files[f"masks_{size}"]) for size in sizes}
+
+
+def copy_rows(source: Path, target: Path, rows: list[int], count: int, sizes: Sequence[int]) -> None:
+    """Arrays with the given rows only, in their order, from arrays made for `count` images.
+
+    Where all rows stay in place the files are linked, so that they take no further space.
+    """
     if rows == list(range(count)):
+        for path, _ in array_files(source, count, sizes):
+            os.link(path, target / path.name)
         return
-    for path, shape in _array_files(directory, len(rows), sizes):
-        old = np.load(path, mmap_mode="r", allow_pickle=False)
-        selected = path.with_suffix(".selected")
-        new = np.lib.format.open_memmap(selected, mode="w+", dtype=np.uint8, shape=shape)
-        for to, origin in enumerate(rows):
-            new[to] = old[origin]
-        new.flush()
-        selected.replace(path)
+    create_arrays(target, len(rows), sizes)
+    old, new = open_rows(source, sizes), open_rows(target, sizes)
+    for size in sizes:
+        for origin, copy in zip(old[size], new[size], strict=True):
+            for to, row in enumerate(rows):
+                copy.write(to, np.frombuffer(origin.read(row), np.uint8))
+            copy.close()
+            origin.close()
 
 
-def _array_files(directory: Path | str, count: int, sizes: tuple[int, ...]) -> list[tuple[Path, tuple[int, int, int]]]:
-    """The files of all arrays and their shapes: images, then masks, of every size."""
+def array_files(directory: Path | str, count: int, sizes: Sequence[int]) -> list[tuple[Path, tuple[int, int, int]]]:
+    """The files of all arrays and the shapes they have for `count` images: images, then masks, of every size."""
     files = []
     for size in sizes:
         files.append((Path(directory) / f"images_{size}.npy", (count, size, size)))
         files.append((Path(directory) / f"masks_{size}.npy", (count, size, size // 8)))
     return files
+
+
+def row_checksum(data: bytes | np.ndarray) -> str:
+    """CRC-32 of one row of an array as checksums.csv has it: it tells rows apart, sha256 vouches for the file."""
+    return f"{zlib.crc32(data):08x}"
+
+
+def _write_checksums(directory: Path | str, count: int, sizes: Sequence[int]) -> None:
+    columns: dict[str, list[Any]] = {"row": list(range(count))}
+    for path, shape in array_files(directory, count, sizes):
+        with open(path, "rb") as file:
+            file.seek(-math.prod(shape), os.SEEK_END)
+            columns[path.stem] = [row_checksum(file.read(math.prod(shape[1:]))) for _ in range(count)]
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    _write_csv(Path(directory) / "checksums.csv", list(columns), rows)
 
 
 def _sha256(path: Path) -> str:

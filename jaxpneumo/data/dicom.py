@@ -3,11 +3,20 @@
 Reading gives every radiograph the same form, 8-bit grey with white bones, whatever its bit depth, photometric
 interpretation, look-up tables and transfer syntax (DICOM PS3.3 C.7.6.3 and C.11). Writing makes JPEG Baseline
 Secondary Capture files with the elements that the SIIM-ACR challenge's files have.
+
+JPEG Baseline goes through simplejpeg, everything else through pydicom. simplejpeg gives the very values that
+pydicom gives with its plugin "pillow", as both wrap libjpeg-turbo and its accurate integer transform, in half
+the time, and it refuses damaged data that Pillow and OpenCV fill with grey. pydicom's plugin "pylibjpeg", which
+it prefers where it is installed, rounds otherwise: its values differ by 1 at most.
+
+Nothing is decoded before the header has said that it is one grey image of a sensible size, and the compressed
+data that they are of that very size.
 """
 
 import logging
 import re
 import warnings
+import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -16,16 +25,31 @@ import cv2
 import numpy as np
 import pydicom
 import pydicom.config
+import simplejpeg
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_modality_lut, apply_voi
-from pydicom.uid import JPEGBaseline8Bit, SecondaryCaptureImageStorage, generate_uid
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
 
+from jaxpneumo.data import codestream, grey
 from jaxpneumo.errors import InputError
 from jaxpneumo.files import write_atomically
 
+MIN_SIDE = 16
 MAX_PIXELS = 64 * 2**20  # the largest detectors give 20 megapixels; more is a broken header, not a radiograph
+MAX_BYTES = 4 * MAX_PIXELS  # of a file, and of what a deflated one unfolds to
+MAX_META_BYTES = 1 << 16
+UNREADABLE = "unreadable image"
+WRONG_SIZE = "wrong size"
+SEVERAL_FRAMES = "several frames"
+COLOUR = "colour image"
 SYNTHETIC = "synthetic radiograph, not a patient"
 PIXEL_DATA_TAG = b"\xe0\x7f\x10\x00"  # (7FE0,0010), little endian
 SEQUENCE_END = b"\xfe\xff\xdd\xe0\0\0\0\0"  # closes encapsulated pixel data (DICOM PS3.5 A.4)
@@ -35,6 +59,14 @@ IMPLEMENTATION_UID = "2.25.301846520934756201847365920174836520947"
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 warnings.filterwarnings("ignore", module="pydicom")
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+
+class RadiographError(InputError):
+    """A file that is no usable radiograph; the message says why, `reason` in two words."""
+
+    def __init__(self, message: str, reason: str = UNREADABLE):
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -50,6 +82,7 @@ class Radiograph:
       view: View Position, such as "PA" or "AP", or "".
       pixel_spacing: (row, column) distance in mm, or None.
       synthetic: the file was made by `write(..., synthetic=True)`.
+      modality, body_part: Modality and Body Part Examined, upper case, "" when absent.
     """
 
     image: np.ndarray
@@ -60,6 +93,8 @@ class Radiograph:
     view: str = ""
     pixel_spacing: tuple[float, float] | None = None
     synthetic: bool = False
+    modality: str = ""
+    body_part: str = ""
 
 
 def file_id(path: Path | str) -> str:
@@ -73,27 +108,51 @@ def read(path: Path | str) -> Radiograph:
 
 
 def read_image(path: Path | str) -> Radiograph:
-    """Reads a radiograph from DICOM, or from a grey PNG or JPEG picture (uid = its file name).
+    """Reads a radiograph from a DICOM, PNG or JPEG file. Values and errors as in `parse_image`."""
+    return parse_image(_read_bytes(path), path)
 
-    Pictures of 16 bits are stretched from their smallest to their largest value. Errors as in `parse`.
+
+def parse_image(data: bytes, name: Path | str) -> Radiograph:
+    """Reads a radiograph from the bytes of a DICOM file, or of a grey PNG or JPEG picture.
+
+    A picture's uid is its file name without ending; one of 16 bits is stretched from its smallest to its
+    largest value. Arguments and errors as in `parse`.
     """
-    path = Path(path)
-    data = _read_bytes(path)
     if data[128:132] == b"DICM":
-        return parse(data, path)
-    if not data.startswith((b"\x89PNG", b"\xff\xd8")):
-        raise InputError(f"{path} is not a DICOM, PNG or JPEG file. Give radiographs in one of these formats.")
-    ended = b"IEND" in data[-32:] if data.startswith(b"\x89PNG") else _jpeg_has_end(data)
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if ended else None
+        return parse(data, name)
+    if not data.startswith((codestream.PNG_SIGNATURE, b"\xff\xd8")):
+        raise RadiographError(f"{name} is not a DICOM, PNG or JPEG file. Give radiographs in one of these formats.")
+    shape = codestream.shape(data)
+    if shape is None:
+        raise RadiographError(f"{name} is truncated or damaged. Copy or export it again.")
+    _check_size(*shape[:2], name)
+    try:
+        pixels = _decode_picture(data, shape)
+    except (ValueError, cv2.error):
+        pixels = None
     if pixels is None:
-        raise InputError(f"{path} is truncated or damaged. Copy or export it again.")
+        raise RadiographError(f"{name} is truncated or damaged. Copy or export it again.")
     if pixels.ndim == 3:
         channels = pixels[..., :3]
         if (channels != channels[..., :1]).any():
-            raise InputError(f"{path} is a colour picture. Give the radiograph in grey.")
+            raise RadiographError(f"{name} is a colour picture. Give the radiograph in grey.", COLOUR)
         pixels = channels[..., 0]
-    image = pixels if pixels.dtype == np.uint8 else _stretch(pixels, np.ones(pixels.shape, bool))
-    return Radiograph(image=np.ascontiguousarray(image), uid=file_id(path))
+    image = pixels if pixels.dtype == np.uint8 else grey.stretch(pixels, np.ones(pixels.shape, bool))
+    return Radiograph(image=np.ascontiguousarray(image), uid=file_id(name))
+
+
+def jpeg_frame(data: bytes) -> bytes:
+    """The JPEG of a compressed DICOM file as it is, undecoded and unchecked; errors as pydicom's."""
+    return get_frame(pydicom.dcmread(BytesIO(data)).PixelData, 0, number_of_frames=1)
+
+
+def read_uid(data: bytes) -> str:
+    """SOP instance UID of a DICOM file whose pixels may be beyond reading; "" where it cannot be found."""
+    try:
+        header = pydicom.dcmread(BytesIO(data), stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
+        return str(header.get("SOPInstanceUID") or "").strip()
+    except Exception:  # damaged files make pydicom raise nearly anything
+        return ""
 
 
 def parse(data: bytes, name: Path | str) -> Radiograph:
@@ -109,10 +168,15 @@ def parse(data: bytes, name: Path | str) -> Radiograph:
       name: what messages call it.
 
     Raises:
-      InputError: not DICOM, truncated, without pixel data, several frames, colour, an impossible size, or
+      RadiographError: not DICOM, truncated, without pixel data, several frames, colour, an impossible size, or
         pixel data that cannot be decoded. The message holds nothing about the patient.
     """
+    if len(data) > MAX_BYTES:
+        raise RadiographError(
+            f"{name} has {len(data) >> 20} MiB; no radiograph has that. Remove it or export it again."
+        )
     try:
+        _check_deflated(data, name)
         dataset = pydicom.dcmread(BytesIO(data))
         _check_header(dataset, data, name)
         pixels = _decode(dataset, name)
@@ -123,10 +187,10 @@ def parse(data: bytes, name: Path | str) -> Radiograph:
     except InputError:
         raise
     except InvalidDicomError:
-        raise InputError(f"{name} is not a DICOM file (no DICM mark at byte 128). Remove or convert it.") from None
+        raise RadiographError(f"{name} is not a DICOM file (no DICM mark at byte 128). Remove or convert it.") from None
     except Exception as error:
         # Damaged files make pydicom and its decoders raise nearly anything, with header values in the text.
-        raise InputError(
+        raise RadiographError(
             f"{name} cannot be decoded ({type(error).__name__}): truncated, damaged, or compressed in an "
             "unknown way. Copy it again, or export it uncompressed."
         ) from None
@@ -223,7 +287,25 @@ def _read_bytes(path: Path | str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+        raise RadiographError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _check_size(rows: int, columns: int, name: Path | str) -> None:
+    if min(rows, columns) < MIN_SIDE or rows * columns > MAX_PIXELS:
+        message = f"{name} claims {rows} x {columns} pixels; no radiograph has that. Export it again."
+        raise RadiographError(message, WRONG_SIZE)
+
+
+def _check_deflated(data: bytes, name: Path | str) -> None:
+    """Refuses a deflated file that unfolds to more than a radiograph; pydicom would fill the memory with it."""
+    if DeflatedExplicitVRLittleEndian.encode() not in data[:MAX_META_BYTES]:
+        return
+    # The file meta information begins with its own length (DICOM PS3.10, 7.1).
+    start = 144 + int.from_bytes(data[140:144], "little")
+    unfold = zlib.decompressobj(-zlib.MAX_WBITS)
+    unfold.decompress(data[start:], MAX_BYTES)
+    if unfold.unconsumed_tail:
+        raise RadiographError(f"{name} unfolds to more than {MAX_BYTES >> 20} MiB; no radiograph has that. Remove it.")
 
 
 def _check_header(dataset: Dataset, data: bytes, name: Path | str) -> None:
@@ -231,43 +313,50 @@ def _check_header(dataset: Dataset, data: bytes, name: Path | str) -> None:
     last = dataset.get_item(max(dataset.keys())) if len(dataset) else None
     cut = last is not None and last.value is not None and 0 < getattr(last, "length", 0) < 0xFFFFFFFF
     if cut and len(last.value) < last.length:
-        raise InputError(f"{name} is truncated. Copy or download it again.")
+        raise RadiographError(f"{name} is truncated. Copy or download it again.")
     element = dataset.get((0x7FE0, 0x0010))
     # pydicom drops an encapsulated element whose end is missing; its tag is still in the file.
     if element is None and PIXEL_DATA_TAG not in data:
-        raise InputError(f"{name} has no pixel data: cut short, or not an image. Copy it again or remove it.")
+        raise RadiographError(f"{name} has no pixel data: cut short, or not an image. Copy it again or remove it.")
     if element is None or (element.is_undefined_length and data.rfind(SEQUENCE_END) < element.file_tell):
-        raise InputError(f"{name} is truncated: its pixel data end too early. Copy or download it again.")
+        raise RadiographError(f"{name} is truncated: its pixel data end too early. Copy or download it again.")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
-        raise InputError(f"{name} has {frames} frames. Give one radiograph a file.")
+        raise RadiographError(f"{name} has {frames} frames. Give one radiograph a file.", SEVERAL_FRAMES)
     photometric = dataset.get("PhotometricInterpretation", "")
     if dataset.get("SamplesPerPixel", 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise InputError(f"{name} is a colour image ({photometric}). Give grey radiographs.")
-    rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
-    if min(rows, columns) < 16 or rows * columns > MAX_PIXELS:
-        raise InputError(f"{name} claims {rows} x {columns} pixels; no radiograph has that. Export it again.")
+        raise RadiographError(f"{name} is a colour image ({str(photometric)[:16]}). Give grey radiographs.", COLOUR)
+    _check_size(int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0), name)
     if dataset.get("BitsAllocated") not in (8, 16):
-        raise InputError(f"{name} has {dataset.get('BitsAllocated')} bits a pixel; 8 and 16 can be read.")
+        raise RadiographError(f"{name} has {dataset.get('BitsAllocated')} bits a pixel; 8 and 16 can be read.")
 
 
-def _jpeg_has_end(jpeg: bytes) -> bool:
-    """Without the end-of-image marker libjpeg fills the missing part with grey and says nothing."""
-    return jpeg[-64:].rstrip(b"\0").endswith(b"\xff\xd9")
+def _decode_picture(data: bytes, shape: tuple[int, int, int]) -> np.ndarray | None:
+    """Pixels (H, W) or (H, W, C) of a PNG or JPEG file; None when it is damaged."""
+    if data.startswith(b"\xff\xd8"):
+        return simplejpeg.decode_jpeg(data, "GRAY")[..., 0] if shape[2] == 1 else simplejpeg.decode_jpeg(data)
+    whole = codestream.png_is_whole(data)
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if whole else None
 
 
 def _decode(dataset: Dataset, name: Path | str) -> np.ndarray:
     """Stored values (H, W)."""
-    if dataset.file_meta.TransferSyntaxUID != JPEGBaseline8Bit or dataset.BitsAllocated != 8:
-        return dataset.pixel_array
-    # The same values as pydicom with Pillow in half the time; pylibjpeg's differ by one at most.
-    jpeg = get_frame(dataset.PixelData, 0, number_of_frames=1)
-    if not _jpeg_has_end(jpeg):
-        raise InputError(f"{name} is truncated: its JPEG has no end. Copy or download it again.")
-    pixels = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.shape != (dataset.Rows, dataset.Columns):
-        raise InputError(f"{name} holds a JPEG that is damaged or of another size. Export it again.")
-    return pixels
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_compressed and syntax != DeflatedExplicitVRLittleEndian:
+        frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+        shape = codestream.shape(frame)
+        if shape != (dataset.Rows, dataset.Columns, 1) and syntax != RLELossless:
+            raise RadiographError(
+                f"{name} holds compressed pixels of another size than its header's {dataset.Rows} x {dataset.Columns}, "
+                "or damaged ones. Export it again."
+            )
+        if syntax == JPEGBaseline8Bit and dataset.BitsAllocated == 8:
+            # As an end that is missing is by far the most frequent damage, it has its own words.
+            if not frame[-64:].rstrip(b"\0").endswith(b"\xff\xd9"):
+                raise RadiographError(f"{name} is truncated: its JPEG has no end. Copy or download it again.")
+            pixels = simplejpeg.decode_jpeg(frame, "GRAY")[..., 0]
+            return pixels.view(np.int8) if dataset.PixelRepresentation else pixels
+    return dataset.pixel_array
 
 
 def _to_grey(dataset: Dataset, pixels: np.ndarray) -> np.ndarray:
@@ -278,27 +367,17 @@ def _to_grey(dataset: Dataset, pixels: np.ndarray) -> np.ndarray:
     if dataset.get("VOILUTSequence"):
         bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
         looked_up = apply_voi(np.rint(values).astype(np.int32), dataset)
-        return _to_uint8(looked_up / (2**bits - 1) * 255)
+        return grey.to_uint8(looked_up / (2**bits - 1) * 255)
     width = _first(dataset.get("WindowWidth"))
     if width is not None and width >= 1 and _first(dataset.get("WindowCenter")) is not None:
         function = dataset.get("VOILUTFunction") or "LINEAR"
-        return _window(values, _first(dataset.WindowCenter), width, function)
+        return grey.window(values, _first(dataset.WindowCenter), width, function)
     if not modality and pixels.dtype == np.uint8 and dataset.BitsStored == 8:
         return pixels
     padding = _padding(dataset, pixels)
-    image = _stretch(values, ~padding)
+    image = grey.stretch(values, ~padding)
     image[padding] = 255 if dataset.PhotometricInterpretation == "MONOCHROME1" else 0
     return image
-
-
-def _window(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray:
-    """The window of DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3, to 0..255."""
-    values = values.astype(np.float32)
-    if function == "SIGMOID":
-        return _to_uint8(255 / (1 + np.exp(-4 * (values - center) / width)))
-    if function == "LINEAR_EXACT":
-        return _to_uint8(((values - center) / width + 0.5) * 255)
-    return _to_uint8(((values - (center - 0.5)) / max(width - 1, 1e-6) + 0.5) * 255)
 
 
 def _padding(dataset: Dataset, pixels: np.ndarray) -> np.ndarray:
@@ -308,18 +387,6 @@ def _padding(dataset: Dataset, pixels: np.ndarray) -> np.ndarray:
     start = int(dataset.PixelPaddingValue)
     end = int(dataset.get("PixelPaddingRangeLimit", start))
     return (pixels >= min(start, end)) & (pixels <= max(start, end))
-
-
-def _stretch(values: np.ndarray, use: np.ndarray) -> np.ndarray:
-    """The smallest and largest of the used values become 0 and 255; a constant image becomes 0."""
-    if not use.any():
-        return np.zeros(values.shape, np.uint8)
-    low, high = float(values[use].min()), float(values[use].max())
-    return _to_uint8((values.astype(np.float32) - low) * (255 / max(high - low, 1e-6)))
-
-
-def _to_uint8(values: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip(values, 0, 255)).astype(np.uint8)
 
 
 def _first(value) -> float | None:
@@ -337,6 +404,8 @@ def _radiograph(dataset: Dataset, image: np.ndarray, name: Path | str) -> Radiog
         uid=str(dataset.get("SOPInstanceUID") or file_id(name)),
         patient_id=str(dataset.get("PatientID") or "").strip(),
         sex=sex if sex in ("F", "M", "O") else "",
+        modality=str(dataset.get("Modality") or "").strip().upper(),
+        body_part=str(dataset.get("BodyPartExamined") or "").strip().upper(),
         age=_years(str(dataset.get("PatientAge") or "")),
         view=str(dataset.get("ViewPosition") or "").strip().upper(),
         pixel_spacing=(spacing[0], spacing[1]) if len(spacing) == 2 and min(spacing) > 0 else None,

@@ -98,26 +98,40 @@ def read_labels(path: Path | str) -> Labels:
     return Labels(path, codes)
 
 
-def mask(labels: Labels, image_id: str, height: int, width: int) -> tuple[np.ndarray, int]:
+def conflict(labels: Labels, image_id: str) -> str:
+    """What contradicts itself in the rows of an image, rows of -1 and rows with a region; "" if nothing."""
+    empty = [line for line, code in labels.codes[image_id] if code == rle.EMPTY]
+    regions = [line for line, code in labels.codes[image_id] if code != rle.EMPTY]
+    if not empty or not regions:
+        return ""
+    return f"{labels.path} line {empty[0]} says -1, line {regions[0]} has a region. Remove the wrong one."
+
+
+def mask(labels: Labels, image_id: str, height: int, width: int) -> tuple[np.ndarray | None, str, int]:
     """The mask of one image: the union of its rows.
 
     Returns:
-      The mask, (height, width) uint8 0/1, and the number of rows that are not "-1".
+      The mask, (height, width) uint8 0/1, or None when no row has a region; its run-length code; and the
+      number of rows that are not "-1".
 
     Raises:
       InputError: a code is malformed or leaves the image; names file and line.
     """
-    union, rows = np.zeros((height, width), np.uint8), 0
-    for line, code in labels.codes[image_id]:
+    rows = [(line, code) for line, code in labels.codes[image_id] if code != rle.EMPTY]
+    union = None
+    for line, code in rows:
         try:
-            union |= rle.decode(code, height, width)
+            region = rle.decode(code, height, width)
         except ValueError as error:
             raise InputError(
                 f"{labels.path} line {line}: {error} ({height} x {width}). Correct the line, or remove "
                 f"all lines of {image_id} and the image with them."
             ) from None
-        rows += code != rle.EMPTY
-    return union, rows
+        union = region if union is None else np.bitwise_or(union, region, out=union)
+    if union is None:
+        return None, rle.EMPTY, 0
+    code = rle.simplify(rows[0][1], height, width) if len(rows) == 1 else rle.encode(union)
+    return union, code, len(rows)
 
 
 def read_patients(path: Path | str) -> dict[str, Patient]:

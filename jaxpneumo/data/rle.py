@@ -59,12 +59,27 @@ def decode(code: str, height: int, width: int) -> np.ndarray:
     return mask
 
 
+def simplify(code: str, height: int, width: int) -> str:
+    """What `encode(decode(code, height, width))` gives, without making the mask; errors as in `decode`."""
+    if code.strip() == EMPTY:
+        return EMPTY
+    edges = np.cumsum(_counts(code, height * width))
+    meeting = np.flatnonzero(edges[1:-1:2] == edges[2::2]) * 2 + 1  # a run begins where the last one ends
+    edges = np.delete(edges, np.append(meeting, meeting + 1))
+    return " ".join(map(str, np.diff(edges, prepend=0).tolist()))
+
+
 def union(codes: Iterable[str], height: int, width: int) -> np.ndarray:
     """The mask of all codes together, (height, width) uint8; arguments and errors as in `decode`."""
     mask = np.zeros((height, width), np.uint8)
     for code in codes:
         mask |= decode(code, height, width)
     return mask
+
+
+def area(code: str, height: int, width: int) -> int:
+    """Pixels of a code's mask, without making it; arguments and errors as in `decode`."""
+    return 0 if code.strip() == EMPTY else int(_counts(code, height * width)[1::2].sum())
 
 
 def _counts(code: str, size: int) -> np.ndarray:

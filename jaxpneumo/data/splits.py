@@ -1,22 +1,28 @@
 """Which images train and which validate: at random as in the papers, or with every patient on one side only.
 
 The papers split by image; in the challenge's data most validation images then have their patient in training.
+
+A splits file is JSON with the image ids of "train" and "validation", or of the k "folds", any of which can be
+the validation part; or a csv with the columns ImageId,split, where split is train or validation.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxpneumo.data import labels
 from jaxpneumo.data.dataset import Index
 from jaxpneumo.errors import InputError
 from jaxpneumo.files import read_json, write_json
 
+SIDES = ("train", "validation")
 DRAWS = 256  # random patient splits of which the most even one is taken
 
 
 def check(split: str | Path, fraction: float) -> None:
-    """Raises InputError unless `split` is "random", "patient" or a splits.json, and 0 <= `fraction` < 1."""
+    """Raises InputError unless `split` is "random", "patient" or a splits file, and 0 <= `fraction` < 1."""
     if not 0 <= fraction < 1:
         raise InputError(f"The validation fraction is {fraction}; give one from 0 to below 1, such as 0.1.")
     if split not in ("random", "patient"):
@@ -82,14 +88,87 @@ def patient_split(
     return _both_sides(np.flatnonzero(np.isin(group, best)), len(positive))
 
 
+def random_folds(positive: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Deals images into folds at random, stratified by label.
+
+    Args:
+      positive: (N,) bool.
+      folds: number of folds, 2 to N.
+      seed: the same seed gives the same folds.
+
+    Returns:
+      (N,) int64, the fold of each image. Folds differ by at most one image of either label, and in all.
+
+    Raises:
+      InputError: fewer than two folds, or more than images.
+    """
+    _check_folds(folds, len(positive), "images")
+    rng = np.random.default_rng(seed)
+    fold = np.zeros(len(positive), np.int64)
+    # Dealt round like cards; the negatives go on where the positives ended.
+    order = np.concatenate([rng.permutation(np.flatnonzero(positive == label)) for label in (True, False)])
+    fold[order] = np.arange(len(order)) % folds
+    return fold
+
+
+def patient_folds(positive: np.ndarray, patient: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Deals patients into folds, so that no patient is in two, stratified by label as well as they allow.
+
+    In random order, the patients with many images first, each goes to the fold that has least of what it
+    brings: positive images, negative images, images.
+
+    Args:
+      positive: (N,) bool.
+      patient: (N,) str; images with the unknown patient "" count as a patient each.
+      folds: number of folds, 2 to the number of patients.
+      seed: the same seed gives the same folds.
+
+    Returns:
+      (N,) int64, the fold of each image; no fold is empty.
+
+    Raises:
+      InputError: fewer than two folds, or more than patients.
+    """
+    group = _groups(patient)
+    n_groups = int(group.max(initial=-1)) + 1
+    _check_folds(folds, n_groups, "patients")
+    kinds = np.stack([positive, ~positive, np.ones_like(positive)]).astype(float)
+    brings = np.stack([np.bincount(group, kind, n_groups) for kind in kinds], axis=1)
+    weight = brings / np.maximum(brings.sum(axis=0), 1) ** 2
+    order = np.random.default_rng(seed).permutation(n_groups)
+    order = order[np.argsort(-brings[order, 2], kind="stable")]
+    has, fold_of = np.zeros((folds, len(kinds))), np.zeros(n_groups, np.int64)
+    for patient_group in order:
+        fold_of[patient_group] = chosen = int(np.argmin(has @ weight[patient_group]))
+        has[chosen] += brings[patient_group]
+    return fold_of[group]
+
+
+def rounds_split(round1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The challenge's first round: its training part trains, its test part, labelled later, validates.
+
+    Args:
+      round1: (N,) str, "train" or "test".
+
+    Returns:
+      Training and validation rows, int64, ascending.
+
+    Raises:
+      InputError: another value.
+    """
+    if other := sorted(set(round1.tolist()) - {"train", "test"}):
+        raise InputError(f"The column round1 has the value {other[0]!r}; it is train or test for every image.")
+    return _both_sides(np.flatnonzero(round1 == "test"), len(round1))
+
+
 def write_splits(
     path: Path | str,
     image_id: np.ndarray,
     train: np.ndarray,
     validation: np.ndarray,
     method: str,
-    fraction: float,
-    seed: int,
+    fraction: float | None,
+    seed: int | None,
 ) -> None:
     """Writes rows as the ids of their images, so that the file outlives a new preparation."""
     split = {"method": method, "seed": seed, "validation_fraction": fraction}
@@ -97,31 +176,63 @@ def write_splits(
     write_json(path, split)
 
 
-def read_splits(path: Path | str) -> dict[str, Any]:
-    """Reads a splits file. Raises InputError when it is missing or lacks the lists of ids."""
-    split = read_json(path)
-    for side in ("train", "validation"):
-        ids = split.get(side) if isinstance(split, dict) else None
-        if not isinstance(ids, list) or not all(isinstance(image_id, str) for image_id in ids):
-            raise InputError(f'{path} has no list of image ids "{side}". Give a splits.json as `prepare` writes it.')
+def write_folds(path: Path | str, folds: list[np.ndarray], method: str, seed: int | None) -> None:
+    """Writes a splits file of folds, given as their images' ids."""
+    split = {"method": method, "seed": seed, "validation_fraction": 1 / len(folds)}
+    write_json(path, split | {"folds": [fold.tolist() for fold in folds]})
+
+
+def read_splits(path: Path | str, fold: int = 0) -> dict[str, Any]:
+    """Reads a splits file.
+
+    Args:
+      path: JSON as `write_splits` and `write_folds` leave it, or a csv with the columns ImageId,split.
+      fold: which of the file's folds validates; 0 where it has none.
+
+    Returns:
+      "train" and "validation", lists of image ids; method, seed, validation_fraction where the file says
+      them; of a file of folds also "folds", their number, and "fold".
+
+    Raises:
+      InputError: the file is missing, malformed, or has no such fold.
+    """
+    if Path(path).suffixes[-1:] == [".csv"] or Path(path).suffixes[-2:] == [".csv", ".gz"]:
+        split = _read_csv(path)
+    else:
+        split = read_json(path)
+    folds = split.get("folds") if isinstance(split, dict) else None
+    if isinstance(folds, list) and folds and all(map(_are_ids, folds)):
+        if not 0 <= fold < len(folds):
+            raise InputError(f"{path} has the folds 0 to {len(folds) - 1}, not {fold}. Choose one of them.")
+        train = [image_id for number, ids in enumerate(folds) if number != fold for image_id in ids]
+        return split | {"folds": len(folds), "fold": fold, "train": train, "validation": folds[fold]}
+    for side in SIDES:
+        if not _are_ids(split.get(side) if isinstance(split, dict) else None):
+            raise InputError(
+                f'{path} has no list of image ids "{side}". Give a splits.json as `prepare` or `split` writes it, '
+                "or a csv with the columns ImageId,split."
+            )
+    if fold:
+        raise InputError(f"{path} has no folds, so there is no fold {fold}. Make some with `jaxpneumo split --folds`.")
     return split
 
 
 def split_rows(
-    index: Index, split: str | Path, fraction: float, seed: int
+    index: Index, split: str | Path, fraction: float, seed: int, fold: int = 0
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """The rows of a prepared data set for training and for validation.
 
     Args:
       index: of the data set.
-      split: "random", "patient", or the path of a splits.json (then `fraction` and `seed` are not used).
+      split: "random", "patient", or the path of a splits file (then `fraction` and `seed` are not used).
       fraction: share of validation images.
       seed: of the draw.
+      fold: which fold of a splits file validates.
 
     Returns:
       Training rows, validation rows (int64, ascending) and a description for reports: method, seed,
-      validation_fraction, numbers of images, and validation_images_with_patient_in_training (None where
-      patients are unknown).
+      validation_fraction, fold and folds of a file that has some, numbers of images, and
+      validation_images_with_patient_in_training (None where patients are unknown).
 
     Raises:
       InputError: the file names unknown images or one twice, or no patient is known for "patient".
@@ -130,27 +241,36 @@ def split_rows(
     if split == "random":
         train, validation = random_split(index.positive, fraction, seed)
     elif split == "patient":
-        if len(index) and not (index.patient != "").any():
-            raise InputError(
-                "No patient is known in this data set, so it cannot be split by patient. Prepare it again "
-                "with --patients CSV (columns ImageId,patient), or split at random."
-            )
+        check_patients(index)
         train, validation = patient_split(index.positive, index.patient, fraction, seed)
     else:
-        file = read_splits(split)
-        settings = {key: file.get(key) for key in settings}
+        file = read_splits(split, fold)
+        settings = {key: file.get(key) for key in settings} | {
+            key: file[key] for key in ("folds", "fold") if key in file
+        }
         train, validation = _rows_of_file(index, split, file)
-    return train, validation, settings | _description(index, train, validation)
-
-
-def _description(index: Index, train: np.ndarray, validation: np.ndarray) -> dict[str, Any]:
-    known = validation[index.patient[validation] != ""]
-    shared = int(np.isin(index.patient[known], index.patient[train]).sum()) if known.size else None
-    return {
+    shared = with_patient_in_training(index.patient, train, validation)
+    description = {
         "train_images": len(train),
         "validation_images": len(validation),
-        "validation_images_with_patient_in_training": shared,
+        "validation_images_with_patient_in_training": None if shared is None else len(shared),
     }
+    return train, validation, settings | description
+
+
+def check_patients(index: Index) -> None:
+    """Raises InputError when no patient is known, so that nothing can be split by patient."""
+    if len(index) and not (index.patient != "").any():
+        raise InputError(
+            "No patient is known in this data set, so it cannot be split by patient. Prepare it again "
+            "with --patients CSV (columns ImageId,patient), or split at random."
+        )
+
+
+def with_patient_in_training(patient: np.ndarray, train: np.ndarray, validation: np.ndarray) -> np.ndarray | None:
+    """The validation rows whose patient has images in training too; None where their patients are unknown."""
+    known = validation[patient[validation] != ""]
+    return known[np.isin(patient[known], patient[train])] if known.size else None
 
 
 def _rows_of_file(index: Index, path: str | Path, split: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -162,12 +282,32 @@ def _rows_of_file(index: Index, path: str | Path, split: dict[str, Any]) -> tupl
             "Use the splits.json of this data set, or prepare all of the images."
         )
     if len(set(ids)) < len(ids):
-        twice = next(image_id for image_id in ids if ids.count(image_id) > 1)
+        twice = next(image_id for image_id, count in Counter(ids).items() if count > 1)
         raise InputError(f"{path} names {twice} more than once. Leave every image on one side only.")
-    train, validation = (
-        np.sort(np.array([row_of[image_id] for image_id in split[side]], np.int64)) for side in ("train", "validation")
-    )
+    train, validation = (np.sort(np.array([row_of[image_id] for image_id in split[side]], np.int64)) for side in SIDES)
     return train, validation
+
+
+def _read_csv(path: Path | str) -> dict[str, Any]:
+    """The splits file of a csv with the columns ImageId,split."""
+    ids: dict[str, list[str]] = {side: [] for side in SIDES}
+    for line, row in labels.read_rows(path, ("ImageId", "split")):
+        if row["split"] not in SIDES:
+            raise InputError(
+                f"{path} line {line}: the split {row['split']!r} is neither train nor validation. Correct it, or "
+                "remove the line to leave the image out."
+            )
+        ids[row["split"]].append(row["ImageId"])
+    return {"method": Path(path).name, "seed": None, "validation_fraction": None, **ids}
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(image_id, str) for image_id in value)
+
+
+def _check_folds(folds: int, count: int, of_what: str) -> None:
+    if not 2 <= folds <= count:
+        raise InputError(f"{count} {of_what} cannot make {folds} folds; choose --folds from 2 to {count}.")
 
 
 def _groups(patient: np.ndarray) -> np.ndarray:

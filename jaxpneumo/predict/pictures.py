@@ -1,5 +1,6 @@
 """Pictures for people: outlines over radiographs, and sheets of many."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -66,7 +67,12 @@ def overlay(
     return picture
 
 
-def contact_sheet(pictures: list[tuple[str, np.ndarray]], columns: int = 4, width: int = 1600) -> np.ndarray:
+def contact_sheet(
+    pictures: list[tuple[str, np.ndarray]],
+    columns: int = 4,
+    width: int = 1600,
+    outlines: Sequence[str] = ("prediction", "truth"),
+) -> np.ndarray:
     """Sets titled pictures in rows on a dark sheet, with the colours' legend below.
 
     Args:
@@ -74,6 +80,7 @@ def contact_sheet(pictures: list[tuple[str, np.ndarray]], columns: int = 4, widt
         legend=False)`. Larger or smaller ones are resized to the cell. Titles are ASCII.
       columns: pictures in a row.
       width: the sheet's width in pixels; less when there are fewer pictures than columns.
+      outlines: the kinds that the legend explains.
 
     Returns:
       uint8 (height, width, 3), RGB.
@@ -103,7 +110,7 @@ def contact_sheet(pictures: list[tuple[str, np.ndarray]], columns: int = 4, widt
             _title(sheet, title, left, top + title_height - 9, cell)
             sheet[top + title_height : top + title_height + tile.shape[0], left : left + cell] = tile
         top += height
-    _legend(sheet, ["prediction", "truth"])
+    _legend(sheet, outlines)
     return sheet
 
 
@@ -123,7 +130,7 @@ def write_png(path: Path | str, picture: np.ndarray) -> None:
         file.write(data.tobytes())
 
 
-def _legend(picture: np.ndarray, names: list[str]) -> None:
+def _legend(picture: np.ndarray, names: Sequence[str]) -> None:
     """A sample of each line with its name, and the disclaimer, on a darkened strip at the lower edge."""
     height, width = picture.shape[:2]
     natural = sum(_text_width(name, 1.0) + 90 for name in names) + _text_width(DISCLAIMER, 1.0) + 30

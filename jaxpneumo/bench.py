@@ -1,0 +1,243 @@
+"""`jaxpneumo bench`: how fast the parts of the system are on this machine, beside what they could be.
+
+Machines are shared and clocks vary: every figure stands beside its yardstick, measured in turns with it, and
+the ratio is what counts.
+"""
+
+import argparse
+import csv
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from jaxpneumo.data import dicom, ingest, labels
+from jaxpneumo.data import prepare as preparation
+from jaxpneumo.data.workers import cores, peak_memory
+from jaxpneumo.errors import BAD_INPUT, DONE, InputError
+from jaxpneumo.files import write_json
+from jaxpneumo.progress import progress
+
+_context = get_context("spawn")
+
+
+# prepare
+
+
+def bench_prepare(
+    images: Path,
+    labels_path: Path | None = None,
+    count: int = 1000,
+    repeats: int = 5,
+    workers: int | None = None,
+    sizes: tuple[int, ...] = (256, 512),
+    scratch: Path | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Preparation beside pure decoding: cv2.imdecode of the same frames in the same number of processes.
+
+    The images are repeated under new SOP instance UIDs until there are `count`. Both run in turns.
+
+    Args:
+      images: folder with JPEG Baseline DICOM files.
+      labels_path: label csv of the images; None = no pneumothorax anywhere.
+      count: images to prepare; at least some hundreds, for a steady rate.
+      repeats: of each; the medians count.
+      workers: processes; None = one a core and at least 2.
+      sizes: of the arrays.
+      scratch: folder for files and arrays, removed at the end; None = the system's temporary one.
+      quiet: no progress bar.
+
+    Returns:
+      {"images", "workers", "sizes", "repeats", "decode_images_per_second", "prepare_images_per_second" (one a
+      repeat), "decode", "prepare" (medians), "ratio" (median of each repeat's), "decode_busy_seconds",
+      "prepare_busy_seconds" (processor time of one process for one image, medians), "busy_ratio" (the same ratio in
+      processor time, which other users of the machine disturb less), "parent_peak_bytes", "worker_peak_bytes" (the
+      most of any repeat), "prepare_seconds" (whole runs, start and end included)}.
+
+    Raises:
+      InputError: no files, or files that are not JPEG Baseline DICOM.
+    """
+    team = max(2, cores()) if workers is None else workers
+    if count < 1 or repeats < 1 or team < 2:
+        raise InputError("give a --count and --repeats of 1 or more, and 2 --workers or more.")
+    folder = Path(tempfile.mkdtemp(prefix="jaxpneumo-bench-", dir=scratch))
+    decode, prepare, decode_busy, prepare_busy, seconds, parents, team_peaks = ([] for _ in range(7))
+    try:
+        files = _repeat_files(Path(images), labels_path, folder, count, quiet)
+        for _ in progress(range(repeats), unit="repeat", description="decode and prepare", quiet=quiet):
+            rate, busy = _decode_rate(files, team)
+            decode.append(rate)
+            decode_busy.append(busy)
+            rate, busy, took, parent, worker = _in_fresh_process(_prepare_once, folder, sizes, team)
+            prepare.append(rate)
+            prepare_busy.append(busy)
+            seconds.append(took)
+            parents.append(parent)
+            team_peaks.append(worker)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return {
+        "images": count,
+        "workers": team,
+        "sizes": list(sizes),
+        "repeats": repeats,
+        "decode_images_per_second": decode,
+        "prepare_images_per_second": prepare,
+        "decode": statistics.median(decode),
+        "prepare": statistics.median(prepare),
+        "ratio": statistics.median(ours / pure for ours, pure in zip(prepare, decode, strict=True)),
+        "decode_busy_seconds": statistics.median(decode_busy),
+        "prepare_busy_seconds": statistics.median(prepare_busy),
+        "busy_ratio": statistics.median(pure / ours for ours, pure in zip(prepare_busy, decode_busy, strict=True)),
+        "prepare_seconds": seconds,
+        "parent_peak_bytes": max(parents),
+        "worker_peak_bytes": max(team_peaks),
+    }
+
+
+def _repeat_files(images: Path, labels_path: Path | None, folder: Path, count: int, quiet: bool) -> list[Path]:
+    """Writes `count` files and their labels below `folder`: the images again and again under new UIDs."""
+    originals = ingest.find_files(images)
+    codes = labels.read_labels(labels_path).codes if labels_path else {}
+    (folder / "dicom").mkdir()
+    files = []
+    with open(folder / "labels.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["ImageId", "EncodedPixels"])
+        for number in progress(range(count), total=count, description="copy", quiet=quiet):
+            original = originals[number % len(originals)]
+            data = original.read_bytes()
+            uid = dicom.read_uid(data)
+            new = f"2.25.1{number:0{max(len(uid) - 6, 1)}d}"
+            if len(new) != len(uid):
+                raise InputError(f"{original} has no SOP instance UID that could be changed. Give other files.")
+            path = folder / "dicom" / f"{new}.dcm"
+            path.write_bytes(data.replace(uid.encode(), new.encode()))
+            files.append(path)
+            rows = codes.get(uid, codes.get(dicom.file_id(original), [(0, "-1")]))
+            table.writerows((new, code) for _, code in rows)
+    return files
+
+
+def _decode_rate(files: list[Path], team: int) -> tuple[float, float]:
+    """Images a second of cv2.imdecode alone, all processes together, and processor seconds an image."""
+    barrier, results = _context.Barrier(team), _context.SimpleQueue()
+    processes = [
+        _context.Process(target=_decode, args=(files[first::team], barrier, results), daemon=True)
+        for first in range(team)
+    ]
+    for process in processes:
+        process.start()
+    spans = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    if not all(spans):
+        raise InputError("the files are not JPEG Baseline DICOM, which is what cv2.imdecode can be compared with.")
+    seconds = max(end for _, end, _ in spans) - min(start for start, *_ in spans)
+    return len(files) / seconds, sum(busy for *_, busy in spans) / len(files)
+
+
+def _decode(files: list[Path], barrier: Any, results: Any) -> None:
+    cv2.setNumThreads(1)
+    frames = [dicom.jpeg_frame(path.read_bytes()) for path in files]
+    barrier.wait()
+    start, busy = time.monotonic(), time.process_time()
+    decoded = [cv2.imdecode(np.frombuffer(frame, np.uint8), cv2.IMREAD_UNCHANGED) is not None for frame in frames]
+    results.put((start, time.monotonic(), time.process_time() - busy) if all(decoded) else ())
+
+
+def _in_fresh_process(function: Callable, *arguments: Any) -> Any:
+    """The result of a function run in a process of its own, so that its memory is its own."""
+    ours, theirs = _context.Pipe(duplex=False)
+    process = _context.Process(target=_answer, args=(theirs, function, arguments))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        raise InputError("the preparation that was to be measured failed; see above.") from None
+    finally:
+        process.join()
+
+
+def _answer(pipe: Any, function: Callable, arguments: tuple) -> None:
+    pipe.send(function(*arguments))
+
+
+def _prepare_once(folder: Path, sizes: tuple[int, ...], team: int) -> tuple[float, float, float, int, int]:
+    """Images a second, processor seconds each, seconds in all; peak bytes of this process and the largest worker."""
+    start = time.monotonic()
+    report = preparation.prepare(
+        folder / "dicom",
+        folder / "labels.csv",
+        folder / "prepared",
+        sizes,
+        workers=team,
+        quiet=True,
+        duplicate_pixels="keep",
+    )
+    seconds = time.monotonic() - start
+    shutil.rmtree(folder / "prepared")
+    return report.images_per_second, report.busy_seconds, seconds, peak_memory(), max(report.worker_peaks, default=0)
+
+
+def _prepare_verb(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="jaxpneumo bench prepare",
+        description=bench_prepare.__doc__.split("\n\n")[0],
+        epilog="example: jaxpneumo bench prepare --images siim/dicom-images-train --labels siim/train-rle.csv",
+    )
+    add = parser.add_argument
+    add("--images", type=Path, required=True, metavar="DIR", help="folder with JPEG Baseline DICOM files")
+    add("--labels", dest="labels_path", type=Path, metavar="CSV", help="their labels (default: all negative)")
+    add("--count", type=int, default=1000, metavar="N", help="images, repeated under new ids (default: 1000)")
+    add("--repeats", type=int, default=5, metavar="N", help="of each, in turns; medians count (default: 5)")
+    add("--workers", type=int, metavar="N", help="processes of both (default: one a core, at least 2)")
+    add("--scratch", type=Path, metavar="DIR", help="where files and arrays go for a while (default: system's)")
+    add("--output", type=Path, metavar="JSON", help="write the figures there too")
+    add("--quiet", action="store_true", help="no progress bar")
+    options = vars(parser.parse_args(argv))
+    output = options.pop("output")
+    result = bench_prepare(**options)
+    if output:
+        write_json(output, result)
+    mega = 1 / 2**20
+    print(f"{result['images']} images, {result['workers']} processes, medians of {result['repeats']}")
+    print(
+        f"  cv2.imdecode alone {result['decode']:8.0f} images/s"
+        f"          {result['decode_busy_seconds'] * 1000:6.2f} ms of a processor an image"
+    )
+    print(
+        f"  prepare            {result['prepare']:8.0f} images/s, {result['ratio']:4.0%}"
+        f"    {result['prepare_busy_seconds'] * 1000:6.2f} ms, {result['busy_ratio']:.0%}"
+    )
+    print(
+        f"  peak memory        {result['parent_peak_bytes'] * mega:8.0f} MiB parent, "
+        f"{result['worker_peak_bytes'] * mega:.0f} MiB largest worker"
+    )
+    return DONE
+
+
+BENCHMARKS = {"prepare": (_prepare_verb, "DICOM files to arrays, beside pure decoding")}
+
+
+def main(argv: list[str]) -> int:
+    """The verb `jaxpneumo bench`. Returns 0, or 2 for wrong use; raises InputError for bad input."""
+    name = argv[0] if argv else "--help"
+    if name in BENCHMARKS:
+        return BENCHMARKS[name][0](argv[1:])
+    print("usage: jaxpneumo bench WHAT ...   (jaxpneumo bench WHAT --help says more)\n")
+    print("\n".join(f"  {each:12} {purpose}" for each, (_, purpose) in BENCHMARKS.items()))
+    if name in ("-h", "--help"):
+        return DONE
+    print(f"\njaxpneumo bench: there is no {name!r}.", file=sys.stderr)
+    return BAD_INPUT

@@ -1,0 +1,224 @@
+"""One image file to its rows in the arrays: what every worker process of `jaxpneumo prepare` does.
+
+The bytes of a file are read once, for checksum, header, pixels and every size.
+"""
+
+import hashlib
+import os
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from jaxpneumo.data import dataset, dicom, reconcile
+from jaxpneumo.data import labels as label_files
+from jaxpneumo.data.reconcile import Outcome
+from jaxpneumo.errors import InputError
+
+ENDINGS = ("", "dcm", "dicom", "png", "jpg", "jpeg")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every process needs to know.
+
+    Attributes:
+      images: the folder that the files lie in.
+      folder: where the arrays are.
+      sizes: their side lengths.
+      labels, patients: the tables; None = ask the header.
+      key: of the hash of the patients' ids.
+      native_size: height and width that images must have; None = any.
+      require_frontal: whether the header must say that it is a frontal radiograph of the chest.
+    """
+
+    images: Path
+    folder: Path
+    sizes: tuple[int, ...]
+    labels: label_files.Labels
+    patients: dict[str, label_files.Patient] | None
+    key: bytes
+    native_size: int | None = None
+    require_frontal: bool = False
+
+
+@dataclass(frozen=True)
+class Span:
+    """When which process worked on a file, in seconds of the machine's clock; `busy`: of the processor's."""
+
+    process: int
+    started: float
+    ended: float
+    busy: float = 0.0
+
+
+_job: Job
+_rows: dict[int, tuple[dataset.RowFile, dataset.RowFile]]
+
+
+def find_files(images: Path) -> list[Path]:
+    """DICOM, PNG and JPEG files at any depth by their endings, by name: that mostly is the order of the ids.
+
+    Raises:
+      InputError: there are none.
+    """
+    files = [path for path in images.rglob("*") if _may_be_image(path.name) and path.is_file()]
+    if not files:
+        raise InputError(
+            f"{images} holds no radiographs (.dcm, .dicom, no ending, .png, .jpg, .jpeg). Give the right folder."
+        )
+    return sorted(files, key=lambda path: (dicom.file_id(path), path))
+
+
+def _may_be_image(name: str) -> bool:
+    if name.startswith(".") or name == "DICOMDIR":
+        return False
+    # Exports often name files by the bare UID, whose last number looks like an ending.
+    ending = Path(name).suffix.lower().lstrip(".")
+    return ending in ENDINGS or ending.isdigit()
+
+
+def start(job: Job, single_thread: bool = True) -> None:
+    """Makes a process ready for `ingest`."""
+    global _job, _rows
+    _job = job
+    _rows = dataset.open_rows(job.folder, job.sizes)
+    if single_thread:  # the processes fill the cores
+        cv2.setNumThreads(1)
+
+
+def stop() -> None:
+    """Closes what `start` opened."""
+    for pair in _rows.values():
+        for file in pair:
+            file.close()
+    _rows.clear()
+
+
+def ingest(task: tuple[int, Path]) -> tuple[Outcome, Span]:
+    """Fills one row of all arrays from one file, or says why not.
+
+    Raises:
+      OSError: the arrays cannot be written.
+    """
+    row, path = task
+    started, busy = time.monotonic(), time.process_time()
+    source = path.relative_to(_job.images).as_posix()
+    outcome = Outcome(row=row, source=source, **_ingest(row, path, source))
+    return outcome, Span(os.getpid(), started, time.monotonic(), time.process_time() - busy)
+
+
+def steady_rate(spans: list[Span | None]) -> float:
+    """Images a second from when the last process has begun to work; 0 if that was too short."""
+    spans = [span for span in spans if span is not None]
+    first: dict[int, float] = {}
+    for span in spans:
+        first[span.process] = min(span.started, first.get(span.process, span.started))
+    ready = max(first.values(), default=0.0)
+    steady = [span for span in spans if span.started >= ready]
+    seconds = max((span.ended for span in spans), default=0.0) - ready
+    return len(steady) / seconds if len(steady) > 1 and seconds > 0 else 0.0
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of change in ns of a file: whether it is the one that was read before."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def checksums(rows: dict[int, tuple[dataset.RowFile, dataset.RowFile]], row: int) -> tuple[int, int]:
+    """CRC-32 of one row of all images, and of all images and masks, as they are in the arrays."""
+    pairs = [(images.read(row), masks.read(row)) for images, masks in rows.values()]
+    return _checksums([image for image, _ in pairs], [mask for _, mask in pairs])
+
+
+def _checksums(images: list, masks: list) -> tuple[int, int]:
+    pixels = 0
+    for image in images:
+        pixels = zlib.crc32(image, pixels)
+    everything = pixels
+    for mask in masks:
+        everything = zlib.crc32(mask, everything)
+    return pixels, everything
+
+
+def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
+    """The fields of a file's outcome."""
+    name = dicom.file_id(path)
+    try:
+        if (size := path.stat().st_size) > dicom.MAX_BYTES:
+            detail = f"{source} has {size >> 20} MiB; no radiograph has that. Export it again."
+            return {"image_id": name, "reason": reconcile.UNREADABLE, "detail": detail}
+        stamped, data = stamp(path), path.read_bytes()
+    except OSError as error:
+        return {"image_id": name, "reason": reconcile.UNREADABLE, "detail": error.strerror or str(error)}
+    try:
+        radiograph = dicom.parse_image(data, source)
+    except dicom.RadiographError as error:
+        image_id, _ = reconcile.match(dicom.read_uid(data) or name, name, _job.labels.codes)
+        return {"image_id": image_id, "reason": error.reason, "detail": str(error), "stamp": stamped}
+    image_id, problem = reconcile.match(radiograph.uid, name, _job.labels.codes)
+    found = {"image_id": image_id, "stamp": stamped}
+    if reason_and_detail := _refusal(radiograph, image_id, problem):
+        return {**found, **dict(zip(("reason", "detail"), reason_and_detail, strict=True))}
+    height, width = radiograph.image.shape
+    try:
+        mask, code, label_rows = label_files.mask(_job.labels, image_id, height, width)
+    except InputError as error:
+        return {**found, "reason": reconcile.BAD_LABEL, "detail": str(error)}
+
+    area = 0 if mask is None else int(np.count_nonzero(mask))
+    pixels, checksum = _fill(row, radiograph.image, mask)
+    person = label_files.Patient(radiograph.patient_id, radiograph.sex, radiograph.age, radiograph.view)
+    if _job.patients is not None:
+        # Ids of two kinds must not mix: an image that the patients file does not list has no known patient.
+        person = _job.patients.get(image_id, label_files.Patient("", person.sex, person.age, person.view))
+    index = {
+        "ImageId": image_id,
+        "patient": label_files.pseudonym(person.patient, _job.key),
+        "sex": person.sex or radiograph.sex,
+        "age": radiograph.age if person.age is None else person.age,
+        "view": person.view or radiograph.view,
+        "height": height,
+        "width": width,
+        "mask_area": area,
+        "label_rows": label_rows,
+        "source": source,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    synthetic = radiograph.synthetic
+    return {**found, "index": index, "code": code, "synthetic": synthetic, "pixels": pixels, "checksum": checksum}
+
+
+def _refusal(radiograph: dicom.Radiograph, image_id: str, problem: str) -> tuple[str, str] | None:
+    """Reason and detail for a file that can be read and must not be used; None when it may."""
+    height, width = radiograph.image.shape
+    if problem == reconcile.CONTRADICTION:
+        detail = f"Its SOP instance UID is {radiograph.uid}: which image is it? Correct the name or the UID."
+        return problem, detail
+    if _job.native_size and (height, width) != (_job.native_size, _job.native_size):
+        return reconcile.WRONG_SIZE, f"{height} x {width} pixels instead of {_job.native_size} x {_job.native_size}."
+    if _job.require_frontal and (wrong := reconcile.not_frontal(radiograph)):
+        return reconcile.NOT_FRONTAL, f"Its header says {wrong}."
+    if problem:
+        return problem, f"{_job.labels.path.name} has no line for it. Add one (-1 for no pneumothorax)."
+    if detail := label_files.conflict(_job.labels, image_id):
+        return reconcile.CONFLICT, detail
+    return None
+
+
+def _fill(row: int, image: np.ndarray, mask: np.ndarray | None) -> tuple[int, int]:
+    """Writes one row of all arrays; returns their checksums."""
+    images = [cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for size in _rows]
+    if mask is None:
+        masks = [np.zeros((size, size // 8), np.uint8) for size in _rows]
+    else:
+        masks = [dataset.reduce_mask(mask, size) for size in _rows]
+    for files, small_image, small_mask in zip(_rows.values(), images, masks, strict=True):
+        files[0].write(row, small_image)
+        files[1].write(row, small_mask)
+    return _checksums(images, masks)

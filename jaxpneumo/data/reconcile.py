@@ -1,0 +1,213 @@
+"""Reconciliation of images and labels: what is used, what is set aside, and why. Nothing is both or neither.
+
+Every file and every label row ends in exactly one state. Pure functions; `prepare` reads the files.
+
+| reason | what it means |
+| --- | --- |
+| unreadable image | not DICOM, PNG or JPEG, truncated, damaged, empty, or its decoder crashed or took too long |
+| several frames, colour image | readable, and not one grey image |
+| wrong size | a size that no radiograph has, or another than --native-size |
+| not a frontal chest radiograph | with --require-frontal: what the header says of modality, body part and view |
+| file name and UID differ | the file is one labelled image by its name and another by its SOP instance UID |
+| image without labels | the label file has no row for it; that is not the same as a row -1 |
+| labels without image | no file has this id |
+| invalid run-length code | malformed, or it leaves the image |
+| conflicting labels | rows -1 and rows with a region for one image |
+| duplicate id | a second file of the same id; when their pixels differ, none of them is used |
+| duplicate pixels | the pixels of another id; the lowest id is used, or none when their masks differ |
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jaxpneumo.data import dicom
+
+UNREADABLE = dicom.UNREADABLE
+WRONG_SIZE = dicom.WRONG_SIZE
+NOT_FRONTAL = "not a frontal chest radiograph"
+CONTRADICTION = "file name and UID differ"
+NO_LABELS = "image without labels"
+NO_IMAGE = "labels without image"
+BAD_LABEL = "invalid run-length code"
+CONFLICT = "conflicting labels"
+DUPLICATE_ID = "duplicate id"
+DUPLICATE_PIXELS = "duplicate pixels"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file.
+
+    Attributes:
+      row: of the arrays.
+      source: the file below the images folder.
+      image_id: the label file's id; where it has none, the SOP instance UID or the file's name.
+      reason, detail: why it cannot be used; "" if its row is filled.
+      index: its line of index.csv; None with a reason.
+      code: run-length code of all its label rows together.
+      synthetic: it says that it was drawn.
+      pixels: checksum of its rows' images; equal pixels have equal ones.
+      checksum: of all its rows, images and masks.
+      stamp: the file's size in bytes and time of change in ns.
+    """
+
+    row: int
+    source: str
+    image_id: str
+    reason: str = ""
+    detail: str = ""
+    index: dict[str, Any] | None = None
+    code: str = ""
+    synthetic: bool = False
+    pixels: int = 0
+    checksum: int = 0
+    stamp: tuple[int, int] = (0, 0)
+
+
+def match(uid: str, name: str, labelled: Container[str]) -> tuple[str, str]:
+    """The id by which a label file knows an image.
+
+    A file is known by its SOP instance UID, else by its name. Where it is one labelled image by the UID and
+    another by the name, or is named like a labelled UID and says it is something else, nobody can tell which
+    label is its own.
+
+    Args:
+      uid: SOP instance UID of the file, its name where it has none.
+      name: the file's name without ending.
+      labelled: the ids of the label file.
+
+    Returns:
+      The id, and what is wrong with it ("" if nothing): one of the reasons.
+    """
+    if uid == name:
+        return uid, "" if uid in labelled else NO_LABELS
+    if name in labelled and (uid in labelled or re.fullmatch(r"\d+(\.\d+)+", name)):
+        return name, CONTRADICTION
+    found = next((each for each in (uid, name) if each in labelled), None)
+    return (uid, NO_LABELS) if found is None else (found, "")
+
+
+def not_frontal(radiograph: dicom.Radiograph) -> str:
+    """What speaks against a frontal radiograph of the chest in a header; "" if nothing.
+
+    Modality must be CR or DX, Body Part Examined CHEST, THORAX or empty, View Position PA or AP.
+    """
+    wrong = []
+    if radiograph.modality not in ("CR", "DX"):
+        wrong.append(f"modality {radiograph.modality[:16]!r}")
+    if radiograph.body_part not in ("CHEST", "THORAX", ""):
+        wrong.append(f"body part {radiograph.body_part[:16]!r}")
+    if radiograph.view not in ("PA", "AP"):
+        wrong.append(f"view {radiograph.view[:16]!r}")
+    return ", ".join(wrong)
+
+
+def alike(outcomes: Iterable[Outcome]) -> list[list[Outcome]]:
+    """Groups of usable outcomes whose pixels may be equal: those with the same size and checksum."""
+    groups: dict[tuple, list[Outcome]] = {}
+    for outcome in outcomes:
+        if not outcome.reason:
+            key = outcome.pixels, outcome.index["height"], outcome.index["width"]
+            groups.setdefault(key, []).append(outcome)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def reconcile(
+    outcomes: Iterable[Outcome],
+    label_lines: dict[str, list[int]],
+    digest: Callable[[Outcome], str],
+    keep_duplicate_pixels: bool = False,
+) -> tuple[list[Outcome], list[dict[str, str]]]:
+    """Divides files and labels into what is used and what is set aside.
+
+    Args:
+      outcomes: one a file.
+      label_lines: ids of the label file, each with the lines of its rows.
+      digest: of an outcome's native pixels; asked only for those whose pixels may be equal.
+      keep_duplicate_pixels: use images whose pixels occur under several ids.
+
+    Returns:
+      The outcomes to use, by ascending id; the entries of quarantine.csv (file, ImageId, reason, detail),
+      files in their order, then labels without image.
+    """
+    outcomes = list(outcomes)
+    pixels = {}
+    for group in alike(outcomes):
+        ids = Counter(outcome.image_id for outcome in group)
+        asked = [outcome for outcome in group if ids[outcome.image_id] > 1 or not keep_duplicate_pixels]
+        pixels |= {outcome.row: digest(outcome) for outcome in asked}
+    problems = {outcome.row: (outcome.reason, outcome.detail) for outcome in outcomes if outcome.reason}
+    problems |= _same_id([outcome for outcome in outcomes if outcome.row not in problems], pixels)
+    if not keep_duplicate_pixels:
+        problems |= _same_pixels([outcome for outcome in outcomes if outcome.row not in problems], pixels)
+    kept = sorted((each for each in outcomes if each.row not in problems), key=lambda each: each.image_id)
+    set_aside = [
+        _entry(outcome.source, outcome.image_id, *problems[outcome.row])
+        for outcome in outcomes
+        if outcome.row in problems
+    ]
+    seen = {outcome.image_id for outcome in outcomes}
+    for image_id, lines in label_lines.items():
+        if image_id not in seen:
+            where = f"line{'s' * (len(lines) > 1)} {', '.join(map(str, lines))} of the label file"
+            set_aside.append(_entry("", image_id, NO_IMAGE, f"No file has this id ({where})."))
+    return kept, set_aside
+
+
+def believe_patients(kept: list[Outcome]) -> tuple[list[Outcome], str]:
+    """Outcomes with the patients that their headers tell, and where those are from.
+
+    A Patient ID that is another one for every image, as in the challenge's files, says nothing about patients:
+    they become unknown.
+    """
+    known = [outcome.index["patient"] for outcome in kept if outcome.index["patient"]]
+    if len(set(known)) < len(known):
+        return kept, "header"
+    nobody = [replace(outcome, index={**outcome.index, "patient": ""}) for outcome in kept]
+    return nobody, "nowhere: no two images share a Patient ID"
+
+
+def _same_id(usable: list[Outcome], pixels: dict[int, str]) -> dict[int, tuple[str, str]]:
+    """Of files with one id, the one that is named by it is used, else the first; none where their pixels differ."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in usable:
+        groups.setdefault(outcome.image_id, []).append(outcome)
+    problems = {}
+    for image_id, group in groups.items():
+        if len(group) == 1:
+            continue
+        if len({pixels.get(outcome.row, str(outcome.row)) for outcome in group}) > 1:
+            detail = f"{len(group)} files with this id differ; none is used. Remove the wrong ones."
+            problems |= {outcome.row: (DUPLICATE_ID, detail) for outcome in group}
+            continue
+        first = min(group, key=lambda outcome: dicom.file_id(outcome.source) != image_id)
+        detail = f"A copy of {first.source}, which is used."
+        problems |= {outcome.row: (DUPLICATE_ID, detail) for outcome in group if outcome is not first}
+    return problems
+
+
+def _same_pixels(usable: list[Outcome], pixels: dict[int, str]) -> dict[int, tuple[str, str]]:
+    """Of ids with equal pixels the lowest is used; none where their masks differ."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in usable:
+        if outcome.row in pixels:
+            groups.setdefault(pixels[outcome.row], []).append(outcome)
+    problems = {}
+    for group in groups.values():
+        first, *others = sorted(group, key=lambda outcome: outcome.image_id)
+        if len({outcome.code for outcome in group}) > 1:
+            for outcome in group:
+                other = others[0] if outcome is first else first
+                detail = f"The pixels of {other.image_id} with another mask; none is used. Correct the labels."
+                problems[outcome.row] = DUPLICATE_PIXELS, detail
+        else:
+            detail = f"The pixels of {first.image_id}, which is used."
+            problems |= {outcome.row: (DUPLICATE_PIXELS, detail) for outcome in others}
+    return problems
+
+
+def _entry(source: str, image_id: str, reason: str, detail: str) -> dict[str, str]:
+    return {"file": source, "ImageId": image_id, "reason": reason, "detail": detail}

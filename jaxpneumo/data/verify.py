@@ -1,0 +1,347 @@
+"""`jaxpneumo verify`: is a prepared data set still what `jaxpneumo prepare` made?
+
+Every file is read once and compared with its sha256 in dataset.json, every row of every array with its CRC-32 in
+checksums.csv, which names the damaged image, and every mask, bit for bit, with the one that labels.csv gives. One
+row is in memory at a time.
+"""
+
+import argparse
+import hashlib
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxpneumo.data import dataset, labels, rle, splits
+from jaxpneumo.data.dicom import MAX_PIXELS
+from jaxpneumo.errors import DONE, FAILED, InputError
+from jaxpneumo.files import read_json
+from jaxpneumo.progress import progress
+
+TABLES = ("index.csv", "labels.csv", "quarantine.csv")
+CHANGED = "has changed since it was prepared"
+SHOWN = 20  # problems printed of one file
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a file, and with which image where that can be told."""
+
+    file: str
+    what: str
+    row: int | None = None
+    image_id: str = ""
+
+    def __str__(self) -> str:
+        where = "" if self.row is None else f", row {self.row}"
+        return f"{self.file}{where}{f' ({self.image_id})' if self.image_id else ''}: {self.what}"
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """What the tables say about the images: their ids by row, and what their masks are made of."""
+
+    names: dict[int, str]
+    masks: dict[int, tuple[str, int, int]]  # code, height, width
+
+
+def verify(directory: Path | str, quiet: bool = False) -> list[Problem]:
+    """Checks a prepared data set.
+
+    Args:
+      directory: as `jaxpneumo prepare` leaves it.
+      quiet: no progress bar.
+
+    Returns:
+      The problems, none for an undamaged data set.
+
+    Raises:
+      InputError: the folder is no prepared data set, or one of another format.
+    """
+    directory = Path(directory)
+    if (directory / "dataset.json").is_file():
+        try:
+            read_json(directory / "dataset.json")
+        except InputError as error:
+            return [Problem("dataset.json", f"cannot be understood: {error}")]
+    info = dataset.read_info(directory)
+    if (problem := _check_info(info)) is not None:
+        return [problem]
+    count, sizes, digests = info["counts"]["images"], info["sizes"], info["sha256"]
+    arrays = dataset.array_files(directory, count, sizes)
+
+    problems = [
+        Problem("dataset.json", f"has no sha256 of {name}, which therefore cannot be trusted")
+        for name in [*TABLES, *(path.name for path, _ in arrays)]
+        if name not in digests
+    ]
+    array_names = {path.name for path, _ in arrays}
+    for name in sorted(digests.keys() - array_names):
+        problems += _check_file(directory / name, digests)
+    damaged = {problem.file for problem in problems}
+    checksums: dict[str, list[str]] = {}
+    if "checksums.csv" in digests and "checksums.csv" not in damaged:
+        rows = [row for _, row in labels.read_rows(directory / "checksums.csv", ("row",))]
+        checksums = {stem: [row[stem] for row in rows] for stem in rows[0]} if len(rows) == count > 0 else {}
+    truth, found = _check_tables(directory, count)
+    problems += found
+
+    with progress(total=count * len(arrays), unit="row", description="verify", quiet=quiet) as bar:
+        for path, shape in arrays:
+            expected = (lambda row, size=shape[1]: _bits(truth, row, size)) if path.name.startswith("masks") else None
+            problems += _check_array(path, shape, digests, checksums.get(path.stem), truth.names, expected, bar)
+    if not any(problem.file in ("index.csv", "labels.csv") for problem in problems):
+        problems += _check_splits(directory)
+    return problems
+
+
+def _check_info(info: dict[str, Any]) -> Problem | None:
+    """dataset.json has the entries that the other checks need."""
+    count = info["counts"].get("images") if isinstance(info.get("counts"), dict) else None
+    sizes, digests = info.get("sizes"), info.get("sha256")
+    valid = isinstance(count, int) and count >= 0
+    valid = valid and isinstance(sizes, list) and all(isinstance(size, int) and size >= 8 for size in sizes)
+    valid = valid and isinstance(digests, dict) and all(Path(name).name == name for name in digests)
+    return None if valid else Problem("dataset.json", "lacks the number of images, the sizes or the checksums")
+
+
+def _check_file(path: Path, digests: dict[str, str]) -> list[Problem]:
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return [Problem(path.name, f"cannot be read: {error.strerror}")]
+    if digest == digests[path.name]:
+        return []
+    return [Problem(path.name, _owner(path.name, digest, digests) or CHANGED)]
+
+
+def _owner(name: str, digest: str, digests: dict[str, str]) -> str:
+    """Words for a file that has the checksum of another one; "" when it has nobody's."""
+    owners = [other for other, its in digests.items() if its == digest and other != name]
+    return f"holds what belongs in {owners[0]}: the files have been swapped or copied" if owners else ""
+
+
+# The tables against each other
+
+
+def _check_tables(directory: Path, count: int) -> tuple[_Truth, list[Problem]]:
+    problems: list[Problem] = []
+    lines: dict[int, dict[str, Any]] = {}
+    for number, row in _read(directory / "index.csv", tuple(dataset.COLUMNS), problems):
+        try:
+            row = row | {name: int(row[name]) for name in ("row", *dataset.WHOLE)}
+        except ValueError as error:
+            problems.append(Problem("index.csv", f"line {number} cannot be understood ({error})"))
+            continue
+        if row["row"] in lines or not 0 <= row["row"] < count:
+            problem = "is there twice" if row["row"] in lines else f"is not one of {count} images"
+            problems.append(Problem("index.csv", f"line {number}: row {row['row']} {problem}", None, row["ImageId"]))
+        else:
+            lines[row["row"]] = row
+    codes = [
+        (row["ImageId"], row["EncodedPixels"])
+        for _, row in _read(directory / "labels.csv", ("ImageId", "EncodedPixels"), problems)
+    ]
+
+    names = {row: image_id for row, (image_id, _) in enumerate(codes)} if len(codes) == count else {}
+    names |= {row: line["ImageId"] for row, line in lines.items()}
+    missing = [row for row in range(count) if row not in lines]
+    problems += [Problem("index.csv", "has no line for this image", row, names.get(row, "")) for row in missing]
+    known = {line["ImageId"] for line in lines.values()} | {names[row] for row in missing if row in names}
+    for image_id, times in Counter(image_id for image_id, _ in codes).items():
+        if image_id not in known:
+            problems.append(Problem("labels.csv", "names an image that index.csv does not have", None, image_id))
+        elif times > 1:
+            problems.append(Problem("labels.csv", f"has {times} lines for this image", None, image_id))
+
+    code_of, masks = dict(codes), {}
+    for row, line in lines.items():
+        image_id, height, width = line["ImageId"], line["height"], line["width"]
+        if image_id not in code_of:
+            problems.append(Problem("labels.csv", "has no line for this image", row, image_id))
+        elif height < 1 or width < 1 or height * width > MAX_PIXELS:
+            problems.append(Problem("index.csv", f"has a size of {height} x {width} pixels", row, image_id))
+        else:
+            try:
+                area = rle.area(code_of[image_id], height, width)
+            except ValueError as error:
+                problems.append(Problem("labels.csv", str(error), row, image_id))
+                continue
+            if (area, area > 0) != (line["mask_area"], line["label_rows"] > 0):
+                what = f"gives a mask of {area} pixels, index.csv {line['mask_area']} in {line['label_rows']} rows"
+                problems.append(Problem("labels.csv", what, row, image_id))
+            masks[row] = code_of[image_id], height, width
+    return _Truth(names, masks), problems
+
+
+def _read(path: Path, columns: tuple[str, ...], problems: list[Problem]) -> list[tuple[int, dict[str, str]]]:
+    """A table's rows; where it cannot be read, those before that, and a problem more."""
+    rows: list[tuple[int, dict[str, str]]] = []
+    try:
+        rows.extend(labels.read_rows(path, columns))
+    except InputError as error:
+        problems.append(Problem(path.name, str(error)))
+    return rows
+
+
+# The arrays
+
+
+def _bits(truth: _Truth, row: int, size: int) -> np.ndarray | None:
+    """The packed mask that the tables give; None where they give none."""
+    if row not in truth.masks:
+        return None
+    code, height, width = truth.masks[row]
+    if code == rle.EMPTY:
+        return np.zeros((size, size // 8), np.uint8)
+    return dataset.reduce_mask(rle.decode(code, height, width), size)
+
+
+def _check_array(
+    path: Path,
+    shape: tuple[int, int, int],
+    digests: dict[str, str],
+    checksums: list[str] | None,
+    names: dict[int, str],
+    expected: Callable[[int], np.ndarray | None] | None,
+    bar: tqdm,
+) -> list[Problem]:
+    """One pass over an array's file; `expected` gives a row of the masks, `checksums` what every row should have."""
+    count, row_bytes = shape[0], math.prod(shape[1:])
+    changed: dict[int, str] = {}
+    differs: dict[int, str] = {}
+    digest, row = hashlib.sha256(), None
+    try:
+        with open(path, "rb") as file:
+            header, wrong = _header(file, shape)
+            digest.update(header)
+            for row in range(0 if wrong else count):
+                data = file.read(row_bytes)
+                digest.update(data)
+                if len(data) < row_bytes:
+                    wrong = f"is cut off: {row} of {count} images are whole"
+                    break
+                if checksums is not None and dataset.row_checksum(data) != checksums[row]:
+                    changed[row] = CHANGED
+                if expected is not None and (bits := expected(row)) is not None:
+                    difference = np.frombuffer(data, np.uint8).reshape(bits.shape) ^ bits
+                    if difference.any():
+                        differs[row] = _difference(difference)
+                bar.update()
+            end = file.tell()
+            while data := file.read(1 << 20):
+                digest.update(data)
+            if not wrong and file.tell() > end:
+                wrong = f"has {file.tell() - end} bytes too many"
+    except OSError as error:
+        return [Problem(path.name, f"cannot be read: {error.strerror}", row, names.get(row, ""))]
+
+    if digest.hexdigest() == digests.get(path.name) and not wrong:
+        return _of_rows(path, differs, names)
+    if owner := _owner(path.name, digest.hexdigest(), digests):
+        return [Problem(path.name, owner)]
+    if count > 1 and len(changed) == count:
+        return [Problem(path.name, "has not one image that was prepared: is it another data set's file?")]
+    both = {row: "; ".join(what[row] for what in (changed, differs) if row in what) for row in changed | differs}
+    found = [Problem(path.name, wrong)] if wrong else []
+    if not both and not wrong:
+        found = [Problem(path.name, f"{CHANGED}; which image cannot be told" if checksums is None else CHANGED)]
+    return found + _of_rows(path, both, names)
+
+
+def _of_rows(path: Path, what: dict[int, str], names: dict[int, str]) -> list[Problem]:
+    return [Problem(path.name, text, row, names.get(row, "")) for row, text in sorted(what.items())]
+
+
+def _header(file: IO[bytes], shape: tuple[int, int, int]) -> tuple[bytes, str]:
+    """The bytes before an array's first row, and what is wrong with them: "" for nothing."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            version = np.lib.format.read_magic(file)
+            actual, _, dtype = np.lib.format.read_array_header_1_0(file)
+        wrong = "" if version == (1, 0) else f"has NumPy's format {version}"
+        if (actual, dtype) != (shape, np.uint8):
+            wrong = f"is {dtype} {actual}; dataset.json says uint8 {shape}"
+    except OSError:
+        raise
+    except Exception:  # a damaged header makes NumPy raise almost anything
+        wrong = "has a damaged header"
+    length = file.tell()
+    file.seek(0)
+    return file.read(length), wrong
+
+
+def _difference(bits: np.ndarray) -> str:
+    rows, columns = np.nonzero(np.unpackbits(bits, axis=-1))
+    return f"{rows.size} pixels are not those of labels.csv, first row {rows[0]}, column {columns[0]} of the mask"
+
+
+def _check_splits(directory: Path) -> list[Problem]:
+    path = directory / "splits.json"
+    if not path.is_file():
+        return []
+    try:
+        index = dataset.read_index(directory)
+        for fold in range(splits.read_splits(path).get("folds", 1)):
+            splits.split_rows(index, path, 0.0, 0, fold)
+    except InputError as error:
+        return [Problem(path.name, str(error))]
+    return []
+
+
+# The verb
+
+
+def main(argv: list[str]) -> int:
+    """`jaxpneumo verify`; returns the exit code. Raises InputError when there is no data set to check."""
+    args = _parser().parse_args(argv)
+    problems = verify(args.data, args.quiet)
+    if not problems:
+        info = dataset.read_info(args.data)
+        sizes = ", ".join(map(str, info["sizes"]))
+        print(f"{args.data}: {info['counts']['images']} images at {sizes} pixels are as they were prepared.")
+        return DONE
+    for file, count in Counter(problem.file for problem in problems).items():
+        print("\n".join([str(problem) for problem in problems if problem.file == file][:SHOWN]))
+        if count > SHOWN:
+            print(f"{file}: and {count - SHOWN} problems more")
+    print(f"{args.data} is damaged, problems found: {len(problems)}. {_advice(args.data, problems)}")
+    return FAILED
+
+
+def _advice(directory: Path, problems: list[Problem]) -> str:
+    files = sorted({problem.file for problem in problems})
+    advice = []
+    if "splits.json" in files:
+        files.remove("splits.json")
+        advice.append(f"`jaxpneumo split --data {directory}` makes a new splits.json.")
+    if files:
+        advice.append(
+            f"Do not train on it. Restore {', '.join(files)} from a copy (dataset.json has the sha256 that each must "
+            "have), or remove the folder and make it again with `jaxpneumo prepare`; then check the disk, and repeat "
+            "what was trained or scored on these images since the last time that `jaxpneumo verify` found nothing."
+        )
+    return " ".join(advice)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jaxpneumo verify",
+        description="Checks that a prepared data set is undamaged: shapes, checksums, every mask against its label.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""example:
+  jaxpneumo verify --data data/siim
+
+exit codes: 0 undamaged; 1 damaged, the output says where and what to do; 2 not a prepared data set""",
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser

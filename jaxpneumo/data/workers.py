@@ -1,0 +1,179 @@
+"""Worker processes that survive their tasks: one that crashes or hangs costs that task and nothing else.
+
+Standard pools give up when a process dies, and wait for ever for one that hangs. A damaged file can do either
+to a decoder.
+"""
+
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+AHEAD = 4  # tasks that wait in a process's pipe, so that it never waits for this one
+START_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What comes instead of a result when a task's process had to be given up.
+
+    Attributes:
+      why: "crashed" or "took too long".
+    """
+
+    why: str
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    tasks: deque = field(default_factory=deque)
+    ready: bool = False
+    since: float = field(default_factory=time.monotonic)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory() -> int:
+    """The most memory that this process has had resident, in bytes; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return 0
+
+
+def run(
+    function: Callable[[Any], Any],
+    tasks: Sequence[Any],
+    workers: int,
+    start: Callable[..., None],
+    arguments: tuple,
+    seconds: float,
+    peaks: list[int] | None = None,
+) -> Iterator[tuple[Any, Any]]:
+    """Runs a function over tasks in spawned processes.
+
+    A task whose process dies is tried once more, since the system may have killed it for another's memory; the
+    second time it is lost. A task that takes longer than it may is lost at once.
+
+    Args:
+      function: of one task; importable, as for any spawned process.
+      tasks: picklable.
+      workers: number of processes.
+      start, arguments: called once in every process before its first task.
+      seconds: that one task may take.
+      peaks: is given `peak_memory` of every process that worked to the end.
+
+    Yields:
+      (task, result or Lost) as they come, in no order.
+
+    Raises:
+      whatever `function` raises; RuntimeError when a process cannot even start.
+    """
+    context = get_context("spawn")
+    waiting, tried = deque(enumerate(tasks)), set()
+
+    def launch() -> _Worker:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, function, start), daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def feed(worker: _Worker) -> None:
+        while waiting and len(worker.tasks) < AHEAD:
+            worker.tasks.append(waiting.popleft())
+            with suppress(OSError):  # it has just died, which the pipe will tell
+                worker.pipe.send(worker.tasks[-1][1])
+
+    def give_up(worker: _Worker, why: str) -> Iterator[tuple[Any, Any]]:
+        """Replaces a dead or hanging process; its unfinished tasks wait again."""
+        worker.stop()
+        team.remove(worker)
+        if not worker.ready:
+            raise RuntimeError(f"a worker process {why} before its first task; out of memory? Use fewer workers")
+        if worker.tasks:
+            number, task = worker.tasks.popleft()
+            waiting.extendleft(reversed(worker.tasks))
+            if why == "crashed" and number not in tried:
+                tried.add(number)
+                waiting.appendleft((number, task))
+            else:
+                yield task, Lost(why)
+        if waiting:
+            team.append(launch())
+            introduce(team[-1])
+
+    def introduce(worker: _Worker) -> None:
+        with suppress(OSError):  # it has just died, which the pipe will tell
+            worker.pipe.send(arguments)
+
+    team = [launch() for _ in range(min(workers, len(tasks)))]
+    try:
+        # Only now, so that all of them start at once: large arguments wait until they are taken.
+        for worker in team:
+            introduce(worker)
+        while waiting or any(worker.tasks for worker in team):
+            for pipe in wait([worker.pipe for worker in team], timeout=min(1.0, seconds)):
+                worker = next(worker for worker in team if worker.pipe is pipe)
+                try:
+                    kind, value = pipe.recv()
+                except (EOFError, OSError):
+                    yield from give_up(worker, "crashed")
+                    continue
+                worker.since = time.monotonic()
+                if kind == "error":
+                    raise value
+                if kind == "ready":
+                    worker.ready = True
+                else:
+                    yield worker.tasks.popleft()[1], value
+                feed(worker)
+            for worker in list(team):
+                limit = seconds if worker.ready else START_SECONDS
+                if (worker.tasks or not worker.ready) and time.monotonic() - worker.since > limit:
+                    yield from give_up(worker, "took too long")
+        for worker in team:
+            if worker.ready:
+                worker.pipe.send(None)
+        for worker in team:
+            if worker.ready and worker.pipe.poll(10) and peaks is not None:
+                peaks.append(worker.pipe.recv()[1])
+    finally:
+        for worker in team:
+            worker.stop()
+
+
+def _work(pipe: Connection, function: Callable, start: Callable) -> None:
+    """The life of one process: ends when it is told to, or when the one that started it is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        try:
+            start(*pipe.recv())
+            pipe.send(("ready", None))
+            while (task := pipe.recv()) is not None:
+                pipe.send(("result", function(task)))
+            pipe.send(("peak", peak_memory()))
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return
+        except Exception as error:
+            pipe.send(("error", error))
+    except OSError:
+        return

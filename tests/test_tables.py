@@ -1,0 +1,74 @@
+"""The bare tables give the index that the images would have."""
+
+import numpy as np
+import pytest
+
+from jaxpneumo.data import dataset, tables
+from jaxpneumo.data.prepare import prepare
+from jaxpneumo.errors import InputError
+
+
+def test_tables_agree_with_the_prepared_images(shared, tmp_path):
+    folder, sample = tmp_path / "data", shared / "data/siim-sample"
+    prepare(
+        sample / "dicom-images-train",
+        sample / "train-rle.csv",
+        folder,
+        (32,),
+        sample / "patients.csv",
+        workers=1,
+        quiet=True,
+    )
+    index = dataset.read_index(folder)
+    table = tables.read_tables(sample / "train-rle.csv", sample / "patients.csv")
+    order = np.argsort(table.image_id)
+    for name in ("image_id", "sex", "age", "view", "height", "width", "mask_area", "label_rows"):
+        np.testing.assert_array_equal(getattr(table, name)[order], getattr(index, name))
+    assert len(set(table.patient.tolist())) == len(set(index.patient.tolist()))
+
+
+@pytest.fixture
+def files(tmp_path):
+    labels, patients = tmp_path / "labels.csv", tmp_path / "patients.csv"
+    labels.write_text("ImageId, EncodedPixels\na, -1\nb, 5 10 5 10\nc,0 10\nc,5 10\nc,-1\n")
+    patients.write_text("ImageId,patient,sex,age,view,round1\nb,7,f,50,pa,train\nc,7,M,,AP,test\n")
+    return labels, patients
+
+
+def test_areas_and_rows(files):
+    index = tables.read_tables(*files)
+    assert index.image_id.tolist() == ["a", "b", "c"]
+    assert index.mask_area.tolist() == [0, 20, 15]
+    assert index.label_rows.tolist() == [0, 1, 2]
+    assert index.patient.tolist() == ["", "7", "7"]
+    assert (index.sex.tolist(), index.view.tolist()) == (["", "F", "M"], ["", "PA", "AP"])
+    assert index.age[1] == 50
+    assert np.isnan(index.age[2])
+    assert tables.read_tables(files[0]).patient.tolist() == ["", "", ""]
+
+
+def test_columns_are_found_by_id(files):
+    assert tables.read_column(files[1], "round1", np.array(["c", "b"])).tolist() == ["test", "train"]
+    with pytest.raises(InputError, match="lacks 1 of the images, a first"):
+        tables.read_column(files[1], "round1", np.array(["a", "b"]))
+    with pytest.raises(InputError, match="header lacks round2"):
+        tables.read_column(files[1], "round2", np.array(["b"]))
+    files[1].write_text("ImageId,round1\nb,train\nb,test\n")
+    with pytest.raises(InputError, match="line 3: b is listed a second time"):
+        tables.read_column(files[1], "round1", np.array(["b"]))
+
+
+def test_patients_of_another_file(files):
+    index = tables.with_patients(tables.read_tables(files[0]), files[1])
+    assert index.patient.tolist() == ["", "7", "7"]
+    files[1].write_text("ImageId,patient\nz,7\n")
+    with pytest.raises(InputError, match="lists none of the images"):
+        tables.with_patients(index, files[1])
+    with pytest.raises(InputError, match="lists none of the images"):
+        tables.read_tables(*files)
+
+
+def test_wrong_codes_are_said(files):
+    files[0].write_text("ImageId,EncodedPixels\na,-1\nb,1048570 7\n")
+    with pytest.raises(InputError, match=r"labels.csv line 3: .* leaves the image by 1 pixels"):
+        tables.read_tables(files[0])

@@ -1,0 +1,68 @@
+"""Processes that crash or hang cost their task and nothing else."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from jaxpneumo.data import workers
+
+_offset = 0
+
+
+def start(offset: int) -> None:
+    global _offset
+    _offset = offset
+
+
+def refuse(_: int) -> None:
+    os._exit(3)
+
+
+def work(task: tuple) -> int:
+    kind, number, *rest = task
+    if kind == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if kind == "crash once" and not rest[0].exists():
+        rest[0].touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "hang":
+        time.sleep(600)
+    if kind == "error":
+        raise OSError(28, "No space left on device")
+    return number + _offset
+
+
+def results(tasks, team=2, seconds=20.0, peaks=None, starter=start):
+    return dict(workers.run(work, tasks, team, starter, (100,), seconds, peaks))
+
+
+def test_every_task_is_answered_once():
+    tasks, peaks = [("fine", number) for number in range(50)], []
+    assert results(tasks, 3, peaks=peaks) == {task: task[1] + 100 for task in tasks}
+    assert 1 <= len(peaks) <= 3  # one that has just started may have had nothing to do
+    assert all(1e6 < peak < 1e9 for peak in peaks)
+
+
+def test_a_crash_and_a_hang_cost_one_task_each(tmp_path):
+    tasks = [("fine", 0), ("crash", 1), ("fine", 2), ("hang", 3), ("crash once", 4, tmp_path / "mark")]
+    tasks += [("fine", number) for number in range(5, 12)]
+    begin = time.monotonic()
+    found = results(tasks, seconds=1.0)
+    assert time.monotonic() - begin < 20
+    assert found[tasks[1]] == workers.Lost("crashed")
+    assert found[tasks[3]] == workers.Lost("took too long")
+    assert {task[1]: value for task, value in found.items() if not isinstance(value, workers.Lost)} == {
+        number: number + 100 for number in (0, 2, *range(4, 12))
+    }
+
+
+def test_an_error_of_the_function_is_raised_here():
+    with pytest.raises(OSError, match="No space left"):
+        results([("fine", 1), ("error", 2)])
+
+
+def test_processes_that_cannot_start_are_told():
+    with pytest.raises(RuntimeError, match="crashed before its first task"):
+        results([("fine", 1)], 1, starter=refuse)
