@@ -4,10 +4,10 @@ Reading gives every radiograph the same form, 8-bit grey with white bones, whate
 interpretation, look-up tables and transfer syntax (DICOM PS3.3 C.7.6.3 and C.11). Writing makes JPEG Baseline
 Secondary Capture files with the elements that the SIIM-ACR challenge's files have.
 
-JPEG Baseline goes through simplejpeg, everything else through pydicom. simplejpeg gives the very values that
-pydicom gives with its plugin "pillow", as both wrap libjpeg-turbo and its accurate integer transform, in half
-the time, and it refuses damaged data that Pillow and OpenCV fill with grey. pydicom's plugin "pylibjpeg", which
-it prefers where it is installed, rounds otherwise: its values differ by 1 at most.
+JPEG Baseline goes through simplejpeg, JPEG Extended and Lossless through imagecodecs, everything else through
+pydicom. simplejpeg gives the very values that pydicom gives with its plugin "pillow", as both wrap libjpeg-turbo
+and its accurate integer transform, in half the time, and it refuses damaged data that Pillow and OpenCV fill
+with grey. pydicom's plugin "pylibjpeg" rounds otherwise: its values differ by 1 at most.
 
 Nothing is decoded before the header has said that it is one grey image of a sensible size, and the compressed
 data that they are of that very size.
@@ -22,6 +22,7 @@ from io import BytesIO
 from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
 import pydicom
 import pydicom.config
@@ -33,6 +34,9 @@ from pydicom.pixels import apply_modality_lut, apply_voi
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
     RLELossless,
     SecondaryCaptureImageStorage,
     generate_uid,
@@ -354,9 +358,19 @@ def _decode(dataset: Dataset, name: Path | str) -> np.ndarray:
             # As an end that is missing is by far the most frequent damage, it has its own words.
             if not frame[-64:].rstrip(b"\0").endswith(b"\xff\xd9"):
                 raise RadiographError(f"{name} is truncated: its JPEG has no end. Copy or download it again.")
-            pixels = simplejpeg.decode_jpeg(frame, "GRAY")[..., 0]
-            return pixels.view(np.int8) if dataset.PixelRepresentation else pixels
+            return _with_sign(simplejpeg.decode_jpeg(frame, "GRAY")[..., 0], dataset)
+        if syntax in (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1):
+            # pydicom reads all of these with a plugin under the GPL alone.
+            return _with_sign(imagecodecs.jpeg8_decode(frame), dataset)
     return dataset.pixel_array
+
+
+def _with_sign(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """JPEG codes signed values by their low bits: spreads the sign over the bits above."""
+    if not dataset.PixelRepresentation:
+        return pixels
+    unused = 8 * pixels.itemsize - dataset.BitsStored
+    return (pixels << unused).view(f"i{pixels.itemsize}") >> unused
 
 
 def _to_grey(dataset: Dataset, pixels: np.ndarray) -> np.ndarray:
