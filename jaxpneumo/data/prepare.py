@@ -226,6 +226,7 @@ def _prepare_image(row: int, path: Path, source: str) -> dict[str, Any]:
         "label_rows": label_rows,
         "source": source,
         "sha256": hashlib.sha256(data).hexdigest(),
+        **dict(zip(dataset.SPACING, radiograph.pixel_spacing or (None, None), strict=True)),
     }
     code = rle.encode(mask) if area else rle.EMPTY
     return {"image_id": image_id, "index": index, "code": code, "synthetic": radiograph.synthetic}
