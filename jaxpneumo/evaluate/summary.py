@@ -45,7 +45,8 @@ def summarise(
     positive = truth_area > 0
     empty: Table = {"tp": np.zeros_like(truth_area), "fp": np.zeros_like(truth_area), "fn": truth_area}
     parts = {("scores", mode): scores.ratios(table) for mode, table in measured.modes.items()}
-    parts["all_empty",] = scores.ratios(empty)
+    baseline = metrics.all_empty(truth_area)
+    parts["all_empty",] = {name: pair for name, pair in scores.ratios(empty).items() if name in baseline}
     if measured.mean_shape is not None:
         parts["mean_shape",] = scores.ratios(measured.mean_shape)
     groups = strata(index, rows)
@@ -72,7 +73,6 @@ def summarise(
     point = _nested({name: None if np.isnan(value) else float(value) for name, value in zip(names, found, strict=True)})
     interval = _nested({name: bootstrap.as_list(pair) for name, pair in zip(names, ends, strict=True)})
 
-    baseline = metrics.all_empty(truth_area)
     return {
         "n_images": baseline["n_images"],
         "n_positive": baseline["n_positive"],
@@ -93,7 +93,7 @@ def summarise(
             for number, (stratum, group, members) in enumerate(groups)
         ],
         "intervals": {
-            "method": "percentile bootstrap",
+            "method": "expanded percentile bootstrap",
             "level": bootstrap.LEVEL,
             "replicates": replicates,
             "seed": seed,
