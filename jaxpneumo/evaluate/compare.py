@@ -24,7 +24,7 @@ is corrected for the number of scores: decide beforehand which one counts.
 
 examples:
   jaxpneumo compare runs/exp4 runs/exp5
-  jaxpneumo compare runs/exp4 runs/exp5 --mode tta --output exp4-exp5.json
+  jaxpneumo compare --mode tta --output exp4-exp5.json runs/exp4 runs/exp5
 """
 
 
