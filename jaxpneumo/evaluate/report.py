@@ -258,11 +258,12 @@ def _score(value: float | None, digits: int = 4) -> str:
 
 
 def _ends(ends: Sequence[float] | None, digits: int = 4) -> str:
-    """An interval, with the digits that its score has."""
+    """An interval, with the digits that its score has; "" where there is none, or where both ends are one."""
     if not ends:
         return ""
     digits = digits if max(map(abs, ends)) < 10 else 1
-    return "[" + ", ".join(f"{end:.{digits}f}" for end in ends) + "]"
+    low, high = (f"{end:.{digits}f}" for end in ends)
+    return "" if low == high else f"[{low}, {high}]"
 
 
 def main(arguments: Sequence[str]) -> int:

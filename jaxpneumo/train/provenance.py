@@ -40,6 +40,8 @@ def record_start(workdir: Path) -> None:
     """Adds this start of a run to provenance.json in its folder: when, with which software, on which devices."""
     import jax
 
+    if jax.process_index() != 0:
+        return
     devices = [device.device_kind for device in jax.devices()]
     start = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
