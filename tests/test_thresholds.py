@@ -110,8 +110,20 @@ def test_held_out_means_held_out(small):
             scores += [thresholds.surface(table, rule, images=fold == f)[place]] * int((fold == f).sum())
         assert chosen["held_out"] == pytest.approx(np.mean(scores))
         assert chosen["optimism"] == pytest.approx(chosen["in_sample"] - chosen["held_out"])
-    half = thresholds.choose_all(table, patient, method="half", seed=4)["rules"]["image"]
-    assert half["chosen_on_images"] + half["held_out_images"] == 15
+
+
+def test_halves_are_chosen_on_one_and_scored_on_the_other(small):
+    _, table = small
+    patient = np.array([f"p{i // 2}" for i in range(15)])
+    half = folds(clusters(patient)[0], table.truth_area > 0, 2, 4) == 0
+    for rule, chosen in thresholds.choose_all(table, patient, method="half", seed=4)["rules"].items():
+        first, second = (thresholds.surface(table, rule, images=images) for images in (half, ~half))
+        a, b = thresholds.best(first), thresholds.best(second)
+        assert chosen["in_sample"] == pytest.approx(first[a])
+        assert chosen["held_out"] == pytest.approx(second[a])
+        assert chosen["optimism"] == pytest.approx((first[a] - second[a] + second[b] - first[b]) / 2)
+        assert chosen["optimism"] >= 0  # however much easier one half is
+        assert (chosen["chosen_on_images"], chosen["held_out_images"]) == (half.sum(), (~half).sum())
 
 
 def noise(n: int, seed: int) -> LevelCounts:

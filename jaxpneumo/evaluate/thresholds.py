@@ -34,8 +34,8 @@ FOLDS = 5
 
 HELP = """\
 Chooses probability and removal thresholds on the images of a run's evaluation, by their mean Dice or IoU, and
-says what they are worth: chosen on some patients and scored on the others. The difference to their score on
-the images they were chosen on is the optimism. Not a medical device.
+says what they are worth: chosen on some patients and scored on the others. How much better they look on the
+images they were chosen on is the optimism. Not a medical device.
 
 rules:
   image      B-TH, R-TH: an image whose mask is smaller than R-TH is emptied
@@ -115,8 +115,9 @@ def choose(counts: LevelCounts, cluster: np.ndarray, rule: str, score: str, meth
       cluster: (N,) numbers of the images' patients.
       rule: of RULES.
       score: "dice" or "iou".
-      method: "half": chosen on one half of the patients, scored on the other. "folds": chosen on all; the
-        held-out score is of each fold with the thresholds that the other folds choose.
+      method: "half": chosen on one half of the patients, scored on the other; the optimism is the mean of both
+        ways round, as one half may be easier than the other. "folds": chosen on all; the held-out score is of
+        each fold with the thresholds that the other folds choose.
       seed: of the halves or folds.
 
     Returns:
@@ -135,18 +136,23 @@ def choose(counts: LevelCounts, cluster: np.ndarray, rule: str, score: str, meth
     chosen_on = fold == 0 if method == "half" else everything
     chosen_surface = _surface(terms, rule, chosen_on)
     place = best(chosen_surface)
+    in_sample = float(chosen_surface[place])
     if method == "half":
-        places, held_out = [place], float(_surface(terms, rule, ~chosen_on)[place])
+        other_surface = _surface(terms, rule, ~chosen_on)
+        other_place = best(other_surface)
+        places, held_out = [place], float(other_surface[place])
+        other_optimism = float(other_surface[other_place] - chosen_surface[other_place])
+        optimism = (in_sample - held_out + other_optimism) / 2
     else:
         places = [best(_surface(terms, rule, fold != f)) for f in range(count)]
         scores = [_surface(terms, rule, fold == f)[p] * (fold == f).sum() for f, p in enumerate(places)]
         held_out = float(sum(scores) / len(fold))
-    in_sample = float(chosen_surface[place])
+        optimism = in_sample - held_out
     return {
         "thresholds": _named(counts, rule, place),
         "in_sample": in_sample,
         "held_out": held_out,
-        "optimism": in_sample - held_out,
+        "optimism": optimism,
         "chosen_on_images": int(chosen_on.sum()),
         "held_out_images": int((~chosen_on).sum()) if method == "half" else len(fold),
         "held_out_thresholds": [_named(counts, rule, p) for p in places],
