@@ -94,10 +94,14 @@ def test_batch_size_does_not_change_the_scores(workdir, summary, tmp_path):
         assert again["scores"][mode]["dice"] == pytest.approx(scores["dice"], abs=1e-3)
 
 
-def test_another_data_set_is_scored_whole(workdir, prepared, tmp_path):
+def test_another_data_set_is_scored_whole(workdir, prepared, tmp_path, capsys):
     arguments = ["--workdir", str(workdir), "--quiet", "--data", str(prepared), "--part", "all"]
     assert module.main([*arguments, "--output", str(tmp_path / "all")]) == DONE
-    assert read_json(tmp_path / "all/summary.json")["n_images"] == 24
+    summary = read_json(tmp_path / "all/summary.json")
+    assert summary["n_images"] == 24
+    trained = len(read_json(workdir / "splits.json")["train"])
+    assert summary["split"]["images_in_training"] == trained
+    assert f"{trained} of these images were trained on" in capsys.readouterr().out
 
 
 def test_data_of_another_size_or_no_data_are_refused(workdir, tmp_path):
