@@ -13,6 +13,10 @@ VERBS = {
     "split": ("jaxpneumo.data.split", "choose training and validation images, report leaks"),
     "train": ("jaxpneumo.main", "train a config's stages, evaluate, predict"),
     "evaluate": ("jaxpneumo.evaluate.evaluate", "score a finished run at native size"),
+    "compare": ("jaxpneumo.evaluate.compare", "say whether one run is better than another, and how surely"),
+    "thresholds": ("jaxpneumo.evaluate.thresholds", "choose probability and removal thresholds"),
+    "tables": ("jaxpneumo.evaluate.tables", "the papers' tables beside our runs"),
+    "report": ("jaxpneumo.evaluate.report", "write one HTML page about a run"),
     "predict": ("jaxpneumo.predict.predict", "outline pneumothorax in a folder of radiographs"),
     "bench": ("jaxpneumo.bench", "measure how fast the parts are, beside what they could be"),
 }

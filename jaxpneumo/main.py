@@ -75,6 +75,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
       TrainingError: training failed.
     """
     from jaxpneumo.evaluate.evaluate import evaluate_run, table
+    from jaxpneumo.evaluate.report import write_report
     from jaxpneumo.predict.infer import load_predictor
     from jaxpneumo.predict.predict import predict_folder
     from jaxpneumo.train.run import train
@@ -92,7 +93,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
         (workdir / "predictions").mkdir(exist_ok=True)
         shutil.copyfile(workdir / "evaluation/submission.csv", workdir / "predictions/submission.csv")
         print("Predicted the validation images; --config.predict.input=FOLDER predicts a folder of DICOM files.")
-    print(f"Everything is in {workdir}")
+    write_report(workdir)
+    print(f"Everything is in {workdir}; open {workdir / 'report.html'} in a browser.")
     return PARTIAL if set_aside else DONE
 
 

@@ -63,6 +63,26 @@ def prepared(radiographs, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def evaluated(prepared, tmp_path_factory) -> Path:
+    """A finished and evaluated one-stage run of a tiny network on a patient-grouped split. Copy it to change it."""
+    from jaxpneumo.errors import DONE
+    from jaxpneumo.evaluate.evaluate import main
+    from jaxpneumo.train.run import train
+
+    folder = tmp_path_factory.mktemp("run")
+    config = shrink(load_config("exp2"), prepared)
+    config.data.split = "patient"
+    config.data.validation_fraction = 0.4
+    config.model.dtype = "float32"
+    config.stage1.learning_rate = 0.01
+    config.predict.threshold = 0.3
+    config.predict.removal_threshold = 20000
+    train(config, folder)
+    assert main(["--workdir", str(folder), "--quiet"]) == DONE
+    return folder
+
+
 def load_config(name: str) -> ConfigDict:
     """A shipped config; an argument follows a colon."""
     file, _, argument = name.partition(":")

@@ -83,6 +83,7 @@ def test_runs_one_shrunk_epoch_a_stage(name, prepared, tmp_path):
     summary = json.loads((tmp_path / "evaluation/summary.json").read_text())
     assert set(summary["scores"]) == {"plain", "tta", "removal", "tta_removal"}
     assert summary["n_images"] == len(read_submission(tmp_path / "predictions/submission.csv"))
+    assert "not a medical device" in (tmp_path / "report.html").read_text()
 
 
 def test_experiment_3_takes_experiment_2s_weights(prepared, tmp_path):

@@ -38,6 +38,8 @@ COLUMNS = [
     *("row", "ImageId", "patient", "sex", "age", "view", "height", "width"),
     *("mask_area", "label_rows", "source", "sha256"),
 ]
+# Millimetres between rows and between columns; optional columns.
+SPACING = ["row_spacing", "column_spacing"]
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,20 @@ def read_index(directory: Path | str) -> Index:
     return Index(age=age, **text, **whole)
 
 
+def read_spacing(directory: Path | str) -> np.ndarray:
+    """(N, 2) float64 PixelSpacing of the images in index.csv, millimetres between rows and columns; nan: unknown."""
+    path = Path(directory) / "index.csv"
+    rows = [row for _, row in labels.read_rows(path, ("ImageId",))]
+    try:
+        return np.array([[float(row.get(name) or "nan") for name in SPACING] for row in rows]).reshape(-1, 2)
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}). Prepare the data set again.") from error
+
+
 def write_index(directory: Path | str, rows: list[dict[str, Any]]) -> None:
-    """Writes index.csv: dictionaries with every column but `row`; None becomes an empty value."""
-    _write_csv(Path(directory) / "index.csv", COLUMNS, [{"row": n, **row} for n, row in enumerate(rows)])
+    """Writes index.csv: dictionaries with every column but `row`, with or without SPACING; None: an empty value."""
+    columns = [*COLUMNS, *(name for name in SPACING if any(name in row for row in rows))]
+    _write_csv(Path(directory) / "index.csv", columns, [{"row": n, **row} for n, row in enumerate(rows)])
 
 
 def read_labels(directory: Path | str) -> dict[str, str]:

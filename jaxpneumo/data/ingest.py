@@ -189,6 +189,7 @@ def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
         "label_rows": label_rows,
         "source": source,
         "sha256": hashlib.sha256(data).hexdigest(),
+        **dict(zip(dataset.SPACING, radiograph.pixel_spacing or (None, None), strict=True)),
     }
     synthetic = radiograph.synthetic
     return {**found, "index": index, "code": code, "synthetic": synthetic, "pixels": pixels, "checksum": checksum}

@@ -1,12 +1,12 @@
 """`jaxpneumo evaluate`: a finished run's scores at native size, the papers' 2x2 of TTA and removal threshold.
 
 Everything comes from counts (tp, fp, fn) an image, against the label file's own masks at native size, and every
-score stands beside that of predicting nothing at all.
+score stands beside its interval and beside those of predicting nothing at all and the mean shape.
 """
 
 import argparse
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +14,35 @@ import cv2
 import numpy as np
 
 from jaxpneumo.data import dataset, rle
-from jaxpneumo.data.splits import split_rows
+from jaxpneumo.data.splits import read_splits, split_rows
 from jaxpneumo.errors import DONE, InputError
-from jaxpneumo.evaluate import metrics
+from jaxpneumo.evaluate import baseline, bootstrap, metrics, thresholds
+from jaxpneumo.evaluate.calibration import calibration
+from jaxpneumo.evaluate.images import IMAGE_SCORES, MODES, VIEWS, Measured, measure, own_mode
+from jaxpneumo.evaluate.levels import write_levels
+from jaxpneumo.evaluate.scores import DISTANCES, REGIONS
+from jaxpneumo.evaluate.summary import summarise
 from jaxpneumo.files import write_atomically, write_json
-from jaxpneumo.predict.infer import Predictor, load_predictor, predict_masks
+from jaxpneumo.predict.infer import Predictor, load_predictor
 from jaxpneumo.predict.pictures import contact_sheet, overlay, write_png
-from jaxpneumo.predict.postprocess import remove_small
 from jaxpneumo.predict.submission import write_submission
-from jaxpneumo.progress import progress
 
-# name -> (flip TTA, removal threshold): rows of the papers' tables
-MODES = {"plain": (0, False), "tta": (1, False), "removal": (0, True), "tta_removal": (1, True)}
 GALLERY = 12
 NOTE = "Research software, not a medical device."
 
 HELP = """\
 Scores a finished run on held-out images at their native size: Dice and IoU an image, with and without flip
-TTA and removal threshold, beside the all-empty baseline. Not a medical device.
+TTA and removal threshold, detection by image and by region, distances of outlines; each with a 95 % bootstrap
+interval, beside predicting nothing and predicting the mean shape. Not a medical device.
 
 It writes to WORKDIR/evaluation (or --output)
-  summary.json     all scores with data, split, resolution and thresholds
-  metrics.csv      areas, Dice and IoU of every image
-  submission.csv   ImageId,EncodedPixels with the run's own settings
-  gallery.png      images with prediction and truth, from the best to the worst
+  summary.json      all scores with intervals and strata, data, split, resolution and thresholds
+  metrics.csv       every image's line of the data set's index.csv with its scores
+  calibration.json  reliability and temperature of the image-level scores, and which images are uncertain
+  thresholds.json   scores at many probability and removal thresholds (`jaxpneumo thresholds` chooses some)
+  levels.npz        the counts behind them
+  submission.csv    ImageId,EncodedPixels with the run's own settings
+  gallery.png       images with prediction and truth, from the best to the worst
 
 examples:
   jaxpneumo evaluate --workdir runs/exp5
@@ -52,6 +57,8 @@ def evaluate(
     split: dict[str, Any],
     output: Path,
     quiet: bool = False,
+    replicates: int = bootstrap.REPLICATES,
+    seed: int = bootstrap.SEED,
 ) -> dict[str, Any]:
     """Scores the given rows of a prepared data set and writes the files of HELP.
 
@@ -62,6 +69,7 @@ def evaluate(
       split: says in words what these images are.
       output: folder to write to.
       quiet: no progress bar.
+      replicates, seed: of the bootstrap.
 
     Returns:
       The content of summary.json.
@@ -74,32 +82,12 @@ def evaluate(
     images, _ = dataset.open_arrays(data, settings.size)
     if len(rows) == 0:
         raise InputError("there are no images to evaluate; check --part and the split.")
-    records: dict[int, dict[str, Any]] = {}
-    codes: dict[str, str] = {}
-    mode_of_run = ("tta" if settings.tta else "plain") if settings.removal_threshold == 0 else (
-        "tta_removal" if settings.tta else "removal"
-    )  # fmt: skip
-
-    def stream() -> Iterator[tuple[int, np.ndarray, tuple[int, int]]]:
-        for row in rows:
-            yield int(row), images[row], (int(index.height[row]), int(index.width[row]))
-
-    bar = progress(predict_masks(predictor, stream(), (0, 1)), len(rows), description="evaluate", quiet=quiet)
-    for row, masks in bar:
-        image_id = str(index.image_id[row])
-        truth = rle.decode(labels[image_id], int(index.height[row]), int(index.width[row]))
-        record = {"row": row, "ImageId": image_id, "truth_area": int(truth.sum())}
-        for mode, (view, removal) in MODES.items():
-            threshold = settings.removal_threshold if removal else 0
-            mask = remove_small(masks[view], threshold, settings.removal_rule)
-            record[mode] = tuple(int(n) for n in metrics.counts(mask, truth))
-            if mode == mode_of_run:
-                codes[image_id] = rle.encode(mask)
-        records[row] = record
-
-    ordered = [records[int(row)] for row in rows]
-    scores = {mode: metrics.summarise(*np.transpose([r[mode] for r in ordered])) for mode in MODES}
-    all_empty = metrics.all_empty(np.array([r["truth_area"] for r in ordered]))
+    shape = _mean_shape(predictor)
+    measured = measure(
+        predictor, images, index, labels, rows, dataset.read_spacing(data), shape[0] if shape else None, quiet
+    )
+    mode = own_mode(settings)
+    results = summarise(measured, index, rows, mode, replicates, seed)
     natives = sorted({f"{h}x{w}" for h, w in zip(index.height[rows], index.width[rows], strict=True)})
     summary = {
         "note": NOTE,
@@ -108,43 +96,83 @@ def evaluate(
             "synthetic": info["synthetic"],
             "images": info["counts"]["images"],
             "positive": info["counts"]["positive"],
+            "labels_sha256": info["sha256"]["labels.csv"],
         },
         "split": split,
-        "run": {"workdir": predictor.workdir.name, "stage": predictor.stage},
+        "run": {"workdir": predictor.workdir.name, "stage": predictor.stage, "mode": mode},
         "input_size": settings.size,
         "scored_at": natives,
         "threshold": settings.threshold,
         "removal": {"threshold": settings.removal_threshold, "rule": settings.removal_rule},
-        "n_images": all_empty["n_images"],
-        "n_positive": all_empty["n_positive"],
-        "all_empty": all_empty,
-        "scores": scores,
+        "mean_shape_made_from": shape[1] if shape else None,
+        **results,
     }
-    _write_metrics(output / "metrics.csv", ordered)
-    write_submission(output / "submission.csv", sorted(codes.items()))
-    _write_gallery(output / "gallery.png", ordered, mode_of_run, codes, labels, images, index)
+    _write_metrics(output / "metrics.csv", measured, index, rows)
+    write_levels(output / "levels.npz", measured.levels)
+    cluster, _ = bootstrap.clusters(index.patient[rows])
+    positive, view = measured.levels.truth_area > 0, VIEWS[int(settings.tta)]
+    write_json(
+        output / "calibration.json",
+        {"view": view}
+        | {name: calibration(measured.image_scores[view][name], positive, cluster) for name in IMAGE_SCORES},
+    )
+    if cluster.max() > 0:
+        write_json(output / "thresholds.json", thresholds.choose_all(measured.levels, index.patient[rows]))
+    write_submission(output / "submission.csv", sorted(measured.codes.items()))
+    dices = metrics.dice(*(measured.modes[mode][name] for name in ("tp", "fp", "fn")))
+    _write_gallery(output / "gallery.png", dices, rows, measured.codes, labels, images, index)
+    # Last: its presence says that the evaluation is complete.
     write_json(output / "summary.json", summary)
     return summary
 
 
 def table(summary: dict[str, Any]) -> str:
-    """summary.json as text: the 2x2 beside the all-empty baseline."""
+    """summary.json as text: the 2x2 beside the baselines, then detection and distances of the run's own mode."""
     kind = "SYNTHETIC" if summary["data"]["synthetic"] else "real"
+    intervals, own = summary["intervals"], summary["run"]["mode"]
     lines = [
         f"{summary['n_images']} images ({summary['n_positive']} positive), {kind} data "
         f"{summary['data']['directory']}, split {summary['split']['method']}, {summary['split']['part']} part; "
         f"predicted at {summary['input_size']}, scored at {', '.join(summary['scored_at'])}; "
         f"probability threshold {summary['threshold']}, "
         f"removal threshold {summary['removal']['threshold']} px ({summary['removal']['rule']})",
-        f"{'':>14} {'Dice':>7} {'IoU':>7} {'Dice positives':>15} {'Dice negatives':>15}",
+        f"{'':>14} {'Dice':>23} {'IoU':>23} {'Dice positives':>23} {'Dice negatives':>14}",
     ]
     names = {"plain": "plain", "tta": "TTA", "removal": "removal", "tta_removal": "TTA + removal"}
-    rows = [(names[mode], scores) for mode, scores in summary["scores"].items()]
-    for name, scores in [*rows, ("all empty", summary["all_empty"])]:
-        values = [scores[key] for key in ("dice", "iou", "dice_positive", "dice_negative")]
-        texts = ["-" if value is None else f"{value:.4f}" for value in values]
-        lines.append(f"{name:>14} {texts[0]:>7} {texts[1]:>7} {texts[2]:>15} {texts[3]:>15}")
+    rows = [(names[mode], scores, intervals["scores"][mode]) for mode, scores in summary["scores"].items()]
+    rows.append(("all empty", summary["all_empty"], intervals["all_empty"]))
+    if summary["mean_shape"]:
+        rows.append(("mean shape", summary["mean_shape"], intervals["mean_shape"]))
+    for name, scores, ends in rows:
+        texts = [with_interval(scores[key], ends[key]) for key in ("dice", "iou", "dice_positive")]
+        negative = with_interval(scores["dice_negative"], None)
+        lines.append(f"{name:>14} {texts[0]:>23} {texts[1]:>23} {texts[2]:>23} {negative:>14}")
+
+    def one(label: str, key: str) -> str:
+        return f"{label} {with_interval(summary['scores'][own][key], intervals['scores'][own][key])}"
+
+    view = VIEWS[own.startswith("tta")]
+    level, ends = summary["image_level"][view]["top_mean"], intervals["image_level"][view]["top_mean"]
+    lines += [
+        f"{names[own]}: {one('sensitivity', 'sensitivity')}, {one('specificity', 'specificity')}, "
+        f"AUROC {with_interval(level['auroc'], ends['auroc'])}, "
+        f"average precision {with_interval(level['average_precision'], ends['average_precision'])}",
+        f"regions: {one('found', 'lesion_sensitivity')}, {one('real', 'lesion_precision')}; outlines: "
+        f"{one('Hausdorff 95 %', 'hausdorff95_px')} px, {one('mean distance', 'surface_distance_px')} px",
+        f"[95 % intervals: bootstrap of {intervals['clusters']} {intervals['unit']}s, {intervals['replicates']} "
+        f"replicates, seed {intervals['seed']}]",
+    ]
+    if trained := summary["split"].get("images_in_training"):
+        lines.append(f"{trained} of these images were trained on: the scores are better than they would be on others.")
     return "\n".join([*lines, NOTE])
+
+
+def with_interval(value: float | None, ends: Sequence[float] | None) -> str:
+    """A score and its interval: "0.8356 [0.8201, 0.8502]", "-" where there is none."""
+    if value is None:
+        return "-"
+    digits = 4 if abs(value) < 2 else 1
+    return f"{value:.{digits}f}" + (f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends else "")
 
 
 def evaluate_run(predictor: Predictor, quiet: bool = False) -> dict[str, Any]:
@@ -157,41 +185,69 @@ def evaluate_run(predictor: Predictor, quiet: bool = False) -> dict[str, Any]:
 def _part(workdir: Path, data: Path, part: str) -> tuple[np.ndarray, dict[str, Any]]:
     index = dataset.read_index(data)
     if part == "all":
-        return np.arange(len(index)), {"method": "none", "part": "whole"}
+        trained = np.isin(index.image_id, read_splits(workdir / "splits.json")["train"])
+        return np.arange(len(index)), {"method": "none", "part": "whole", "images_in_training": int(trained.sum())}
     train, validation, split = split_rows(index, str(workdir / "splits.json"), 0.0, 0)
     return (train if part == "train" else validation), {"part": part, **split}
 
 
-def _write_metrics(path: Path, records: list[dict[str, Any]]) -> None:
+def _mean_shape(predictor: Predictor) -> tuple[np.ndarray, dict[str, Any]] | None:
+    """Of the run's own training images; None where these are not at hand."""
+    data, size = Path(predictor.config.data.directory), predictor.config.predict.size
+    try:
+        rows, _ = _part(predictor.workdir, data, "train")
+        _, masks = dataset.open_arrays(data, size)
+        positive = dataset.read_index(data).positive
+    except InputError:
+        return None
+    return baseline.mean_shape(masks, rows[positive[rows]])
+
+
+def _write_metrics(path: Path, measured: Measured, index: dataset.Index, rows: np.ndarray) -> None:
+    columns: dict[str, Sequence[Any]] = {
+        "row": rows,
+        "ImageId": index.image_id[rows],
+        "truth_area": measured.levels.truth_area,
+        "patient": index.patient[rows],
+        "sex": index.sex[rows],
+        "age": ["" if np.isnan(age) else f"{age:g}" for age in index.age[rows]],
+    }
+    names = ("view", "height", "width", "mask_area", "label_rows", "source", "sha256")
+    columns |= {name: getattr(index, name)[rows] for name in names}
+    for view, scores in measured.image_scores.items():
+        columns |= {f"{view}_{name}": [f"{value:.6f}" for value in values] for name, values in scores.items()}
+    columns["lesions"] = measured.modes["plain"]["lesions"]
+    for mode in MODES:
+        found = measured.modes[mode]
+        tp, fp, fn = (found[name] for name in ("tp", "fp", "fn"))
+        columns |= {f"{mode}_tp": tp, f"{mode}_area": tp + fp}
+        columns[f"{mode}_dice"] = [f"{value:.6f}" for value in metrics.dice(tp, fp, fn)]
+        columns[f"{mode}_iou"] = [f"{value:.6f}" for value in metrics.iou(tp, fp, fn)]
+        columns |= {f"{mode}_{name}": found[name] for name in REGIONS[1:]}
+        for name in DISTANCES:
+            columns[f"{mode}_{name}"] = ["" if np.isnan(value) else f"{value:.4f}" for value in found[name]]
     with write_atomically(path) as file:
         writer = csv.writer(file, lineterminator="\n")
-        per_mode = [f"{mode}_{name}" for mode in MODES for name in ("area", "dice", "iou")]
-        writer.writerow(["row", "ImageId", "truth_area", *per_mode])
-        for record in records:
-            line = [record["row"], record["ImageId"], record["truth_area"]]
-            for mode in MODES:
-                tp, fp, fn = (np.array(n) for n in record[mode])
-                line += [tp + fp, f"{metrics.dice(tp, fp, fn):.6f}", f"{metrics.iou(tp, fp, fn):.6f}"]
-            writer.writerow(line)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
 
 
 def _write_gallery(
     path: Path,
-    records: list[dict[str, Any]],
-    mode: str,
+    dices: np.ndarray,
+    rows: np.ndarray,
     codes: dict[str, str],
     labels: dict[str, str],
     images: np.ndarray,
     index: dataset.Index,
 ) -> None:
     """Pictures evenly spaced from the best to the worst Dice, of images with a truth or a prediction."""
-    scored = [(float(metrics.dice(*(np.array(n) for n in r[mode]))), r) for r in records]
-    not_plain = [pair for pair in scored if pair[1]["truth_area"] or codes[pair[1]["ImageId"]] != rle.EMPTY]
-    shown = sorted(not_plain or scored, key=lambda pair: -pair[0])
+    scored = list(zip(dices.tolist(), rows.tolist(), index.image_id[rows].tolist(), strict=True))
+    not_plain = [one for one in scored if labels[one[2]] != rle.EMPTY or codes[one[2]] != rle.EMPTY]
+    shown = sorted(not_plain or scored, key=lambda one: -one[0])
     places = np.unique(np.linspace(0, len(shown) - 1, GALLERY).round().astype(int))
     pictures = []
-    for score, record in (shown[i] for i in places):
-        row, image_id = record["row"], record["ImageId"]
+    for score, row, image_id in (shown[i] for i in places):
         native = (int(index.height[row]), int(index.width[row]))
         image = cv2.resize(np.asarray(images[row]), native[::-1], interpolation=cv2.INTER_LINEAR)
         masks = [rle.decode(code, *native) for code in (codes[image_id], labels[image_id])]
@@ -214,15 +270,19 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--output", type=Path, help="folder to write to (default: WORKDIR/evaluation)")
     parser.add_argument("--batch-size", type=int, help="default: the run's predict.batch_size")
+    parser.add_argument("--replicates", type=int, default=bootstrap.REPLICATES, help="of the bootstrap")
+    parser.add_argument("--seed", type=int, default=bootstrap.SEED, help="of the bootstrap")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)
 
+    if options.replicates < 100:
+        raise InputError(f"--replicates={options.replicates} is too few for an interval; give at least 100.")
     predictor = load_predictor(options.workdir)
     if options.batch_size is not None:
         predictor.config.predict.batch_size = options.batch_size
     data = options.data or Path(predictor.config.data.directory)
     rows, split = _part(options.workdir, data, options.part)
     output = options.output or options.workdir / "evaluation"
-    print(table(evaluate(predictor, data, rows, split, output, options.quiet)))
+    print(table(evaluate(predictor, data, rows, split, output, options.quiet, options.replicates, options.seed)))
     print(f"Written to {output}")
     return DONE

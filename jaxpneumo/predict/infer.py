@@ -6,7 +6,7 @@ that radiographs of another native size compile the small second one only.
 """
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxpneumo.model.unet import UNet
+from jaxpneumo.predict.postprocess import NATIVE_AREA
 from jaxpneumo.train import checkpoint
 from jaxpneumo.train.config import read_config, stages_of
 from jaxpneumo.train.loop import make_model
@@ -38,8 +39,7 @@ class Predictor:
       mesh: the devices.
       probabilities: compiled, (variables, uint8 (B, S, S), mirror) -> float32 (2, B, S, S): without and with
         flip TTA; with mirror False only the first.
-      native_mask: compiled, (probability (B, S, S), threshold, height, width) -> bits uint8
-        (B, height, ceil(width / 8)).
+      native_mask: `to_native_mask`, compiled.
     """
 
     config: ConfigDict
@@ -102,11 +102,26 @@ def predict_probabilities(model: UNet, variables: dict[str, Any], image: jax.Arr
     return jnp.stack([plain, (plain + mirrored) / 2])
 
 
-def to_native_mask(probability: jax.Array, threshold: jax.Array, height: int, width: int) -> jax.Array:
-    """Bilinear resize to the native size, then >= threshold; bits along the rows, as np.packbits has them."""
-    shape = (probability.shape[0], height, width)
-    native = jax.image.resize(probability, shape, "bilinear", antialias=False)
-    return jnp.packbits(native >= threshold, axis=-1)
+def to_native_mask(
+    probability: jax.Array,
+    threshold: jax.Array,
+    height: int,
+    width: int,
+    top: jax.Array | float = 0.0,
+    top_area: jax.Array | float = 0.0,
+) -> jax.Array:
+    """Bilinear resize to the native size, then >= threshold; bits along the rows, as np.packbits has them.
+
+    A mask with fewer than `top_area` pixels >= `top` is emptied.
+    """
+    native = to_native(probability, height, width)
+    kept = jnp.sum(native >= top, axis=(1, 2), keepdims=True, dtype=jnp.int32) >= top_area
+    return jnp.packbits((native >= threshold) & kept, axis=-1)
+
+
+def to_native(probability: jax.Array, height: int, width: int) -> jax.Array:
+    """(B, S, S) probabilities resized bilinearly to (B, height, width)."""
+    return jax.image.resize(probability, (probability.shape[0], height, width), "bilinear", antialias=False)
 
 
 def shrink(image: np.ndarray, size: int) -> np.ndarray:
@@ -115,9 +130,15 @@ def shrink(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def predict_masks(
-    predictor: Predictor, images: Iterable[tuple[Any, np.ndarray, tuple[int, int]]], views: Iterable[int]
+    predictor: Predictor,
+    images: Iterable[tuple[Any, np.ndarray, tuple[int, int]]],
+    views: Iterable[int] = (0, 1),
 ) -> Iterator[tuple[Any, dict[int, np.ndarray]]]:
-    """Masks of a stream of images at their native sizes, in compiled batches.
+    """Masks of images at their native sizes, in compiled batches.
+
+    The masks are those of the config's predict.threshold. With predict.top_threshold and predict.top_area
+    (`jaxpneumo thresholds` chooses them) a mask also needs that area, in pixels of a 1024x1024 image, at that
+    probability, or it is emptied.
 
     Args:
       predictor: of `load_predictor`.
@@ -127,45 +148,73 @@ def predict_masks(
     Yields:
       (key, {view: uint8 (H, W) 0/1}) in the order of the stream within a native size; sizes are batched apart.
     """
+    predict, views = predictor.config.predict, tuple(views)
+    threshold, top = jnp.float32(predict.threshold), jnp.float32(predict.get("top_threshold", 0.0))
+
+    def bits(_: list[Any], probability: jax.Array, height: int, width: int) -> dict[int, jax.Array]:
+        area = jnp.float32(predict.get("top_area", 0) * height * width / NATIVE_AREA)
+        return {view: predictor.native_mask(probability[view], threshold, height, width, top, area) for view in views}
+
+    for key, (_, width), packed in predict_native(predictor, images, 1 in views, bits):
+        yield key, {view: np.unpackbits(b, axis=-1)[:, :width] for view, b in packed.items()}
+
+
+def predict_native(
+    predictor: Predictor,
+    images: Iterable[tuple[Any, np.ndarray, tuple[int, int]]],
+    mirror: bool,
+    native: Callable[[list[Any], jax.Array, int, int], Any],
+) -> Iterator[tuple[Any, tuple[int, int], Any]]:
+    """What `native` makes of images' probabilities, in compiled batches of one native size each.
+
+    Args:
+      predictor: of `load_predictor`.
+      images: as for `predict_masks`.
+      mirror: whether flip TTA is wanted.
+      native: (keys, probability (1 or 2, B, S, S), height, width) -> tree of device arrays with leading axis B,
+        computed on the device. There are fewer keys than B in a batch that is not full.
+
+    Yields:
+      (key, (native height, native width), that image's part of the tree, as NumPy arrays); order as in
+      `predict_masks`.
+    """
     batch_size = predictor.config.predict.batch_size
-    views = tuple(views)
     waiting: dict[tuple[int, int], list[tuple[Any, np.ndarray]]] = {}
     pending = None
-    for key, image, native in images:
-        group = waiting.setdefault(native, [])
+    for key, image, size in images:
+        group = waiting.setdefault(size, [])
         group.append((key, image))
         if len(group) == batch_size:
-            started = _start(predictor, waiting.pop(native), native, views)
+            started = _start(predictor, waiting.pop(size), size, mirror, native)
             # The batch before is fetched while the device works on this one.
             if pending is not None:
-                yield from _finish(pending)
+                yield from _finish(*pending)
             pending = started
-    for native, group in waiting.items():
-        started = _start(predictor, group, native, views)
+    for size, group in waiting.items():
+        started = _start(predictor, group, size, mirror, native)
         if pending is not None:
-            yield from _finish(pending)
+            yield from _finish(*pending)
         pending = started
     if pending is not None:
-        yield from _finish(pending)
+        yield from _finish(*pending)
 
 
 def _start(
-    predictor: Predictor, group: list[tuple[Any, np.ndarray]], native: tuple[int, int], views: tuple[int, ...]
-) -> tuple[list[Any], int, dict[int, jax.Array]]:
+    predictor: Predictor,
+    group: list[tuple[Any, np.ndarray]],
+    size: tuple[int, int],
+    mirror: bool,
+    native: Callable[[list[Any], jax.Array, int, int], Any],
+) -> tuple[list[Any], tuple[int, int], Any]:
     predict = predictor.config.predict
     batch = np.zeros((predict.batch_size, predict.size, predict.size), np.uint8)
     for i, (_, image) in enumerate(group):
         batch[i] = image
-    probability = predictor.probabilities(predictor.variables, batch, 1 in views)
-    threshold = jnp.float32(predict.threshold)
-    bits = {view: predictor.native_mask(probability[view], threshold, *native) for view in views}
-    return [key for key, _ in group], native[1], bits
+    keys = [key for key, _ in group]
+    return keys, size, native(keys, predictor.probabilities(predictor.variables, batch, mirror), *size)
 
 
-def _finish(
-    started: tuple[list[Any], int, dict[int, jax.Array]],
-) -> Iterator[tuple[Any, dict[int, np.ndarray]]]:
-    keys, width, bits = started
-    host = {view: np.unpackbits(np.asarray(b), axis=-1)[..., :width] for view, b in bits.items()}
+def _finish(keys: list[Any], size: tuple[int, int], tree: Any) -> Iterator[tuple[Any, tuple[int, int], Any]]:
+    host = jax.device_get(tree)
     for i, key in enumerate(keys):
-        yield key, {view: masks[i] for view, masks in host.items()}
+        yield key, size, jax.tree.map(lambda leaf, i=i: leaf[i], host)

@@ -15,6 +15,7 @@ from jaxpneumo.data import rle
 from jaxpneumo.data.dicom import Radiograph, read_image
 from jaxpneumo.errors import DONE, PARTIAL, InputError
 from jaxpneumo.files import write_atomically
+from jaxpneumo.predict import thresholds
 from jaxpneumo.predict.infer import Predictor, load_predictor, predict_masks, shrink
 from jaxpneumo.predict.pictures import write_overlay
 from jaxpneumo.predict.postprocess import remove_small
@@ -34,6 +35,7 @@ It writes to --output
 examples:
   jaxpneumo predict --workdir runs/quickstart --input data/quickstart-test --output predictions
   jaxpneumo predict --workdir runs/exp5 --input stage_2_images --output out --overlays 0 --removal-threshold 0
+  jaxpneumo predict --workdir runs/exp5 --input stage_2_images --output out --thresholds triplet
 """
 
 
@@ -145,6 +147,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--input", type=Path, required=True, help="folder with radiographs, searched at any depth")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--overlays", type=int, help="write at most this many pictures (default: all)")
+    parser.add_argument(
+        "--thresholds", metavar="NAME", help="thresholds that `jaxpneumo thresholds` saved by this name"
+    )
     parser.add_argument("--threshold", type=float, help="probability threshold (default: the run's)")
     parser.add_argument(
         "--removal-threshold",
@@ -157,13 +162,21 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)
 
+    single = ("threshold", "removal_threshold", "removal_rule")
+    if options.thresholds and any(getattr(options, name) is not None for name in single):
+        raise InputError(
+            "--thresholds sets the probability and removal thresholds: leave out --threshold, --removal-threshold "
+            "and --removal-rule."
+        )
     find_radiographs(options.input)
     predictor = load_predictor(options.workdir)
     settings = predictor.config.predict
-    for name in ("threshold", "removal_threshold", "removal_rule", "batch_size"):
+    for name in (*single, "batch_size"):
         if getattr(options, name) is not None:
             settings[name] = getattr(options, name)
     settings.tta = settings.tta and not options.no_tta
+    if options.thresholds:
+        thresholds.use(options.workdir, options.thresholds, settings)
     report = predict_folder(predictor, options.input, options.output, options.overlays, options.quiet)
     print(
         f"{report.images} radiographs, pneumothorax outlined in {report.positive}, {report.set_aside} files set "

@@ -15,6 +15,7 @@ from jaxpneumo.model import pretrained
 from jaxpneumo.train import checkpoint
 from jaxpneumo.train.config import check_config, differences, read_config, stages_of
 from jaxpneumo.train.loop import StageData, make_model, train_stage
+from jaxpneumo.train.provenance import record_start
 from jaxpneumo.train.sharding import check_batch_size, make_mesh, replicated
 from jaxpneumo.train.state import initialise
 
@@ -52,6 +53,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if not resumed:
         _write_split(config, workdir / "splits.json", data)
     write_json(workdir / "config.json", config.to_dict())
+    record_start(workdir)
 
     if config.init_from and "stage2" in stages:
         stages.remove("stage1")

@@ -1,0 +1,143 @@
+"""`jaxpneumo compare A B`: is run B better than run A, on the same images?"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxpneumo.errors import DONE, InputError
+from jaxpneumo.evaluate import bootstrap
+from jaxpneumo.evaluate.images import MODES
+from jaxpneumo.evaluate.results import read_metrics, read_summary
+from jaxpneumo.evaluate.scores import DISTANCES, REGIONS, Ratios, ratios
+from jaxpneumo.files import write_json
+
+HELP = """\
+Compares two evaluated runs image by image: each score of both, their difference with a 95 % bootstrap interval,
+and the p value of a sign-flip permutation test. Patients are drawn and exchanged, not single images, where
+patients are known. Both runs must have scored the same images of the same data set. Not a medical device.
+
+Each run is compared with its own settings unless --mode names one of plain, tta, removal, tta_removal. No p value
+is corrected for the number of scores: decide beforehand which one counts.
+
+examples:
+  jaxpneumo compare runs/exp4 runs/exp5
+  jaxpneumo compare --mode tta --output exp4-exp5.json runs/exp4 runs/exp5
+"""
+
+
+def compare(a: Path, b: Path, mode: str | None, replicates: int, seed: int) -> dict[str, Any]:
+    """Compares two runs' evaluations.
+
+    Args:
+      a, b: the runs' folders.
+      mode: which mode of both; None: each run's own.
+      replicates, seed: of the bootstrap and of the test.
+
+    Returns:
+      {"a", "b", "modes", "n_images", "n_positive", "unit", "clusters", ..., "scores": of `bootstrap.paired`}
+
+    Raises:
+      InputError: a run is unfinished or not evaluated, or they are of different data, split or images.
+    """
+    summaries = [read_summary(run) for run in (a, b)]
+    tables = [read_metrics(run / "evaluation/metrics.csv") for run in (a, b)]
+    _check_same(a, b, summaries, tables)
+    # The same images, whatever their order.
+    tables = [{name: column[np.argsort(table["ImageId"])] for name, column in table.items()} for table in tables]
+    modes = [mode or summary["run"]["mode"] for summary in summaries]
+    pairs = [_ratios(table, one, run) for table, one, run in zip(tables, modes, (a, b), strict=True)]
+    cluster, unit = bootstrap.clusters(tables[0]["patient"])
+    return {
+        "a": str(a),
+        "b": str(b),
+        "modes": modes,
+        "data": summaries[0]["data"],
+        "split": summaries[0]["split"],
+        "n_images": summaries[0]["n_images"],
+        "n_positive": summaries[0]["n_positive"],
+        **unit,
+        "replicates": replicates,
+        "seed": seed,
+        "scores": bootstrap.paired(*pairs, cluster, replicates, seed),
+    }
+
+
+def _check_same(a: Path, b: Path, summaries: list[dict[str, Any]], tables: list[dict[str, np.ndarray]]) -> None:
+    for run, summary, table in zip((a, b), summaries, tables, strict=True):
+        if len(table["ImageId"]) != summary["n_images"]:
+            raise InputError(
+                f"{run}/evaluation is not of one piece: summary.json has {summary['n_images']} images, metrics.csv "
+                f"{len(table['ImageId'])}. Run `jaxpneumo evaluate --workdir {run}` again."
+            )
+    first, second = (summary["data"] for summary in summaries)
+    if first["labels_sha256"] != second["labels_sha256"]:
+        raise InputError(
+            f"{a} was evaluated on the data set {first['directory']} ({first['images']} images), {b} on another one, "
+            f"{second['directory']} ({second['images']} images): their scores cannot be compared. Evaluate both with "
+            "the same --data."
+        )
+    ids = [set(table["ImageId"].tolist()) for table in tables]
+    if ids[0] != ids[1]:
+        parts = [f"{s['split']['method']} split, {s['split']['part']} part" for s in summaries]
+        raise InputError(
+            f"{a} ({parts[0]}) and {b} ({parts[1]}) were evaluated on different images, so on another split: "
+            f"{len(ids[0] - ids[1])} images are in the first only, {len(ids[1] - ids[0])} in the second only. Train "
+            "both with one --config.data.split, for instance the first run's splits.json."
+        )
+
+
+def _ratios(table: dict[str, np.ndarray], mode: str, run: Path) -> Ratios:
+    try:
+        tp, area, truth = (table[name].astype(int) for name in (f"{mode}_tp", f"{mode}_area", "truth_area"))
+        columns = {"tp": tp, "fp": area - tp, "fn": truth - tp, "lesions": table["lesions"].astype(int)}
+        columns |= {name: table[f"{mode}_{name}"].astype(int) for name in REGIONS[1:]}
+        for name in DISTANCES:
+            values = table[f"{mode}_{name}"]
+            columns[name] = np.where(values == "", "nan", values).astype(float)
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"{run}/evaluation/metrics.csv is damaged ({error}). Run `jaxpneumo evaluate` again."
+        ) from error
+    return ratios(columns)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The comparison as text."""
+    split = result["split"]
+    lines = [
+        f"A {result['a']} ({result['modes'][0]}), B {result['b']} ({result['modes'][1]})",
+        f"{result['n_images']} images ({result['n_positive']} positive) of {result['data']['directory']}, "
+        f"{split['method']} split, {split['part']} part; {result['clusters']} {result['unit']}s",
+        f"{'':>24} {'A':>9} {'B':>9} {'B - A':>9} {'95 % interval':>22} {'p':>7}",
+    ]
+    for name, score in result["scores"].items():
+        numbers = [f"{score[key]:9.4f}" if score[key] is not None else f"{'-':>9}" for key in ("a", "b", "difference")]
+        ends = "[{:+.4f}, {:+.4f}]".format(*score["interval"]) if score["interval"] else "-"
+        p = "-" if score["p"] is None else f"{score['p']:.4f}"
+        lines.append(f"{name:>24} {' '.join(numbers)} {ends:>22} {p:>7}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The verb: see HELP."""
+    parser = argparse.ArgumentParser(
+        prog="jaxpneumo compare", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("a", type=Path, metavar="A", help="an evaluated run")
+    parser.add_argument("b", type=Path, metavar="B", help="another one")
+    parser.add_argument("--mode", choices=tuple(MODES), help="compare this mode of both (default: each run's own)")
+    parser.add_argument("--output", type=Path, help="write the result as JSON, too")
+    parser.add_argument("--replicates", type=int, default=10_000, help="of bootstrap and test (default: 10000)")
+    parser.add_argument("--seed", type=int, default=bootstrap.SEED, help="of the draws (default: 0)")
+    options = parser.parse_args(arguments)
+
+    if options.replicates < 100:
+        raise InputError(f"--replicates={options.replicates} is too few for an interval; give at least 100.")
+    result = compare(options.a, options.b, options.mode, options.replicates, options.seed)
+    print(table(result))
+    if options.output:
+        write_json(options.output, result)
+    return DONE

@@ -1,0 +1,168 @@
+"""One pass over the images: everything that is measured of each, at its native size."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpneumo.data import rle
+from jaxpneumo.data.dataset import Index
+from jaxpneumo.evaluate import metrics
+from jaxpneumo.evaluate.lesions import lesion_counts
+from jaxpneumo.evaluate.levels import AREAS, LEVELS, LevelCounts, count_components, count_levels, image_scores
+from jaxpneumo.evaluate.scores import DISTANCES, REGIONS
+from jaxpneumo.evaluate.surface import surface_distances
+from jaxpneumo.predict.infer import Predictor, predict_native
+from jaxpneumo.predict.postprocess import NATIVE_AREA, remove_small
+from jaxpneumo.progress import progress
+
+# name -> (flip TTA, removal threshold): rows of the papers' tables
+MODES = {"plain": (0, False), "tta": (1, False), "removal": (0, True), "tta_removal": (1, True)}
+VIEWS = ("plain", "tta")
+IMAGE_SCORES = ("maximum", "top_mean")
+TOP_AREA = 2048  # of the top_mean score, in pixels of a 1024x1024 image: the papers' removal threshold
+
+Table = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one pass found, for N images in the order of the rows asked for.
+
+    Attributes:
+      modes: of each mode the columns tp, fp, fn, REGIONS, DISTANCES, (N,) each.
+      mean_shape: tp, fp, fn of predicting the mean shape for every image; None without one.
+      image_scores: float64 (N,) by view, then by name of IMAGE_SCORES.
+      levels: counts at many thresholds.
+      codes: run-length codes of the run's own masks, by image id.
+    """
+
+    modes: dict[str, Table]
+    mean_shape: Table | None
+    image_scores: dict[str, Table]
+    levels: LevelCounts
+    codes: dict[str, str]
+
+
+def own_mode(settings: Any) -> str:
+    """The mode that a run's config predicts with."""
+    return next(
+        mode
+        for mode, (tta, removal) in MODES.items()
+        if (bool(tta), removal) == (settings.tta, settings.removal_threshold > 0)
+    )
+
+
+def measure(
+    predictor: Predictor,
+    images: np.ndarray,
+    index: Index,
+    labels: dict[str, str],
+    rows: np.ndarray,
+    spacing: np.ndarray,
+    mean_shape: np.ndarray | None = None,
+    quiet: bool = False,
+) -> Measured:
+    """Predicts and measures.
+
+    Args:
+      predictor: of `load_predictor`.
+      images: uint8 (N, S, S) of the prepared data set.
+      index, labels: of the same.
+      rows: which images.
+      spacing: (N, 2) millimetres between rows and between columns, nan where unknown.
+      mean_shape: float32 (S', S') with the mean shape where it is >= 0.5, see `baseline`.
+      quiet: no progress bar.
+    """
+    settings = predictor.config.predict
+    threshold = jnp.float32(settings.threshold)
+    own_view = int(settings.tta)
+    top_pixels = max(1, round(TOP_AREA * settings.size**2 / NATIVE_AREA))
+    levels = jax.jit(count_levels, static_argnums=(2, 3))
+    scores = jax.jit(image_scores, static_argnums=1)
+    shapes: dict[tuple[int, int], np.ndarray] = {}
+    truths: dict[int, np.ndarray] = {}
+
+    def stream() -> Iterator[tuple[int, np.ndarray, tuple[int, int]]]:
+        for row in rows.tolist():
+            yield row, images[row], (int(index.height[row]), int(index.width[row]))
+
+    def native(keys: list[int], probability: jax.Array, height: int, width: int) -> dict[str, Any]:
+        packed = np.zeros((probability.shape[1], height, (width + 7) // 8), np.uint8)
+        for i, row in enumerate(keys):
+            truths[row] = rle.decode(labels[str(index.image_id[row])], height, width)
+            packed[i] = np.packbits(truths[row], axis=-1)
+        reached, area, tp = levels(probability[own_view], packed, height, width)
+        return {
+            "masks": [predictor.native_mask(probability[view], threshold, height, width) for view in (0, 1)],
+            "scores": [scores(probability[view], top_pixels) for view in (0, 1)],
+            "reached": reached,
+            "area": area,
+            "tp": tp,
+        }
+
+    records: dict[int, dict[str, Any]] = {}
+    codes: dict[str, str] = {}
+    bar = progress(predict_native(predictor, stream(), True, native), len(rows), description="evaluate", quiet=quiet)
+    for row, size, found in bar:
+        truth, image_id = truths.pop(row), str(index.image_id[row])
+        record = {"truth_area": int(truth.sum()), "area": found["area"], "tp": found["tp"], "scores": found["scores"]}
+        record["component_area"], record["component_tp"] = count_components(found["reached"], truth)
+        unpacked = [np.unpackbits(bits, axis=-1)[:, : size[1]] for bits in found["masks"]]
+        for view, mask in enumerate(unpacked):
+            kept = remove_small(mask, settings.removal_threshold, settings.removal_rule)
+            plain = measure_mask(mask, truth, spacing[row])
+            record[VIEWS[view]] = plain
+            removed = ("removal", "tta_removal")[view]
+            record[removed] = plain if kept is mask else measure_mask(kept, truth, spacing[row])
+            if view == own_view:
+                codes[image_id] = rle.encode(kept)
+        if mean_shape is not None:
+            if size not in shapes:
+                shapes[size] = (cv2.resize(mean_shape, size[::-1], interpolation=cv2.INTER_LINEAR) >= 0.5).view(
+                    np.uint8
+                )
+            record["mean_shape"] = dict(zip(("tp", "fp", "fn"), metrics.counts(shapes[size], truth), strict=True))
+        records[row] = record
+    return _columns([records[row] for row in rows.tolist()], index, rows, codes)
+
+
+def measure_mask(mask: np.ndarray, truth: np.ndarray, spacing: np.ndarray) -> dict[str, float]:
+    """All columns of one mask beside its truth, (H, W) uint8 0/1 each; distances are nan unless both have pixels."""
+    tp, fp, fn = (int(count) for count in metrics.counts(mask, truth))
+    columns = {"tp": tp, "fp": fp, "fn": fn, **dict(zip(REGIONS, lesion_counts(mask, truth), strict=True))}
+    in_pixels, in_mm = (np.nan, np.nan), (np.nan, np.nan)
+    if tp + fp and tp + fn:
+        in_pixels = surface_distances(mask, truth)
+        if np.isfinite(spacing).all():
+            in_mm = surface_distances(mask, truth, tuple(spacing))
+    return columns | dict(zip(DISTANCES, (*in_pixels, *in_mm), strict=True))
+
+
+def _columns(records: list[dict[str, Any]], index: Index, rows: np.ndarray, codes: dict[str, str]) -> Measured:
+    def column(name: str) -> np.ndarray:
+        return np.stack([record[name] for record in records]).astype(np.int64)
+
+    def table(name: str) -> Table:
+        return {key: np.array([record[name][key] for record in records]) for key in records[0][name]}
+
+    scores = np.array([record["scores"] for record in records], float)  # (N, view, score)
+    return Measured(
+        modes={mode: table(mode) for mode in MODES},
+        mean_shape=table("mean_shape") if "mean_shape" in records[0] else None,
+        image_scores={
+            view: {name: scores[:, v, s] for s, name in enumerate(IMAGE_SCORES)} for v, view in enumerate(VIEWS)
+        },
+        levels=LevelCounts(
+            levels=LEVELS,
+            areas=AREAS,
+            image_id=index.image_id[rows],
+            pixels=index.height[rows] * index.width[rows],
+            **{n: column(n) for n in ("truth_area", "area", "tp", "component_area", "component_tp")},
+        ),
+        codes=codes,
+    )

@@ -1,0 +1,58 @@
+"""Reading back what an evaluation wrote, and refusing in words what is not there or does not belong together."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxpneumo.data.dataset import Index
+from jaxpneumo.errors import InputError
+from jaxpneumo.files import read_json
+from jaxpneumo.train import checkpoint
+from jaxpneumo.train.config import read_config, stages_of
+
+
+def read_summary(workdir: Path, folder: str = "evaluation") -> dict[str, Any]:
+    """summary.json of a finished run's evaluation.
+
+    Raises:
+      InputError: the folder is no run, its last stage is not finished, or it was not evaluated.
+    """
+    stage = stages_of(read_config(workdir))[-1]
+    if not checkpoint.final_directory(workdir / stage).is_dir():
+        raise InputError(
+            f"{workdir} is an unfinished run ({stage} has no result). Start its training command again: it goes "
+            "on where it stopped."
+        )
+    path = workdir / folder / "summary.json"
+    if not path.is_file():
+        raise InputError(f"{workdir} was not evaluated: run `jaxpneumo evaluate --workdir {workdir}`.")
+    summary = read_json(path)
+    if not isinstance(summary, dict) or not {"data", "split", "scores", "intervals"} <= summary.keys():
+        raise InputError(f"{path} is of an earlier version: run `jaxpneumo evaluate --workdir {workdir}` again.")
+    return summary
+
+
+def read_metrics(path: Path) -> dict[str, np.ndarray]:
+    """metrics.csv as columns of str. Raises InputError when it is missing or empty."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}. Run `jaxpneumo evaluate` again.") from error
+    if not rows or None in rows[0]:
+        raise InputError(f"{path} holds no images. Run `jaxpneumo evaluate` again.")
+    return {name: np.array([row[name] or "" for row in rows]) for name in rows[0]}
+
+
+def rows_of(index: Index, image_id: np.ndarray, workdir: Path) -> np.ndarray:
+    """Rows of a data set by image id. Raises InputError when the evaluated images are of another data set."""
+    row = {name: n for n, name in enumerate(index.image_id.tolist())}
+    missing = [name for name in image_id.tolist() if name not in row]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of the {len(image_id)} images that {workdir} was evaluated on are not in its data set, "
+            f"{missing[0]} first: the data set has changed. Run `jaxpneumo evaluate --workdir {workdir}` again."
+        )
+    return np.array([row[name] for name in image_id.tolist()], np.int64)

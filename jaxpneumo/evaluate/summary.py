@@ -1,0 +1,118 @@
+"""From what was measured of each image to the scores of a run, each with its interval, and of its strata."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxpneumo.data.dataset import Index
+from jaxpneumo.evaluate import bootstrap, metrics, scores
+from jaxpneumo.evaluate.calibration import expected_calibration_error
+from jaxpneumo.evaluate.detection import auroc, average_precision
+from jaxpneumo.evaluate.images import IMAGE_SCORES, VIEWS, Measured, Table
+from jaxpneumo.evaluate.strata import strata
+
+IMAGE_LEVEL = {
+    "auroc": auroc,
+    "average_precision": average_precision,
+    "expected_calibration_error": expected_calibration_error,
+}
+OF_STRATA = ("dice", "iou", "dice_positive", "iou_positive", "dice_negative", "sensitivity", "specificity")
+
+
+def summarise(
+    measured: Measured,
+    index: Index,
+    rows: np.ndarray,
+    own_mode: str,
+    replicates: int = bootstrap.REPLICATES,
+    seed: int = bootstrap.SEED,
+) -> dict[str, Any]:
+    """All scores with their intervals, for JSON.
+
+    Args:
+      measured: of the rows.
+      index: of the data set.
+      rows: the images' rows.
+      own_mode: the mode whose strata are wanted.
+      replicates, seed: of the bootstrap.
+
+    Returns:
+      n_images, n_positive; all_empty and mean_shape (None without one), the baselines; scores of each mode;
+      image_level of each view and image-level score; strata of `own_mode` with their own intervals;
+      intervals of all the others, under the same names, and how they were made.
+    """
+    truth_area = measured.levels.truth_area
+    positive = truth_area > 0
+    empty: Table = {"tp": np.zeros_like(truth_area), "fp": np.zeros_like(truth_area), "fn": truth_area}
+    parts = {("scores", mode): scores.ratios(table) for mode, table in measured.modes.items()}
+    baseline = metrics.all_empty(truth_area)
+    parts["all_empty",] = {name: pair for name, pair in scores.ratios(empty).items() if name in baseline}
+    if measured.mean_shape is not None:
+        parts["mean_shape",] = scores.ratios(measured.mean_shape)
+    groups = strata(index, rows)
+    for number, (_, _, members) in enumerate(groups):
+        selected = scores.select(parts["scores", own_mode], members)
+        parts["strata", number] = {name: selected[name] for name in OF_STRATA}
+
+    image_level = [(view, name, statistic) for view in VIEWS for name in IMAGE_SCORES for statistic in IMAGE_LEVEL]
+    names = [(*part, name) for part, pairs in parts.items() for name in pairs]
+    names += [("image_level", *name) for name in image_level]
+    of_ratios = bootstrap.of_ratios(
+        {(part, name): pair for part, pairs in parts.items() for name, pair in pairs.items()}
+    )
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        columns = [
+            IMAGE_LEVEL[kind](measured.image_scores[view][name], positive, weights) for view, name, kind in image_level
+        ]
+        return np.concatenate([of_ratios(weights), np.stack(columns, axis=1)], axis=1)
+
+    cluster, unit = bootstrap.clusters(index.patient[rows])
+    found = statistic(np.ones((1, len(rows))))[0]
+    ends = bootstrap.intervals(statistic, cluster, replicates, seed)
+    point = _nested({name: None if np.isnan(value) else float(value) for name, value in zip(names, found, strict=True)})
+    interval = _nested({name: bootstrap.as_list(pair) for name, pair in zip(names, ends, strict=True)})
+
+    return {
+        "n_images": baseline["n_images"],
+        "n_positive": baseline["n_positive"],
+        "all_empty": baseline,
+        "mean_shape": None if measured.mean_shape is None else _with_counts(measured.mean_shape, point["mean_shape"]),
+        "scores": {mode: _with_counts(table, point["scores"][mode]) for mode, table in measured.modes.items()},
+        "image_level": point["image_level"],
+        "strata": [
+            {
+                "stratum": stratum,
+                "group": group,
+                "n_images": int(members.sum()),
+                "n_positive": int((members & positive).sum()),
+                "all_empty": float((members & ~positive).sum() / members.sum()),
+                "scores": point["strata"][number],
+                "intervals": interval["strata"][number],
+            }
+            for number, (stratum, group, members) in enumerate(groups)
+        ],
+        "intervals": {
+            "method": "expanded percentile bootstrap",
+            "level": bootstrap.LEVEL,
+            "replicates": replicates,
+            "seed": seed,
+            **unit,
+            **{key: value for key, value in interval.items() if key != "strata"},
+        },
+    }
+
+
+def _with_counts(table: Table, values: dict[str, Any]) -> dict[str, Any]:
+    """The integers of `metrics.summarise` with every score beside them."""
+    return {**metrics.summarise(table["tp"], table["fp"], table["fn"]), **values}
+
+
+def _nested(flat: dict[tuple, Any]) -> dict[Any, Any]:
+    tree: dict[Any, Any] = {}
+    for path, value in flat.items():
+        branch = tree
+        for name in path[:-1]:
+            branch = branch.setdefault(name, {})
+        branch[path[-1]] = value
+    return tree

@@ -1,0 +1,188 @@
+"""`jaxpneumo tables`: the papers' Tables 5 to 8, 10 and 11 beside what the runs of a folder reached.
+
+The tables are named by what they hold. A figure of ours stands with its interval, its data and its split, for
+the papers' figures belong to other images: their validation part is another draw. Their test figures had the
+removal threshold (section 5.1), and TTA where the row does not say otherwise.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxpneumo.errors import DONE, InputError
+from jaxpneumo.evaluate.results import read_summary
+from jaxpneumo.files import write_json
+
+HELP = """\
+Prints the papers' tables of results: the papers' figure, ours with its 95 % interval, and the data and the split
+that ours is of. Rows without a finished and evaluated run say so. Not a medical device.
+
+Runs are found by the names of their folders in --runs: exp1 to exp5, exp5_round2 (exp5 trained on the data of
+round 2), augmentation_study_none, _A1, _A2, _A1+A2, _A3, _A4. Validation figures come from a run's folder
+evaluation/, test figures from evaluation-test/, made with
+  jaxpneumo evaluate --workdir runs/exp5 --data data/round1-test --part all --output runs/exp5/evaluation-test
+
+examples:
+  jaxpneumo tables --runs runs
+  jaxpneumo tables --runs runs --output tables.json
+"""
+
+VALIDATION, TEST = "evaluation", "evaluation-test"
+_ARMS = ("none", "A1", "A2", "A1+A2", "A3", "A4")
+_MODES = ("plain", "tta", "removal", "tta_removal")
+_WORDS = {"plain": "no TTA", "tta": "TTA", "removal": "R-TH", "tta_removal": "TTA + R-TH"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of a paper and where ours is: run folder, evaluation folder in it, mode, score."""
+
+    label: str
+    paper: float | None
+    run: str
+    folder: str
+    mode: str
+    score: str
+
+
+def _by_mode(label: str, figures: tuple[float, ...], run: str, folder: str, score: str) -> list[Row]:
+    return [
+        Row(f"{label} {_WORDS[mode]}", figure, run, folder, mode, score)
+        for mode, figure in zip(_MODES, figures, strict=True)
+    ]
+
+
+_EXPERIMENTS = {
+    "exp1": (0.7242, 0.7395, 0.8125),
+    "exp2": (0.7349, 0.7523, 0.8154),
+    "exp3": (0.7105, 0.7401, 0.8300),
+    "exp4": (0.7422, 0.7631, 0.8407),
+    "exp5": (0.7638, 0.7822, 0.8502),
+}
+_STUDY_VALIDATION = {
+    "none": (0.7459, 0.7370, 0.7840, 0.7832),
+    "A1": (0.7490, 0.7593, 0.7842, 0.7850),
+    "A2": (0.7330, 0.7341, 0.7825, 0.7819),
+    "A1+A2": (0.7496, 0.7608, 0.7842, 0.7843),
+    "A3": (0.7457, 0.7379, 0.7846, 0.7833),
+    "A4": (0.7660, 0.7656, 0.7844, 0.7842),
+}
+_STUDY_TEST = {
+    "none": (0.7859, 0.7824, 0.8111, 0.8074),
+    "A1": (0.8000, 0.8067, 0.8127, 0.8188),
+    "A2": (0.7820, 0.7767, 0.8105, 0.8105),
+    "A1+A2": (0.8004, 0.8092, 0.8152, 0.8212),
+    "A3": (0.7985, 0.7889, 0.8172, 0.8095),
+    "A4": (0.8012, 0.8027, 0.8142, 0.8144),
+}
+
+TABLES: dict[str, list[Row]] = {
+    "Validation IoU of the experiments, round 1": [
+        Row(f"{name} {_WORDS[mode]}", figures[i], name, VALIDATION, mode, "iou")
+        for name, figures in _EXPERIMENTS.items()
+        for i, mode in enumerate(("plain", "tta"))
+    ],
+    "Test Dice of the experiments, round 1": [
+        Row(name, figures[2], name, TEST, "tta_removal", "dice") for name, figures in _EXPERIMENTS.items()
+    ],
+    "Validation IoU of exp5, round 2": [
+        Row(f"exp5 {_WORDS[mode]}", figure, "exp5_round2", VALIDATION, mode, "iou")
+        for mode, figure in (("plain", 0.7543), ("removal", 0.7693), ("tta", 0.7945), ("tta_removal", 0.7946))
+    ],
+    "Test Dice of exp5, round 2 (private part)": [
+        Row("trained on round 1", 0.8247, "exp5", f"{TEST}-round2", "removal", "dice"),
+        Row("trained on round 1, TTA", 0.8330, "exp5", f"{TEST}-round2", "tta_removal", "dice"),
+        Row("trained on round 2", 0.8298, "exp5_round2", f"{TEST}-round2", "removal", "dice"),
+        Row("trained on round 2, TTA", 0.8356, "exp5_round2", f"{TEST}-round2", "tta_removal", "dice"),
+    ],
+    "Augmentation study, validation IoU": [
+        row
+        for arm in _ARMS
+        for row in _by_mode(arm, _STUDY_VALIDATION[arm], f"augmentation_study_{arm}", VALIDATION, "iou")
+    ],
+    "Augmentation study, test Dice": [
+        row for arm in _ARMS for row in _by_mode(arm, _STUDY_TEST[arm], f"augmentation_study_{arm}", TEST, "dice")
+    ],
+}
+
+
+def collect(runs: Path) -> dict[str, list[dict[str, Any]]]:
+    """The tables with what the runs reached.
+
+    Returns:
+      title -> rows {"label", "paper", "run", "folder", "mode", "score", "ours", "interval", "all_empty", "of"};
+      where there is no figure of ours the three are None and `of` says why.
+
+    Raises:
+      InputError: `runs` is not a folder.
+    """
+    if not runs.is_dir():
+        raise InputError(f"{runs} is not a folder. Give the folder that holds the runs, such as runs.")
+    found: dict[tuple[str, str], dict[str, Any] | str] = {}
+    for run, folder in {(row.run, row.folder) for rows in TABLES.values() for row in rows}:
+        found[run, folder] = _read(runs / run, folder)
+    return {title: [_filled(row, found[row.run, row.folder]) for row in rows] for title, rows in TABLES.items()}
+
+
+def _read(run: Path, folder: str) -> dict[str, Any] | str:
+    """A summary, or the reason why there is none."""
+    if not (run / "config.json").is_file():
+        return "no run yet"
+    if folder != VALIDATION and not (run / folder / "summary.json").is_file():
+        return f"not evaluated on test images ({folder}/)"
+    try:
+        return read_summary(run, folder)
+    except InputError as error:
+        return "unfinished run" if "unfinished" in str(error) else "not evaluated"
+
+
+def _filled(row: Row, summary: dict[str, Any] | str) -> dict[str, Any]:
+    result = {**vars(row), "ours": None, "interval": None, "all_empty": None, "of": summary}
+    if isinstance(summary, dict):
+        data, split = summary["data"], summary["split"]
+        kind = "SYNTHETIC data" if data["synthetic"] else "data"
+        result |= {
+            "ours": summary["scores"][row.mode][row.score],
+            "interval": summary["intervals"]["scores"][row.mode][row.score],
+            "all_empty": summary["all_empty"][row.score],
+            "of": f"{kind} {data['directory']}, {split['method']} split, {split['part']} part, "
+            f"{summary['n_images']} images ({summary['n_positive']} positive)",
+        }
+    return result
+
+
+def text(tables: dict[str, list[dict[str, Any]]]) -> str:
+    """The tables as text."""
+    lines = []
+    for title, rows in tables.items():
+        missing = sum(row["ours"] is None for row in rows)
+        lines += [
+            f"{title}" + (f"  ({missing} of {len(rows)} rows have no figure of ours yet)" if missing else ""),
+            f"{'':>26} {'paper':>6} {'ours':>6} {'95 % interval':>16} {'all empty':>9}  data and split of ours",
+        ]
+        for row in rows:
+            ours = "-" if row["ours"] is None else f"{row['ours']:.4f}"
+            ends = "[{:.4f}, {:.4f}]".format(*row["interval"]) if row["interval"] else "-"
+            empty = "-" if row["all_empty"] is None else f"{row['all_empty']:.4f}"
+            lines.append(f"{row['label']:>26} {row['paper']:.4f} {ours:>6} {ends:>16} {empty:>9}  {row['of']}")
+        lines.append("")
+    lines.append("The papers' figures are of other images than ours. Research software, not a medical device.")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The verb: see HELP."""
+    parser = argparse.ArgumentParser(
+        prog="jaxpneumo tables", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=Path, required=True, help="folder that holds the runs' folders")
+    parser.add_argument("--output", type=Path, help="write the tables as JSON, too")
+    options = parser.parse_args(arguments)
+
+    tables = collect(options.runs)
+    print(text(tables))
+    if options.output:
+        write_json(options.output, tables)
+    return DONE

@@ -1,0 +1,259 @@
+"""`jaxpneumo thresholds`: which probability and removal thresholds to use, and what they are really worth.
+
+Three rules: "image" and "component" take a probability threshold (B-TH) and a removal threshold (R-TH), see
+`predict.postprocess`. "triplet" takes three numbers: an image whose pixels at the top threshold are fewer than
+an area is emptied, the others keep the mask of a bottom threshold; with top = bottom it is the rule "image". The
+triplet is offered by image only: by component it would be hysteresis, which none of the papers uses.
+
+Nothing here looks at pixels. An image's score at a bottom threshold, and whether a top threshold and an area
+keep it, are known from its counts; the mean score of all triplets is then one matrix product over the images.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxpneumo.data import dataset
+from jaxpneumo.errors import DONE, InputError
+from jaxpneumo.evaluate import metrics
+from jaxpneumo.evaluate.bootstrap import clusters
+from jaxpneumo.evaluate.folds import folds
+from jaxpneumo.evaluate.levels import LevelCounts, read_levels
+from jaxpneumo.evaluate.results import read_summary, rows_of
+from jaxpneumo.files import write_json
+from jaxpneumo.predict.postprocess import NATIVE_AREA
+from jaxpneumo.predict.thresholds import path_of
+from jaxpneumo.train.config import read_config
+
+RULES = ("image", "component", "triplet")
+SCORES = {"dice": metrics.dice, "iou": metrics.iou}
+FOLDS = 5
+
+HELP = """\
+Chooses probability and removal thresholds on the images of a run's evaluation, by their mean Dice or IoU, and
+says what they are worth: chosen on some patients and scored on the others. How much better they look on the
+images they were chosen on is the optimism. Not a medical device.
+
+rules:
+  image      B-TH, R-TH: an image whose mask is smaller than R-TH is emptied
+  component  B-TH, R-TH: each 8-connected component smaller than R-TH is removed
+  triplet    top threshold, area, bottom threshold: an image with fewer pixels than the area at the top
+             threshold is emptied, the others have the mask of the bottom threshold
+
+It reads WORKDIR/evaluation/levels.npz (`jaxpneumo evaluate` writes it) and writes
+  WORKDIR/evaluation/thresholds.json   the surfaces of all three rules and what was chosen
+  WORKDIR/thresholds/NAME.json         the chosen ones, for `jaxpneumo predict --thresholds NAME`
+
+examples:
+  jaxpneumo thresholds --workdir runs/exp5
+  jaxpneumo thresholds --workdir runs/exp5 --rule image --choose half --name by-image
+  jaxpneumo predict --workdir runs/exp5 --input images --output out --thresholds triplet
+"""
+
+
+def image_scores(counts: LevelCounts, rule: str, score: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each image's score where its mask is kept, where it is emptied, and what keeps it.
+
+    Returns:
+      For "image" and "triplet": gain (N, K) of the mask at each bottom level over the empty mask, the empty mask's
+      score (N,), and keep (N, K, M) bool, whether top level and area keep the image.
+      For "component": gain (N, K, M), the same (N,), and an array without elements.
+    """
+    ratio = SCORES[score]
+    empty = ratio(np.zeros_like(counts.truth_area), np.zeros_like(counts.truth_area), counts.truth_area)
+    if rule == "component":
+        tp, area, truth = counts.component_tp, counts.component_area, counts.truth_area[:, None, None]
+        return ratio(tp, area - tp, truth - tp) - empty[:, None, None], empty, np.empty(0)
+    tp, area, truth = counts.tp, counts.area, counts.truth_area[:, None]
+    gain = ratio(tp, area - tp, truth - tp) - empty[:, None]
+    smallest = counts.areas[None, :] * counts.pixels[:, None] / NATIVE_AREA
+    return gain, empty, area[:, :, None] >= smallest[:, None, :]
+
+
+def surface(counts: LevelCounts, rule: str, score: str = "dice", images: np.ndarray | None = None) -> np.ndarray:
+    """Mean score at every combination of thresholds.
+
+    Args:
+      counts: of `levels.read_levels`.
+      rule: of RULES.
+      score: "dice" or "iou".
+      images: (N,) bool, the images to average over; None is all.
+
+    Returns:
+      float64 (K, M) by bottom level and area; for "triplet" (K, M, K) by top level, area and bottom level, nan
+      where the bottom level is above the top one.
+    """
+    every = np.ones(len(counts.pixels), bool)
+    return _surface(image_scores(counts, rule, score), rule, every if images is None else images)
+
+
+def _surface(terms: tuple[np.ndarray, np.ndarray, np.ndarray], rule: str, images: np.ndarray) -> np.ndarray:
+    gain, empty, keep = (term[images] if term.size else term for term in terms)
+    if rule == "component":
+        return empty.mean() + gain.mean(axis=0)
+    n, levels, areas = keep.shape
+    if rule == "image":
+        return empty.mean() + np.einsum("nk,nkm->km", gain, keep) / n
+    mean = empty.mean() + (keep.reshape(n, -1).T.astype(float) @ gain).reshape(levels, areas, levels) / n
+    top, bottom = np.arange(levels)[:, None, None], np.arange(levels)
+    return np.where(bottom <= top, mean, np.nan)
+
+
+def best(values: np.ndarray) -> tuple[int, ...]:
+    """Place of the greatest value; of equal ones the first: the lowest thresholds."""
+    return tuple(int(i) for i in np.unravel_index(np.nanargmax(values), values.shape))
+
+
+def choose(counts: LevelCounts, cluster: np.ndarray, rule: str, score: str, method: str, seed: int) -> dict[str, Any]:
+    """Chooses thresholds and scores them on patients that had no part in it.
+
+    Args:
+      counts: of `levels.read_levels`.
+      cluster: (N,) numbers of the images' patients.
+      rule: of RULES.
+      score: "dice" or "iou".
+      method: "half": chosen on one half of the patients, scored on the other; the optimism is the mean of both
+        ways round, as one half may be easier than the other. "folds": chosen on all; the held-out score is of
+        each fold with the thresholds that the other folds choose.
+      seed: of the halves or folds.
+
+    Returns:
+      {"thresholds": {"threshold", ...}, "in_sample", "held_out", "optimism", "held_out_thresholds"}
+
+    Raises:
+      InputError: there are too few patients.
+    """
+    count = 2 if method == "half" else min(FOLDS, int(cluster.max(initial=-1)) + 1)
+    try:
+        fold = folds(cluster, counts.truth_area > 0, count, seed)
+    except ValueError as error:
+        raise InputError(f"thresholds cannot be chosen on some images and scored on others: {error}.") from error
+    terms = image_scores(counts, rule, score)
+    everything = np.ones(len(fold), bool)
+    chosen_on = fold == 0 if method == "half" else everything
+    chosen_surface = _surface(terms, rule, chosen_on)
+    place = best(chosen_surface)
+    in_sample = float(chosen_surface[place])
+    if method == "half":
+        other_surface = _surface(terms, rule, ~chosen_on)
+        other_place = best(other_surface)
+        places, held_out = [place], float(other_surface[place])
+        other_optimism = float(other_surface[other_place] - chosen_surface[other_place])
+        optimism = (in_sample - held_out + other_optimism) / 2
+    else:
+        places = [best(_surface(terms, rule, fold != f)) for f in range(count)]
+        scores = [_surface(terms, rule, fold == f)[p] * (fold == f).sum() for f, p in enumerate(places)]
+        held_out = float(sum(scores) / len(fold))
+        optimism = in_sample - held_out
+    return {
+        "thresholds": _named(counts, rule, place),
+        "in_sample": in_sample,
+        "held_out": held_out,
+        "optimism": optimism,
+        "chosen_on_images": int(chosen_on.sum()),
+        "held_out_images": int((~chosen_on).sum()) if method == "half" else len(fold),
+        "held_out_thresholds": [_named(counts, rule, p) for p in places],
+    }
+
+
+def choose_all(
+    counts: LevelCounts,
+    patient: np.ndarray,
+    score: str = "dice",
+    method: str = "folds",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The content of thresholds.json; arguments as for `choose`, patient (N,) str with "" for unknown."""
+    cluster, unit = clusters(patient)
+    chosen = {rule: choose(counts, cluster, rule, score, method, seed) for rule in RULES}
+    return {
+        "score": score,
+        "method": method,
+        "seed": seed,
+        **unit,
+        "n_images": len(patient),
+        "levels": [round(float(level), 4) for level in counts.levels],
+        "areas": counts.areas.tolist(),
+        "all_empty": float(image_scores(counts, "image", score)[1].mean()),
+        "surfaces": {rule: surface(counts, rule, score).round(6).tolist() for rule in ("image", "component")},
+        "rules": chosen,
+    }
+
+
+def _named(counts: LevelCounts, rule: str, place: tuple[int, ...]) -> dict[str, float | int | str]:
+    """Thresholds under the names that predict's settings have."""
+    level = [round(float(value), 4) for value in counts.levels]
+    area = [int(value) for value in counts.areas]
+    if rule == "triplet":
+        top, smallest, bottom = place
+        return {
+            "threshold": level[bottom],
+            "top_threshold": level[top],
+            "top_area": area[smallest],
+            "removal_threshold": 0,
+            "removal_rule": "image",
+        }
+    return {"threshold": level[place[0]], "removal_threshold": area[place[1]], "removal_rule": rule}
+
+
+def table(result: dict[str, Any]) -> str:
+    """thresholds.json as text."""
+    held_out = "chosen on one half, held out: the other" if result["method"] == "half" else "held out: by folds"
+    lines = [
+        f"{result['n_images']} images, grouped by {result['unit']}; mean {result['score']}; {held_out}",
+        f"{'rule':>10} {'in sample':>10} {'held out':>10} {'optimism':>10}   thresholds",
+    ]
+    for rule, chosen in result["rules"].items():
+        t = chosen["thresholds"]
+        words = f"B-TH {t['threshold']:g}, R-TH {t['removal_threshold']} px"
+        if rule == "triplet":
+            words = f"top {t['top_threshold']:g}, area {t['top_area']} px, bottom {t['threshold']:g}"
+        numbers = f"{chosen['in_sample']:10.4f} {chosen['held_out']:10.4f} {chosen['optimism']:10.4f}"
+        lines.append(f"{rule:>10} {numbers}   {words}")
+    lines.append(f"{'all empty':>10} {result['all_empty']:10.4f}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The verb: see HELP."""
+    parser = argparse.ArgumentParser(
+        prog="jaxpneumo thresholds", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="an evaluated run")
+    parser.add_argument("--rule", choices=RULES, default="triplet", help="which to save (default: triplet)")
+    parser.add_argument("--name", help="name to save them under (default: the rule's)")
+    parser.add_argument("--score", choices=tuple(SCORES), default="dice", help="what to maximise (default: dice)")
+    parser.add_argument(
+        "--choose", choices=("folds", "half"), default="folds", help="how they are tried on other patients"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the folds (default: 0)")
+    options = parser.parse_args(arguments)
+
+    name = options.name or options.rule
+    target = path_of(options.workdir, name)
+    config = read_config(options.workdir)
+    summary = read_summary(options.workdir)
+    counts = read_levels(options.workdir / "evaluation/levels.npz")
+    index = dataset.read_index(config.data.directory)
+    rows = rows_of(index, counts.image_id, options.workdir)
+    result = choose_all(counts, index.patient[rows], options.score, options.choose, options.seed)
+    write_json(options.workdir / "evaluation/thresholds.json", result)
+    chosen = result["rules"][options.rule]
+    write_json(
+        target,
+        {
+            "rule": options.rule,
+            **chosen["thresholds"],
+            "tta": bool(config.predict.tta),
+            "size": config.predict.size,
+            "chosen_by": {key: result[key] for key in ("score", "method", "seed", "unit", "n_images")},
+            "chosen_on": {"data": summary["data"], "split": summary["split"]},
+            **{key: chosen[key] for key in ("in_sample", "held_out", "optimism")},
+        },
+    )
+    print(table(result))
+    print(f"Saved {options.rule} as {target}; use it with `jaxpneumo predict --thresholds {name}`.")
+    return DONE

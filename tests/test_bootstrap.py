@@ -1,0 +1,126 @@
+"""Intervals and paired tests: what is drawn, known answers, and coverage on simulated data."""
+
+import numpy as np
+import pytest
+from scipy.stats import permutation_test
+
+from jaxpneumo.evaluate.bootstrap import as_list, clusters, draws, intervals, of_ratios, paired
+from jaxpneumo.evaluate.scores import ratios
+
+
+def test_images_of_a_patient_are_one_cluster_and_unknown_ones_their_own():
+    cluster, unit = clusters(np.array(["b", "", "a", "b", ""]))
+    assert len(set(cluster.tolist())) == 4
+    assert cluster[0] == cluster[3]
+    assert unit == {"unit": "patient", "clusters": 4, "images_without_patient": 2}
+    assert clusters(np.array(["", ""]))[1]["unit"] == "image"
+
+
+def test_draws_take_whole_clusters_with_replacement():
+    cluster = np.array([0, 1, 1, 2, 3])
+    weights = np.concatenate(list(draws(cluster, 500, seed=1)))
+    assert weights.shape == (500, 5)
+    np.testing.assert_array_equal(weights[:, 1], weights[:, 2])
+    np.testing.assert_array_equal(weights[:, [0, 1, 3, 4]].sum(axis=1), 4)
+    assert weights.mean(axis=0) == pytest.approx(np.ones(5), abs=0.15)
+    again = np.concatenate(list(draws(cluster, 500, seed=1)))
+    np.testing.assert_array_equal(weights, again)
+    assert (weights != np.concatenate(list(draws(cluster, 500, seed=2)))).any()
+
+
+def test_interval_of_a_mean_is_near_the_normal_one():
+    values = np.random.default_rng(0).normal(5, 2, 400)
+    statistic = of_ratios({"mean": (values, np.ones(400))})
+    (low, high), *_ = intervals(statistic, np.arange(400), 4000)
+    error = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.03)
+    # Twins bring no information of their own.
+    twins = of_ratios({"mean": (np.repeat(values, 2), np.ones(800))})
+    (low_twins, high_twins), *_ = intervals(twins, np.repeat(np.arange(400), 2), 4000)
+    assert high_twins - low_twins == pytest.approx(high - low, rel=1e-12)
+
+
+def test_score_without_images_has_no_interval():
+    statistic = of_ratios({"all": (np.ones(3), np.ones(3)), "none": (np.zeros(3), np.zeros(3))})
+    ends = intervals(statistic, np.arange(3), 200)
+    assert as_list(ends[0]) == [1, 1]
+    assert as_list(ends[1]) is None
+
+
+def counts(rng: np.random.Generator, n: int, quality: float) -> dict[str, np.ndarray]:
+    truth = rng.integers(1, 1000, n) * (rng.random(n) < 0.6)
+    tp = (truth * np.clip(rng.normal(quality, 0.2, n), 0, 1)).astype(int)
+    return {"tp": tp, "fp": rng.integers(0, 100, n), "fn": truth - tp}
+
+
+def test_sign_flip_test_is_scipys():
+    rng = np.random.default_rng(3)
+    a = counts(rng, 40, 0.6)
+    b = {**a, "fp": np.maximum(a["fp"] + rng.integers(-20, 30, 40), 1)}
+    terms = ratios(a), ratios(b)
+    found = paired(*terms, np.arange(40), 20_000)["dice"]
+    samples = terms[0]["dice"][0], terms[1]["dice"][0]
+    expected = permutation_test(
+        samples, lambda x, y, axis: (y - x).mean(axis=axis), permutation_type="samples", n_resamples=20_000, rng=rng
+    )
+    assert found["difference"] == pytest.approx(expected.statistic, abs=1e-12)
+    assert found["p"] == pytest.approx(expected.pvalue, abs=0.015)
+    assert 0.001 < found["p"] < 0.5
+    low, high = found["interval"]
+    assert low < found["difference"] < high
+
+
+def test_clear_and_absent_differences():
+    rng = np.random.default_rng(5)
+    a = counts(rng, 100, 0.5)
+    same = paired(ratios(a), ratios(a), np.arange(100), 500)["dice"]
+    assert (same["difference"], same["interval"], same["p"]) == (0, [0, 0], 1)
+    truth = a["tp"] + a["fn"]
+    perfect = paired(ratios(a), ratios({"tp": truth, "fp": 0 * truth, "fn": 0 * truth}), np.arange(100), 500)["dice"]
+    assert perfect["b"] == 1
+    assert perfect["interval"][0] > 0
+    assert perfect["p"] == pytest.approx(1 / 501)
+
+
+def test_sign_flip_test_is_valid_where_patients_have_many_images():
+    """Under no difference, p is below 0.1 in a tenth of the data sets; flipping single images would find more."""
+    rng = np.random.default_rng(7)
+    patient = np.repeat(np.arange(30), 5)
+    ps = []
+    for _ in range(200):
+        effect = rng.normal(size=30)[patient] + 0.1 * rng.normal(size=150)
+        ones = np.ones(150)
+        ps.append(paired({"x": (0 * ones, ones)}, {"x": (effect, ones)}, patient, 300)["x"]["p"])
+    assert 0.04 < np.mean(np.array(ps) < 0.1) < 0.17
+
+
+def simulate(rng: np.random.Generator) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Images of 150 patients: four fifths without finding, Dice of the others by patient; ten patients have many."""
+    images = np.where(rng.random(150) < 0.1, 6, 1 + (rng.random(150) < 0.3))
+    patient = np.repeat(np.arange(150), images)
+    sick = rng.random(150) < 0.3
+    skill = rng.beta(4, 2, 150)
+    positive = sick[patient] & (rng.random(len(patient)) < 0.8)
+    dice = np.where(
+        positive, np.clip(skill[patient] + rng.normal(0, 0.1, len(patient)), 0, 1), rng.random(len(patient)) < 0.9
+    )
+    return dice, positive, patient
+
+
+@pytest.mark.slow
+def test_intervals_cover_the_truth_in_95_of_100_data_sets():
+    """Means over images and over positives of 200 simulated data sets; the truth is that of a very large one."""
+    rng = np.random.default_rng(2026)
+    large = [simulate(rng) for _ in range(4000)]
+    dice, positive = (np.concatenate([one[i] for one in large]) for i in (0, 1))
+    truth = np.array([dice.mean(), dice[positive].mean()])
+    covered = []
+    for seed in range(200):
+        dice, positive, patient = simulate(np.random.default_rng([1, seed]))
+        ones = np.ones(len(dice))
+        statistic = of_ratios({"dice": (dice, ones), "dice_positive": (dice * positive, positive.astype(float))})
+        ends = intervals(statistic, patient, 2000, seed)
+        covered.append((ends[:, 0] <= truth) & (truth <= ends[:, 1]))
+    share = np.mean(covered, axis=0)
+    print(f"coverage over 200 data sets: dice {share[0]:.3f}, dice_positive {share[1]:.3f}")
+    assert np.all((share >= 0.92) & (share <= 0.98))

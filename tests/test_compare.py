@@ -1,0 +1,104 @@
+"""Two runs on the same images: a run and itself, a run and a better one, and everything that is refused."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+
+from jaxpneumo.errors import DONE, InputError
+from jaxpneumo.evaluate import compare
+from jaxpneumo.evaluate.results import read_metrics
+from jaxpneumo.files import read_json, write_json
+
+
+@pytest.fixture
+def runs(evaluated, tmp_path):
+    return tuple(shutil.copytree(evaluated, tmp_path / name) for name in ("a", "b"))
+
+
+def edit(path, change):
+    table = change({name: column.astype(object) for name, column in read_metrics(path).items()})
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(table)
+        writer.writerows(zip(*table.values(), strict=True))
+
+
+def test_a_run_and_itself_do_not_differ(runs, capsys):
+    assert compare.main([*map(str, runs), "--replicates", "200"]) == DONE
+    assert "patient split, validation part" in capsys.readouterr().out
+    result = compare.compare(*runs, None, 200, 0)
+    assert result["unit"] == "patient"
+    for score in result["scores"].values():
+        assert score["difference"] in (0, None)
+        assert score["p"] in (1, None)
+
+
+def test_a_perfect_run_is_better_whatever_the_order_of_its_rows(runs, tmp_path):
+    def perfect(table):
+        table["tta_tp"] = table["tta_area"] = table["truth_area"]
+        order = np.random.default_rng(0).permutation(len(table["ImageId"]))
+        return {name: column[order] for name, column in table.items()}
+
+    edit(runs[1] / "evaluation/metrics.csv", perfect)
+    arguments = [*map(str, runs), "--mode", "tta", "--output", str(tmp_path / "result.json"), "--replicates", "500"]
+    assert compare.main(arguments) == DONE
+    result = read_json(tmp_path / "result.json")
+    dice = result["scores"]["dice"]
+    summary = read_json(runs[0] / "evaluation/summary.json")
+    assert dice["a"] == pytest.approx(summary["scores"]["tta"]["dice"])
+    assert dice["b"] == 1
+    assert dice["difference"] == pytest.approx(1 - dice["a"])
+    assert dice["interval"][0] <= dice["difference"] <= dice["interval"][1]
+    assert result["modes"] == ["tta", "tta"]
+
+
+def test_another_data_set_is_refused(runs):
+    path = runs[1] / "evaluation/summary.json"
+    summary = read_json(path)
+    summary["data"] |= {"labels_sha256": "0" * 64, "directory": "other"}
+    write_json(path, summary)
+    with pytest.raises(InputError, match="on another one, other"):
+        compare.compare(*runs, None, 100, 0)
+
+
+def test_another_split_is_refused(runs):
+    def renamed(table):
+        table["ImageId"][0] = "another"
+        return table
+
+    edit(runs[1] / "evaluation/metrics.csv", renamed)
+    with pytest.raises(InputError, match="another split: 1 images are in the first only, 1 in the second"):
+        compare.compare(*runs, None, 100, 0)
+
+
+def test_an_unfinished_run_is_refused(runs, tmp_path):
+    shutil.rmtree(runs[1] / "stage1/final")
+    with pytest.raises(InputError, match="unfinished run"):
+        compare.compare(*runs, None, 100, 0)
+    with pytest.raises(InputError, match="is not a run"):
+        compare.compare(runs[0], tmp_path / "absent", None, 100, 0)
+
+
+def test_an_evaluation_that_is_missing_or_not_whole_is_refused(runs):
+    path = runs[1] / "evaluation/metrics.csv"
+    whole = path.read_text()
+    path.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    with pytest.raises(InputError, match="not of one piece"):
+        compare.compare(*runs, None, 100, 0)
+    path.write_text(whole.replace("tta_removal_tp", "tta_removal_xx"))
+    with pytest.raises(InputError, match="damaged"):
+        compare.compare(*runs, None, 100, 0)
+    path.unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        compare.compare(*runs, None, 100, 0)
+    summary = read_json(runs[1] / "evaluation/summary.json")
+    write_json(runs[1] / "evaluation/summary.json", {key: summary[key] for key in ("data", "split", "scores")})
+    with pytest.raises(InputError, match="earlier version"):
+        compare.compare(*runs, None, 100, 0)
+    shutil.rmtree(runs[1] / "evaluation")
+    with pytest.raises(InputError, match="was not evaluated"):
+        compare.compare(*runs, None, 100, 0)
+    with pytest.raises(InputError, match="at least 100"):
+        compare.main([*map(str, runs), "--replicates", "9"])

@@ -1,0 +1,71 @@
+"""The papers' tables: their figures as the configs quote them, ours where there is a run."""
+
+import shutil
+import subprocess
+
+import pytest
+from conftest import REPOSITORY
+
+from jaxpneumo.errors import DONE, InputError
+from jaxpneumo.evaluate import tables
+from jaxpneumo.files import read_json
+
+
+def test_figures_are_those_that_the_configs_quote():
+    study = (REPOSITORY / "configs/augmentation_study.py").read_text()
+    for words in ("validation IoU", "test Dice"):
+        rows = tables.TABLES[f"Augmentation study, {words}"]
+        for arm in ("none", "A1", "A2", "A1+A2", "A3", "A4"):
+            by_mode = {row.mode: f"{row.paper:.4f}"[1:] for row in rows if row.run == f"augmentation_study_{arm}"}
+            figures = " ".join(by_mode[mode] for mode in ("plain", "tta", "removal", "tta_removal"))
+            line = next(line for line in study.splitlines() if line.startswith(f"    {arm} "))
+            assert f"{words} {figures}" in line
+    exp5 = (REPOSITORY / "configs/exp5.py").read_text()
+    quoted = [row for title, rows in tables.TABLES.items() if "experiments" in title for row in rows]
+    quoted += tables.TABLES["Test Dice of exp5, round 2 (private part)"]
+    for row in quoted:
+        if row.run.startswith("exp5"):
+            assert f"{row.paper:.4f}"[1:] in exp5
+
+
+def test_without_runs_every_row_says_so(tmp_path, capsys):
+    assert tables.main(["--runs", str(tmp_path)]) == DONE
+    lines = capsys.readouterr().out.splitlines()
+    rows = sum(len(table) for table in tables.TABLES.values())
+    assert len(tables.TABLES) == 6
+    assert sum(line.endswith("no run yet") for line in lines) == rows == 71
+    with pytest.raises(InputError, match="is not a folder"):
+        tables.main(["--runs", str(tmp_path / "absent")])
+
+
+def test_a_run_fills_its_rows(evaluated, tmp_path):
+    run = shutil.copytree(evaluated, tmp_path / "runs/augmentation_study_A1")
+    shutil.copytree(evaluated, tmp_path / "runs/exp4")
+    shutil.rmtree(tmp_path / "runs/exp4/evaluation")
+    shutil.copytree(evaluated, tmp_path / "runs/exp3")
+    shutil.rmtree(tmp_path / "runs/exp3/stage1/final")
+    assert tables.main(["--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "tables.json")]) == DONE
+    result = read_json(tmp_path / "tables.json")
+    summary = read_json(run / "evaluation/summary.json")
+    rows = {row["label"]: row for row in result["Augmentation study, validation IoU"]}
+    for words, mode in (("A1 no TTA", "plain"), ("A1 TTA + R-TH", "tta_removal")):
+        assert rows[words]["ours"] == summary["scores"][mode]["iou"]
+        assert rows[words]["interval"] == summary["intervals"]["scores"][mode]["iou"]
+        assert "SYNTHETIC" in rows[words]["of"]
+        assert "patient split, validation part" in rows[words]["of"]
+    assert rows["A2 TTA"]["ours"] is None
+    experiments = {row["label"]: row["of"] for row in result["Validation IoU of the experiments, round 1"]}
+    assert experiments["exp4 TTA"] == "not evaluated"
+    assert experiments["exp3 TTA"] == "unfinished run"
+    assert "not evaluated on test images" in result["Augmentation study, test Dice"][4]["of"]
+    shutil.copytree(run / "evaluation", run / "evaluation-test")
+    again = tables.collect(tmp_path / "runs")["Augmentation study, test Dice"][4]
+    assert again["ours"] == summary["scores"]["plain"]["dice"]
+    assert f"{again['ours']:.4f}" in tables.text({"x": [again]})
+
+
+def test_the_study_refuses_what_is_no_override():
+    script = str(REPOSITORY / "launch/augmentation_study.sh")
+    result = subprocess.run(["bash", script, "--workdir=x"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "usage" in result.stderr

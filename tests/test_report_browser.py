@@ -1,0 +1,198 @@
+"""The report in headless Chromium: no errors, nothing fetched, sliders, keys, filters, words, and no overflow."""
+
+import json
+import shutil
+import time
+
+import pytest
+
+from jaxpneumo.evaluate import report
+
+WIDTHS = (1280, 820)
+OFF = ("extensions", "background-networking", "component-update", "sync", "quic", "gpu", "default-apps")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
+    from selenium.webdriver.chrome.service import Service
+
+    programs = [
+        next(filter(None, map(shutil.which, names)), None)
+        for names in (("chromium", "chromium-browser", "google-chrome"), ("chromedriver", "chromium.chromedriver"))
+    ]
+    if None in programs:
+        pytest.skip("no chromium and chromedriver here: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    profile = tmp_path_factory.mktemp("profile")
+    # Without smooth scrolling, so that a click finds its target at rest.
+    still = "force-prefers-reduced-motion"
+    for argument in ("headless=new", "no-sandbox", "no-first-run", still, f"user-data-dir={profile}"):
+        options.add_argument(f"--{argument}")
+    for name in OFF:
+        options.add_argument(f"--disable-{name}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(programs[1]))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def path(evaluated, tmp_path_factory):
+    folder = shutil.copytree(evaluated, tmp_path_factory.mktemp("browser") / "run")
+    return report.write_report(folder)[0]
+
+
+@pytest.fixture
+def page(browser, path):
+    """The page just opened, as wide as a desktop's."""
+    size(browser, WIDTHS[0])
+    browser.get_log("browser")
+    browser.get_log("performance")
+    browser.get(path.as_uri())
+    yield browser
+    assert [entry["message"] for entry in browser.get_log("browser")] == []
+
+
+def size(browser, width: int) -> None:
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def one(page, selector: str):
+    return page.find_element("css selector", selector)
+
+
+def every(page, selector: str) -> list:
+    return page.find_elements("css selector", selector)
+
+
+def style(page, selector: str, name: str) -> str:
+    return page.execute_script(
+        "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]", selector, name
+    )
+
+
+def press(page, *keys: str) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    for key in keys:
+        ActionChains(page).send_keys(getattr(Keys, key, key)).perform()
+
+
+def shown(page) -> list[str]:
+    return [case.get_attribute("data-image-id") for case in every(page, ".cases > li") if case.is_displayed()]
+
+
+def chosen(page) -> str:
+    return one(page, ".viewer").get_attribute("data-image-id")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_overflows_and_every_picture_is_there_with_words(page, width):
+    size(page, width)
+    assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    pictures = every(page, "img")
+    assert len(pictures) > 10
+    assert all(len(picture.get_attribute("alt")) > 20 for picture in pictures)
+    loaded = "return [...document.images].every((image) => image.complete && image.naturalWidth > 0)"
+    assert page.execute_script(loaded)
+    place, viewer = (one(page, selector).rect for selector in (".list", ".viewer"))
+    beside = place["x"] >= viewer["x"] + viewer["width"]
+    assert beside == (width == 1280)
+
+
+def test_nothing_is_fetched(page, path):
+    requests = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
+    urls = {one["params"]["request"]["url"] for one in requests if one["method"] == "Network.requestWillBeSent"}
+    assert {url for url in urls if not url.startswith("data:")} == {path.as_uri()}
+
+
+def test_arrow_keys_step_with_focus_in_sight(page):
+    cases = shown(page)
+    one(page, ".cases > li:first-child .card").click()
+    assert chosen(page) == cases[0]
+    press(page, "ARROW_RIGHT")
+    press(page, "ARROW_RIGHT")
+    assert chosen(page) == cases[2]
+    active = page.switch_to.active_element
+    assert active.find_element("xpath", "..").get_attribute("data-image-id") == cases[2]
+    assert page.execute_script("return getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    assert one(page, ".stage img").get_attribute("src") == active.find_element("css selector", "img").get_attribute(
+        "src"
+    )
+    assert cases[2] in one(page, ".stage img").get_attribute("alt")
+    assert cases[2] in one(page, ".facts").text
+    press(page, "ARROW_LEFT")
+    assert chosen(page) == cases[1]
+    press(page, "END")
+    assert chosen(page) == cases[-1]
+    press(page, "ARROW_RIGHT")
+    assert chosen(page) == cases[-1]
+    press(page, "HOME", "ARROW_DOWN")
+    tops = [case.rect["y"] for case in every(page, ".cases > li")]
+    assert chosen(page) == cases[sum(top == tops[0] for top in tops)]
+    one(page, ".next").click()
+    assert len(every(page, '.card[aria-pressed="true"]')) == 1
+
+
+def test_sliders_change_outlines_masks_and_brightness(page):
+    path = ".stage path.prediction"
+    assert (style(page, path, "strokeOpacity"), style(page, path, "fillOpacity")) == ("1", "0")
+    before = chosen(page)
+    one(page, ".outline-opacity").click()
+    press(page, "HOME")
+    assert style(page, path, "strokeOpacity") == "0"
+    press(page, "ARROW_RIGHT")
+    assert float(style(page, path, "strokeOpacity")) == pytest.approx(0.01)
+    one(page, ".fill-opacity").click()
+    press(page, "END")
+    assert style(page, path, "fillOpacity") == "1"
+    one(page, ".brightness").click()
+    press(page, "END")
+    assert style(page, ".stage img", "filter") == "brightness(2.5)"
+    assert chosen(page) == before
+
+
+def test_outlines_can_be_hidden(page):
+    one(page, ".show-truth").click()
+    assert style(page, ".stage path.truth", "display") == "none"
+    assert style(page, ".stage path.prediction", "display") != "none"
+    one(page, ".cases .card").click()
+    press(page, "h")
+    assert style(page, ".stage path.prediction", "display") == "none"
+    press(page, "h")
+    assert style(page, ".stage path.prediction", "display") != "none"
+
+
+def test_filters_and_order(page):
+    cases = shown(page)
+    for kind in ("positive", "miss", "false-alarm", "all"):
+        one(page, f'input[value="{kind}"]').click()
+        expected = [c.get_attribute("data-image-id") for c in every(page, f'.cases > li[data-kinds~="{kind}"]')]
+        assert shown(page) == expected
+        assert one(page, ".none").is_displayed() == (not expected)
+        assert one(page, ".viewer").is_displayed() == bool(expected)
+        assert not expected or chosen(page) in expected
+    one(page, '.order option[value="worst"]').click()
+    assert shown(page) == cases[::-1]
+
+
+def test_dark_and_print(page):
+    light = style(page, "body", "backgroundColor")
+    emulate = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", emulate)
+    try:
+        time.sleep(0.1)
+        assert style(page, "body", "backgroundColor") != light
+        figure = "return document.querySelector('figure img').currentSrc !== document.querySelector('figure img').src"
+        assert page.execute_script(figure)
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", **emulate})
+        time.sleep(0.1)
+        assert style(page, "body", "backgroundColor") == "rgb(255, 255, 255)"
+        assert not one(page, ".viewer").is_displayed()
+        assert len(shown(page)) == len(every(page, ".cases > li"))
+    finally:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})

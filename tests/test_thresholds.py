@@ -1,0 +1,224 @@
+"""The threshold search against brute force over masks; optimism; names that predict uses; refusals."""
+
+import shutil
+import time
+import tracemalloc
+from itertools import product
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from jaxpneumo.data import rle
+from jaxpneumo.data.labels import mask, read_labels
+from jaxpneumo.errors import DONE, InputError
+from jaxpneumo.evaluate import thresholds
+from jaxpneumo.evaluate.bootstrap import clusters
+from jaxpneumo.evaluate.folds import folds
+from jaxpneumo.evaluate.levels import AREAS, LEVELS, LevelCounts, count_components
+from jaxpneumo.evaluate.metrics import counts, dice, iou
+from jaxpneumo.files import read_json, write_json
+from jaxpneumo.predict import predict
+from jaxpneumo.predict import thresholds as named
+from jaxpneumo.predict.postprocess import NATIVE_AREA, remove_small
+from jaxpneumo.predict.submission import read_submission
+
+
+def images(n: int, size: int = 128) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Probabilities and truths: n soft discs on noise with a bright spot, every third image without finding."""
+    rng = np.random.default_rng(11)
+    y, x = np.indices((size, size))
+    made = []
+    for i in range(n):
+        centre, radius = rng.uniform(20, size - 20, 2), rng.uniform(2, 25)
+        distance = np.hypot(y - centre[0], x - centre[1])
+        truth = (distance < radius) & (i % 3 != 0)
+        seen = rng.uniform(0.2, 1.2) * np.exp(-((distance / (rng.uniform(0.7, 1.4) * radius)) ** 4))
+        spot = 0.8 * np.exp(-(((y - rng.integers(size)) ** 2 + (x - rng.integers(size)) ** 2) / rng.uniform(5, 40)))
+        made.append((np.clip(seen + spot + rng.uniform(0, 0.06, seen.shape), 0, 1).astype(np.float32), truth))
+    return made
+
+
+def tables(made: list[tuple[np.ndarray, np.ndarray]]) -> LevelCounts:
+    reached = [p[None] >= LEVELS[:, None, None] for p, _ in made]
+    truths = [truth for _, truth in made]
+    pairs = list(zip(reached, truths, strict=True))
+    components = [count_components(r.sum(axis=0).astype(np.uint8), t.astype(np.uint8)) for r, t in pairs]
+    return LevelCounts(
+        levels=LEVELS,
+        areas=AREAS,
+        image_id=np.array([str(i) for i in range(len(made))]),
+        pixels=np.array([t.size for t in truths]),
+        truth_area=np.array([t.sum() for t in truths]),
+        area=np.array([r.sum(axis=(1, 2)) for r in reached]),
+        tp=np.array([(r & t).sum(axis=(1, 2)) for r, t in pairs]),
+        component_area=np.array([area for area, _ in components]),
+        component_tp=np.array([tp for _, tp in components]),
+    )
+
+
+@pytest.fixture(scope="module")
+def small():
+    made = images(15)
+    return made, tables(made)
+
+
+@pytest.mark.parametrize("score", ["dice", "iou"])
+def test_triplets_are_those_of_brute_force(small, score):
+    made, table = small
+    ratio = {"dice": dice, "iou": iou}[score]
+    found = thresholds.surface(table, "triplet", score)
+    expected = np.full((20, 20, 20), np.nan)
+    for top, bottom in product(range(20), range(20)):
+        if bottom > top:
+            continue
+        scores = np.zeros((len(made), 20))
+        for i, (probability, truth) in enumerate(made):
+            kept = ratio(*counts(probability >= LEVELS[bottom], truth))
+            emptied = ratio(*counts(np.zeros_like(truth), truth))
+            enough = (probability >= LEVELS[top]).sum() >= AREAS * truth.size / NATIVE_AREA
+            scores[i] = np.where(enough, kept, emptied)
+        expected[top, :, bottom] = scores.mean(axis=0)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert thresholds.best(found) == thresholds.best(expected.round(12))
+    assert np.nanmax(found) > np.nanmin(found) + 0.1
+
+
+@pytest.mark.parametrize("rule", ["image", "component"])
+def test_surfaces_are_those_of_prediction(small, rule):
+    made, table = small
+    found = thresholds.surface(table, rule)
+    for k, m in product(range(0, 20, 3), range(0, 20, 2)):
+        masks = [(remove_small((p >= LEVELS[k]).astype(np.uint8), int(AREAS[m]), rule), t) for p, t in made]
+        assert found[k, m] == pytest.approx(np.mean([dice(*counts(*pair)) for pair in masks]), abs=1e-12)
+    if rule == "image":
+        triplets = thresholds.surface(table, "triplet")
+        np.testing.assert_allclose(found, np.einsum("kmk->km", triplets), atol=1e-12)
+
+
+def test_held_out_means_held_out(small):
+    """Each fold's score is that of thresholds found without it."""
+    _, table = small
+    patient = np.array([f"p{i // 2}" for i in range(15)])
+    result = thresholds.choose_all(table, patient, method="folds", seed=4)
+    fold = folds(clusters(patient)[0], table.truth_area > 0, 5, 4)
+    for rule, chosen in result["rules"].items():
+        assert chosen["in_sample"] == pytest.approx(np.nanmax(thresholds.surface(table, rule)))
+        scores = []
+        for f in range(5):
+            place = thresholds.best(thresholds.surface(table, rule, images=fold != f))
+            scores += [thresholds.surface(table, rule, images=fold == f)[place]] * int((fold == f).sum())
+        assert chosen["held_out"] == pytest.approx(np.mean(scores))
+        assert chosen["optimism"] == pytest.approx(chosen["in_sample"] - chosen["held_out"])
+
+
+def test_halves_are_chosen_on_one_and_scored_on_the_other(small):
+    _, table = small
+    patient = np.array([f"p{i // 2}" for i in range(15)])
+    half = folds(clusters(patient)[0], table.truth_area > 0, 2, 4) == 0
+    for rule, chosen in thresholds.choose_all(table, patient, method="half", seed=4)["rules"].items():
+        first, second = (thresholds.surface(table, rule, images=images) for images in (half, ~half))
+        a, b = thresholds.best(first), thresholds.best(second)
+        assert chosen["in_sample"] == pytest.approx(first[a])
+        assert chosen["held_out"] == pytest.approx(second[a])
+        assert chosen["optimism"] == pytest.approx((first[a] - second[a] + second[b] - first[b]) / 2)
+        assert chosen["optimism"] >= 0  # however much easier one half is
+        assert (chosen["chosen_on_images"], chosen["held_out_images"]) == (half.sum(), (~half).sum())
+
+
+def noise(n: int, seed: int) -> LevelCounts:
+    """Counts without any relation between thresholds and truth."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 20_000, n) * (rng.random(n) < 0.3)
+    area = np.sort(rng.integers(0, 40_000, (n, 20)) * (rng.random((n, 1)) < 0.5))[:, ::-1].copy()
+    tp = np.minimum((area * rng.random((n, 20))).astype(int), truth[:, None])
+    kept = area[:, :, None] * (area[:, :, None] >= AREAS)
+    ids = np.array([str(i) for i in range(n)])
+    pixels = np.full(n, NATIVE_AREA)
+    return LevelCounts(LEVELS, AREAS, ids, pixels, truth, area, tp, kept, np.minimum(kept, tp[:, :, None]))
+
+
+def test_optimism_is_there_where_there_is_nothing_to_find():
+    patient = np.array([""] * 60)
+    optimism = [thresholds.choose_all(noise(60, seed), patient)["rules"]["triplet"]["optimism"] for seed in range(10)]
+    assert np.mean(optimism) > 0.01
+
+
+def test_search_over_1205_images_is_fast_and_small():
+    """All three rules with their folds: far below the 60 s and 2 GB that a search may take."""
+    table = noise(1205, 0)
+    patient = np.array([f"p{i // 2}" for i in range(1205)])
+    tracemalloc.start()
+    start = time.perf_counter()
+    thresholds.choose_all(table, patient)
+    seconds, peak = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    print(f"{seconds:.1f} s, {peak / 1e6:.0f} MB")
+    assert seconds < 30
+    assert peak < 1e9
+
+
+@pytest.fixture
+def workdir(evaluated, tmp_path):
+    return shutil.copytree(evaluated, tmp_path / "run")
+
+
+def score_of(codes: dict[str, str], workdir, radiographs) -> float:
+    """Mean Dice of a submission on the run's validation images."""
+    labels = read_labels(radiographs / "labels.csv")
+    scores = []
+    for image_id in read_json(workdir / "splits.json")["validation"]:
+        truth = mask(labels, image_id, 128, 128)[0]
+        scores.append(dice(*counts(rle.decode(codes[image_id], 128, 128), truth)))
+    return float(np.mean(scores))
+
+
+@pytest.mark.parametrize("rule", thresholds.RULES)
+def test_predict_uses_thresholds_by_name(workdir, radiographs, tmp_path, capsys, rule):
+    assert thresholds.main(["--workdir", str(workdir), "--rule", rule, "--name", "mine"]) == DONE
+    assert "optimism" in capsys.readouterr().out
+    saved = read_json(workdir / "thresholds/mine.json")
+    assert saved["rule"] == rule
+    assert saved["chosen_on"]["split"]["part"] == "validation"
+    result = read_json(workdir / "evaluation/thresholds.json")
+    assert saved["held_out"] == result["rules"][rule]["held_out"]
+
+    arguments = ["--workdir", str(workdir), "--input", str(radiographs / "dicom"), "--quiet", "--overlays", "0"]
+    output = tmp_path / "out"
+    assert predict.main([*arguments, "--output", str(output), "--thresholds", "mine"]) == DONE
+    codes = read_submission(output / "submission.csv")
+    # On the images they were chosen on, predictions score what the choice said.
+    assert score_of(codes, workdir, radiographs) == pytest.approx(saved["in_sample"], abs=0.02)
+
+
+def test_top_threshold_empties_masks(workdir, radiographs, tmp_path):
+    arguments = ["--workdir", str(workdir), "--input", str(radiographs / "dicom"), "--quiet", "--overlays", "0"]
+    saved = {"threshold": 0.0, "removal_threshold": 0, "removal_rule": "image", "tta": True, "size": 32}
+    write_json(workdir / "thresholds/all.json", {**saved, "top_threshold": 0.0, "top_area": NATIVE_AREA})
+    write_json(workdir / "thresholds/none.json", {**saved, "top_threshold": 0.0, "top_area": NATIVE_AREA + 100})
+    for name, code in (("all", f"0 {128 * 128}"), ("none", "-1")):
+        assert predict.main([*arguments, "--output", str(tmp_path / name), "--thresholds", name]) == DONE
+        assert set(read_submission(tmp_path / name / "submission.csv").values()) == {code}
+
+
+def test_wrong_use_is_refused_in_words(workdir, radiographs, tmp_path):
+    arguments = ["--workdir", str(workdir), "--input", str(radiographs / "dicom"), "--output", str(tmp_path / "out")]
+    with pytest.raises(InputError, match="has no thresholds named x: it has none"):
+        predict.main([*arguments, "--thresholds", "x"])
+    with pytest.raises(InputError, match="leave out --threshold"):
+        predict.main([*arguments, "--thresholds", "x", "--threshold", "0.5"])
+    with pytest.raises(InputError, match="is no name"):
+        thresholds.main(["--workdir", str(workdir), "--name", "../x"])
+    assert thresholds.main(["--workdir", str(workdir), "--rule", "image"]) == DONE
+    with pytest.raises(InputError, match="it has image"):
+        predict.main([*arguments, "--thresholds", "x"])
+    with pytest.raises(InputError, match="chosen with flip TTA at size 32"):
+        predict.main([*arguments, "--thresholds", "image", "--no-tta"])
+    (workdir / "thresholds/image.json").write_text("{}")
+    with pytest.raises(InputError, match="is not a file of"):
+        named.use(workdir, "image", ConfigDict({"tta": True, "size": 32}))
+    (workdir / "evaluation/levels.npz").unlink()
+    with pytest.raises(InputError, match="jaxpneumo evaluate --workdir"):
+        thresholds.main(["--workdir", str(workdir)])
+    with pytest.raises(InputError, match="cannot be divided into 2 folds"):
+        thresholds.choose(noise(4, 0), np.zeros(4, int), "image", "dice", "half", 0)
