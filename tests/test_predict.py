@@ -84,6 +84,24 @@ def test_masks_do_not_depend_on_batch_or_company(predictor):
             assert (alone[view] != together[key][view]).mean() < 0.002
 
 
+def test_many_native_sizes_do_not_pile_up(predictor):
+    """Every image of another size: masks come out long before the stream ends, each once and at its size."""
+    taken = 0
+
+    def stream():
+        nonlocal taken
+        for i in range(40):
+            taken += 1
+            yield i, np.full((32, 32), 5 * i, np.uint8), (40 + i, 64)
+
+    seen, most = {}, 0
+    for key, masks in predict_masks(predictor, stream(), (0,)):
+        seen[key] = masks[0].shape
+        most = max(most, taken - len(seen))
+    assert seen == {i: (40 + i, 64) for i in range(40)}
+    assert most <= 5 * predictor.config.predict.batch_size
+
+
 def test_folder_is_predicted_with_its_bad_files_set_aside(predictor, workdir, radiographs, tmp_path, capsys):
     files = sorted((radiographs / "dicom").rglob("*.dcm"))[:6]
     source = tmp_path / "in"

@@ -184,8 +184,12 @@ def predict_native(
     for key, image, size in images:
         group = waiting.setdefault(size, [])
         group.append((key, image))
-        if len(group) == batch_size:
-            started = _start(predictor, waiting.pop(size), size, mirror, native)
+        full = size if len(group) == batch_size else None
+        if full is None and sum(map(len, waiting.values())) >= 4 * batch_size:
+            # Among many native sizes no batch may ever fill: what waits must not grow with the archive.
+            full = max(waiting, key=lambda other: len(waiting[other]))
+        if full is not None:
+            started = _start(predictor, waiting.pop(full), full, mirror, native)
             # The batch before is fetched while the device works on this one.
             if pending is not None:
                 yield from _finish(*pending)
