@@ -237,6 +237,7 @@ def main(argv: list[str]) -> int:
         return BENCHMARKS[name][0](argv[1:])
     print("usage: jaxpneumo bench WHAT ...   (jaxpneumo bench WHAT --help says more)\n")
     print("\n".join(f"  {each:12} {purpose}" for each, (_, purpose) in BENCHMARKS.items()))
+    print("\nexample:\n  jaxpneumo bench prepare --images siim/dicom-images-train --labels siim/train-rle.csv")
     if name in ("-h", "--help"):
         return DONE
     print(f"\njaxpneumo bench: there is no {name!r}.", file=sys.stderr)

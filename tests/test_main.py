@@ -1,6 +1,7 @@
 """The commands as a user types them: help, wrong input in words, distinct exit codes."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -22,7 +23,8 @@ def run(*arguments: str, **kwargs) -> subprocess.CompletedProcess:
 def test_every_verb_has_help_with_an_example(verb):
     result = run("jaxpneumo", verb, "--help")
     assert result.returncode == 0
-    assert f"jaxpneumo {verb} --" in result.stdout or "python -m jaxpneumo.main --config=" in result.stdout
+    example = rf"^(example: | +)(jaxpneumo {verb} \S|python -m jaxpneumo\.main --config=)"
+    assert re.search(example, result.stdout, re.MULTILINE)
 
 
 def test_help_lists_the_verbs():

@@ -168,7 +168,8 @@ def score_of(codes: dict[str, str], workdir, radiographs) -> float:
     labels = read_labels(radiographs / "labels.csv")
     scores = []
     for image_id in read_json(workdir / "splits.json")["validation"]:
-        truth = mask(labels, image_id, 128, 128)[0]
+        _, code, _ = mask(labels, image_id, 128, 128)
+        truth = rle.decode(code, 128, 128)
         scores.append(dice(*counts(rle.decode(codes[image_id], 128, 128), truth)))
     return float(np.mean(scores))
 
