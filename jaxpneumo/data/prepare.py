@@ -20,7 +20,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from jaxpneumo.data import dataset, dicom, ingest, reconcile, splits
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data import workers as processes
 from jaxpneumo.data.journal import open_journal
+from jaxpneumo.data.radiograph import MIN_SIDE, UNREADABLE, file_id
 from jaxpneumo.data.reconcile import Outcome
 from jaxpneumo.errors import BAD_INPUT, DONE, FAILED, PARTIAL, InputError
 from jaxpneumo.progress import progress
@@ -142,7 +143,7 @@ def prepare(
         with progress(total=len(files), description="prepare", quiet=quiet) as bar:
             bar.update(resumed)
             for outcome, span in _run(job, tasks, team, time_limit, peaks):
-                append(asdict(outcome))
+                append(vars(outcome))
                 outcomes[outcome.row] = outcome
                 spans.append(span)
                 bar.update()
@@ -211,7 +212,7 @@ def _run(
             row, path = task
             detail = f"Decoding it {result.why}, so its process was ended. Export it again."
             source = path.relative_to(job.images).as_posix()
-            yield Outcome(row, source, dicom.file_id(path), reconcile.UNREADABLE, detail), None
+            yield Outcome(row, source, file_id(path), UNREADABLE, detail), None
         else:
             yield result
 
@@ -289,7 +290,7 @@ def _check_arguments(
         raise InputError(f"The sizes {sizes} are not all multiples of 32; give for instance --sizes 256,512.")
     if team < 1:
         raise InputError(f"{team} workers cannot work; give --workers 1 or more.")
-    if native_size is not None and native_size < dicom.MIN_SIDE:
+    if native_size is not None and native_size < MIN_SIDE:
         raise InputError(f"No radiograph has {native_size} pixels; give for instance --native-size 1024.")
     if not time_limit > 0:
         raise InputError(f"A time limit of {time_limit} s leaves no time; give for instance --time-limit 60.")
