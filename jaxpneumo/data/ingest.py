@@ -51,7 +51,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Span:
-    """When which process worked on a file, in seconds of the machine's clock; `busy`: of the processor's."""
+    """When which process worked on a file, in seconds of the machine's clock.
+
+    `busy`: seconds of the processor since the file before, so that taking the task and telling the result count.
+    """
 
     process: int
     started: float
@@ -61,6 +64,7 @@ class Span:
 
 _job: Job
 _rows: dict[int, tuple[dataset.RowFile, dataset.RowFile]]
+_busy: float  # seconds of the processor up to the last file
 
 
 def find_files(images: Path) -> list[Path]:
@@ -87,12 +91,13 @@ def _may_be_image(name: str) -> bool:
 
 def start(job: Job, single_thread: bool = True) -> None:
     """Makes a process ready for `ingest`."""
-    global _job, _rows
+    global _job, _rows, _busy
     _job = job
     _rows = dataset.open_rows(job.folder, job.sizes)
     if single_thread:  # the processes fill the cores
         cv2.setNumThreads(1)
         processes.keep_memory()
+    _busy = time.process_time()
 
 
 def stop() -> None:
@@ -109,11 +114,13 @@ def ingest(task: tuple[int, Path]) -> tuple[Outcome, Span]:
     Raises:
       OSError: the arrays cannot be written.
     """
+    global _busy
     row, path = task
-    started, busy = time.monotonic(), time.process_time()
+    started, before = time.monotonic(), _busy
     source = path.relative_to(_job.images).as_posix()
     outcome = Outcome(row=row, source=source, **_ingest(row, path, source))
-    return outcome, Span(os.getpid(), started, time.monotonic(), time.process_time() - busy)
+    _busy = time.process_time()
+    return outcome, Span(os.getpid(), started, time.monotonic(), _busy - before)
 
 
 def steady_rate(spans: list[Span | None]) -> float:
@@ -154,10 +161,11 @@ def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
     """The fields of a file's outcome."""
     name = dicom.file_id(path)
     try:
-        if (size := path.stat().st_size) > dicom.MAX_BYTES:
-            detail = f"{source} has {size >> 20} MiB; no radiograph has that. Export it again."
+        stamped = stamp(path)
+        if stamped[0] > dicom.MAX_BYTES:
+            detail = f"{source} has {stamped[0] >> 20} MiB; no radiograph has that. Export it again."
             return {"image_id": name, "reason": UNREADABLE, "detail": detail}
-        stamped, data = stamp(path), path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         return {"image_id": name, "reason": UNREADABLE, "detail": error.strerror or str(error)}
     try:

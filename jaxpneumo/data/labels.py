@@ -6,7 +6,6 @@ are SOP instance UIDs or `ID_...`. Files whose name ends in .gz are unpacked on 
 
 import csv
 import gzip
-import hashlib
 import hmac
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -157,7 +156,7 @@ def read_patients(path: Path | str) -> dict[str, Patient]:
 
 def pseudonym(patient: str, key: bytes) -> str:
     """Sixteen digits that are the same for the same patient and, without the key, lead back to nobody."""
-    return hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()[:16] if patient else ""
+    return hmac.digest(key, patient.encode(), "sha256").hex()[:16] if patient else ""
 
 
 def read_key(path: Path | str) -> bytes:

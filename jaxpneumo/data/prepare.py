@@ -17,6 +17,7 @@ import os
 import secrets
 import shutil
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ class Report:
       images, positive: in the data set.
       set_aside: number of quarantined entries by reason.
       images_per_second: steady rate, from when every process was at work; 0 if that was too short.
-      busy_seconds: processor time of a worker process for one file, on average.
+      busy_seconds: processor time for one file, on average: of its worker process and of the one that collects.
       resumed: images that an earlier, interrupted run had finished.
       worker_peaks: the most memory that each worker process had resident, in bytes.
     """
@@ -142,11 +143,14 @@ def prepare(
         tasks = [(row, path) for row, path in enumerate(files) if row not in outcomes]
         with progress(total=len(files), description="prepare", quiet=quiet) as bar:
             bar.update(resumed)
+            collecting = 0.0
             for outcome, span in _run(job, tasks, team, time_limit, peaks):
+                collecting = collecting or time.process_time()  # without starting the processes
                 append(vars(outcome))
                 outcomes[outcome.row] = outcome
                 spans.append(span)
                 bar.update()
+            collecting = time.process_time() - collecting if team > 1 else 0.0
         in_order = [outcomes[row] for row in range(len(files))]
         lines = {image_id: [line for line, _ in rows] for image_id, rows in table.codes.items()}
         kept, set_aside = reconcile.reconcile(
@@ -181,13 +185,13 @@ def prepare(
             how = how["method"], how["validation_fraction"], how["seed"]
             splits.write_splits(folder / "splits.json", index.image_id, train, validation, *how)
     reasons = Counter(entry["reason"] for entry in set_aside)
-    busy = [span.busy for span in spans if span is not None]
+    busy = collecting + sum(span.busy for span in spans if span is not None)
     return Report(
         images=len(kept),
         positive=positive,
         set_aside=dict(reasons),
         images_per_second=ingest.steady_rate(spans),
-        busy_seconds=sum(busy) / max(len(busy), 1),
+        busy_seconds=busy / max(len(spans), 1),
         resumed=resumed,
         worker_peaks=tuple(peaks),
     )
