@@ -17,7 +17,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-AHEAD = 4  # tasks that wait in a process's pipe, so that it never waits for this one
+AHEAD = 16  # tasks that wait in a process's pipe, so that it never waits for this one
+PAUSE = 0.01  # seconds in which results gather: taking each at once would interrupt a process each time
 START_SECONDS = 300
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc, malloc.h
 
@@ -145,7 +146,12 @@ def run(
         for worker in team:
             introduce(worker)
         while waiting or any(worker.tasks for worker in team):
-            for pipe in wait([worker.pipe for worker in team], timeout=min(1.0, seconds)):
+            pipes = [worker.pipe for worker in team]
+            ready = wait(pipes, timeout=0)
+            if not ready:
+                time.sleep(PAUSE)
+                ready = wait(pipes, timeout=min(1.0, seconds))
+            for pipe in ready:
                 worker = next(worker for worker in team if worker.pipe is pipe)
                 try:
                     kind, value = pipe.recv()
