@@ -16,13 +16,17 @@ def test_prepare(radiographs, tmp_path, capsys):
     assert (result["images"], result["workers"], result["repeats"]) == (60, 2, 1)
     assert len(result["prepare_images_per_second"]) == len(result["decode_images_per_second"]) == 1
     assert min(result["prepare_images_per_second"]) <= result["prepare"] <= max(result["prepare_images_per_second"])
-    assert result["ratio"] > 0
+    assert len(result["kept_images_per_second"]) == 1
+    assert min(result["ratio"], result["kept_ratio"]) > 0
+    assert result["ratio"] == pytest.approx(result["prepare"] / result["decode"])
+    assert result["busy_ratio"] == pytest.approx(result["decode_busy_seconds"] / result["prepare_busy_seconds"])
+    assert result["kept_busy_ratio"] == pytest.approx(result["kept_busy_seconds"] / result["prepare_busy_seconds"])
     assert 0 < result["decode_busy_seconds"] < 1
     assert 0 < result["prepare_busy_seconds"] < 1
     assert 2e7 < result["parent_peak_bytes"] < 6e8
     assert 2e7 < result["worker_peak_bytes"] < 6e8
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-    assert "ms of a processor an image" in capsys.readouterr().out
+    assert "ms of a processor" in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):

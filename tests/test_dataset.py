@@ -4,6 +4,7 @@ import csv
 import json
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 
@@ -92,6 +93,19 @@ def test_masks_are_reduced_by_area():
     assert np.unpackbits(dataset.reduce_mask(mask, 32), axis=-1).sum() == 16 * 10
     mask[0, 37] = 0
     assert np.unpackbits(dataset.reduce_mask(mask, 32), axis=-1).sum() == 16 * 10 - 1
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 6, 8, 12, 16])
+def test_masks_are_reduced_as_opencv_averages(step):
+    """Also those of whole multiples, which are added up in bytes; in either order in memory, ties included."""
+    rng = np.random.default_rng(step)
+    for first, end in [(0, 32), (3, 9), (31, 32), (5, 5)]:
+        mask = np.zeros((32 * step, 32 * step), np.uint8)
+        mask[:, first * step : end * step] = rng.random((32 * step, (end - first) * step)) < 0.5
+        expected = cv2.resize(mask.astype(np.float32), (32, 32), interpolation=cv2.INTER_AREA) >= 0.5
+        for order in "CF":
+            bits = dataset.reduce_mask(np.asarray(mask, order=order), 32)
+            np.testing.assert_array_equal(np.unpackbits(bits, axis=-1), expected)
 
 
 def test_arrays_read_back(folder):

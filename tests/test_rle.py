@@ -19,6 +19,7 @@ def test_any_mask_survives(mask):
     decoded = rle.decode(code, *mask.shape)
     assert decoded.dtype == np.uint8
     assert decoded.flags.c_contiguous
+    np.testing.assert_array_equal(rle.decode_columns(code, *mask.shape), mask.T)
     np.testing.assert_array_equal(decoded, mask)
     assert rle.encode(decoded) == code
     assert rle.area(code, *mask.shape) == np.count_nonzero(mask)

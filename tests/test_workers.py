@@ -1,9 +1,12 @@
 """Processes that crash or hang cost their task and nothing else."""
 
 import os
+import platform
+import resource
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from jaxpneumo.data import workers
@@ -66,3 +69,26 @@ def test_an_error_of_the_function_is_raised_here():
 def test_processes_that_cannot_start_are_told():
     with pytest.raises(RuntimeError, match="crashed before its first task"):
         results([("fine", 1)], 1, starter=refuse)
+
+
+def keep(_: int) -> None:
+    workers.keep_memory()
+
+
+def count_page_faults(_: int) -> int:
+    """How often the system had to give memory for five arrays of 2 MB, ten times after the first."""
+
+    def work() -> None:
+        [np.ones(2_000_000, np.uint8) for _ in range(5)]
+
+    work()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        work()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+def test_memory_is_kept_for_the_next_task():
+    assert dict(workers.run(count_page_faults, [0], 1, keep, (0,), 20.0))[0] < 1000
+    assert dict(workers.run(count_page_faults, [0], 1, start, (0,), 20.0))[0] > 5000

@@ -32,6 +32,7 @@ from jaxpneumo.errors import InputError
 from jaxpneumo.files import read_json, write_atomically, write_json
 
 FORMAT_VERSION = 1
+BYTES_AT_ONCE = {1: np.uint8(1), 2: np.uint16(0x0101), 4: np.uint32(0x01010101), 8: np.uint64(0x0101010101010101)}
 TEXT = ("ImageId", "patient", "sex", "view", "source", "sha256")
 WHOLE = ("height", "width", "mask_area", "label_rows")
 COLUMNS = [
@@ -200,25 +201,32 @@ def reduce_mask(mask: np.ndarray, size: int) -> np.ndarray:
     """A native mask as the arrays hold it: area average, then >= 0.5, then bits.
 
     Args:
-      mask: (H, W) uint8 0/1.
+      mask: (H, W) uint8 0/1; fastest where it lies column by column in memory, as `labels.mask` gives it.
       size: side length of the arrays, a multiple of 8.
 
     Returns:
       uint8 (size, size / 8).
     """
     height, width = mask.shape
-    share = np.zeros((size, size), np.float32)
-    columns = np.flatnonzero(np.bitwise_or.reduce(mask, axis=0))
-    if columns.size and height % size == width % size == 0:
-        # Masks are small: only the columns of the result that can hold some of one are made.
-        step = width // size
-        part = slice(columns[0] // step, columns[-1] // step + 1)
-        band = mask[:, part.start * step : part.stop * step].astype(np.float32)
-        share[:, part] = cv2.resize(band, (part.stop - part.start, size), interpolation=cv2.INTER_AREA)
-    elif columns.size:
+    step = width // size
+    if not (height == width == step * size and step in BYTES_AT_ONCE):
+        # Not in bytes, which would be rounded before the threshold.
         share = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
-    # Not in bytes, which would be rounded before the threshold.
-    return np.packbits(share >= 0.5, axis=-1)
+        return np.packbits(share >= 0.5, axis=-1)
+    inside = np.zeros((size, size), bool)
+    columns = np.ascontiguousarray(mask.T)
+    touched = np.flatnonzero(np.bitwise_or.reduce(columns.view(np.uint64), axis=1))
+    if touched.size:
+        # Masks are small: only the columns of the result that can hold some of one are made.
+        first, end = touched[0] // step, touched[-1] // step + 1
+        band = columns[first * step : end * step]
+        sums = band[::step].copy()
+        for place in range(1, step):
+            sums += band[place::step]
+        # The highest byte of the product is the sum of neighbouring bytes.
+        sums = (sums.view(f"<u{step}") * BYTES_AT_ONCE[step] >> 8 * (step - 1)).astype(np.uint8)
+        inside[:, first:end] = cv2.transpose(sums) >= (step**2 + 1) // 2
+    return np.packbits(inside, axis=-1)
 
 
 def create_arrays(directory: Path | str, count: int, sizes: tuple[int, ...]) -> None:

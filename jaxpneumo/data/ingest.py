@@ -16,7 +16,10 @@ import numpy as np
 
 from jaxpneumo.data import dataset, dicom, reconcile
 from jaxpneumo.data import labels as label_files
+from jaxpneumo.data import workers as processes
+from jaxpneumo.data.radiograph import UNREADABLE, WRONG_SIZE, Radiograph, RadiographError
 from jaxpneumo.data.reconcile import Outcome
+from jaxpneumo.data.squash import squash
 from jaxpneumo.errors import InputError
 
 ENDINGS = ("", "dcm", "dicom", "png", "jpg", "jpeg")
@@ -48,7 +51,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Span:
-    """When which process worked on a file, in seconds of the machine's clock; `busy`: of the processor's."""
+    """When which process worked on a file, in seconds of the machine's clock.
+
+    `busy`: seconds of the processor since the file before, so that taking the task and telling the result count.
+    """
 
     process: int
     started: float
@@ -58,6 +64,7 @@ class Span:
 
 _job: Job
 _rows: dict[int, tuple[dataset.RowFile, dataset.RowFile]]
+_busy: float  # seconds of the processor up to the last file
 
 
 def find_files(images: Path) -> list[Path]:
@@ -84,11 +91,13 @@ def _may_be_image(name: str) -> bool:
 
 def start(job: Job, single_thread: bool = True) -> None:
     """Makes a process ready for `ingest`."""
-    global _job, _rows
+    global _job, _rows, _busy
     _job = job
     _rows = dataset.open_rows(job.folder, job.sizes)
     if single_thread:  # the processes fill the cores
         cv2.setNumThreads(1)
+        processes.keep_memory()
+    _busy = time.process_time()
 
 
 def stop() -> None:
@@ -105,11 +114,13 @@ def ingest(task: tuple[int, Path]) -> tuple[Outcome, Span]:
     Raises:
       OSError: the arrays cannot be written.
     """
+    global _busy
     row, path = task
-    started, busy = time.monotonic(), time.process_time()
+    started, before = time.monotonic(), _busy
     source = path.relative_to(_job.images).as_posix()
     outcome = Outcome(row=row, source=source, **_ingest(row, path, source))
-    return outcome, Span(os.getpid(), started, time.monotonic(), time.process_time() - busy)
+    _busy = time.process_time()
+    return outcome, Span(os.getpid(), started, time.monotonic(), _busy - before)
 
 
 def steady_rate(spans: list[Span | None]) -> float:
@@ -150,15 +161,16 @@ def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
     """The fields of a file's outcome."""
     name = dicom.file_id(path)
     try:
-        if (size := path.stat().st_size) > dicom.MAX_BYTES:
-            detail = f"{source} has {size >> 20} MiB; no radiograph has that. Export it again."
-            return {"image_id": name, "reason": reconcile.UNREADABLE, "detail": detail}
-        stamped, data = stamp(path), path.read_bytes()
+        stamped = stamp(path)
+        if stamped[0] > dicom.MAX_BYTES:
+            detail = f"{source} has {stamped[0] >> 20} MiB; no radiograph has that. Export it again."
+            return {"image_id": name, "reason": UNREADABLE, "detail": detail}
+        data = path.read_bytes()
     except OSError as error:
-        return {"image_id": name, "reason": reconcile.UNREADABLE, "detail": error.strerror or str(error)}
+        return {"image_id": name, "reason": UNREADABLE, "detail": error.strerror or str(error)}
     try:
         radiograph = dicom.parse_image(data, source)
-    except dicom.RadiographError as error:
+    except RadiographError as error:
         image_id, _ = reconcile.match(dicom.read_uid(data) or name, name, _job.labels.codes)
         return {"image_id": image_id, "reason": error.reason, "detail": str(error), "stamp": stamped}
     image_id, problem = reconcile.match(radiograph.uid, name, _job.labels.codes)
@@ -171,7 +183,7 @@ def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
     except InputError as error:
         return {**found, "reason": reconcile.BAD_LABEL, "detail": str(error)}
 
-    area = 0 if mask is None else int(np.count_nonzero(mask))
+    area = 0 if mask is None else int(np.count_nonzero(mask.view(bool)))
     pixels, checksum = _fill(row, radiograph.image, mask)
     person = label_files.Patient(radiograph.patient_id, radiograph.sex, radiograph.age, radiograph.view)
     if _job.patients is not None:
@@ -195,14 +207,14 @@ def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
     return {**found, "index": index, "code": code, "synthetic": synthetic, "pixels": pixels, "checksum": checksum}
 
 
-def _refusal(radiograph: dicom.Radiograph, image_id: str, problem: str) -> tuple[str, str] | None:
+def _refusal(radiograph: Radiograph, image_id: str, problem: str) -> tuple[str, str] | None:
     """Reason and detail for a file that can be read and must not be used; None when it may."""
     height, width = radiograph.image.shape
     if problem == reconcile.CONTRADICTION:
         detail = f"Its SOP instance UID is {radiograph.uid}: which image is it? Correct the name or the UID."
         return problem, detail
     if _job.native_size and (height, width) != (_job.native_size, _job.native_size):
-        return reconcile.WRONG_SIZE, f"{height} x {width} pixels instead of {_job.native_size} x {_job.native_size}."
+        return WRONG_SIZE, f"{height} x {width} pixels instead of {_job.native_size} x {_job.native_size}."
     if _job.require_frontal and (wrong := reconcile.not_frontal(radiograph)):
         return reconcile.NOT_FRONTAL, f"Its header says {wrong}."
     if problem:
@@ -214,7 +226,7 @@ def _refusal(radiograph: dicom.Radiograph, image_id: str, problem: str) -> tuple
 
 def _fill(row: int, image: np.ndarray, mask: np.ndarray | None) -> tuple[int, int]:
     """Writes one row of all arrays; returns their checksums."""
-    images = [cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for size in _rows]
+    images = squash(image, tuple(_rows))
     if mask is None:
         masks = [np.zeros((size, size // 8), np.uint8) for size in _rows]
     else:

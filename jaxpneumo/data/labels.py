@@ -6,7 +6,6 @@ are SOP instance UIDs or `ID_...`. Files whose name ends in .gz are unpacked on 
 
 import csv
 import gzip
-import hashlib
 import hmac
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -111,8 +110,8 @@ def mask(labels: Labels, image_id: str, height: int, width: int) -> tuple[np.nda
     """The mask of one image: the union of its rows.
 
     Returns:
-      The mask, (height, width) uint8 0/1, or None when no row has a region; its run-length code; and the
-      number of rows that are not "-1".
+      The mask, (height, width) uint8 0/1, column by column in memory, or None when no row has a region; its
+      run-length code; and the number of rows that are not "-1".
 
     Raises:
       InputError: a code is malformed or leaves the image; names file and line.
@@ -121,7 +120,7 @@ def mask(labels: Labels, image_id: str, height: int, width: int) -> tuple[np.nda
     union = None
     for line, code in rows:
         try:
-            region = rle.decode(code, height, width)
+            region = rle.decode_columns(code, height, width)
         except ValueError as error:
             raise InputError(
                 f"{labels.path} line {line}: {error} ({height} x {width}). Correct the line, or remove "
@@ -130,8 +129,8 @@ def mask(labels: Labels, image_id: str, height: int, width: int) -> tuple[np.nda
         union = region if union is None else np.bitwise_or(union, region, out=union)
     if union is None:
         return None, rle.EMPTY, 0
-    code = rle.simplify(rows[0][1], height, width) if len(rows) == 1 else rle.encode(union)
-    return union, code, len(rows)
+    code = rle.simplify(rows[0][1], height, width) if len(rows) == 1 else rle.encode(union.T)
+    return union.T, code, len(rows)
 
 
 def read_patients(path: Path | str) -> dict[str, Patient]:
@@ -157,7 +156,7 @@ def read_patients(path: Path | str) -> dict[str, Patient]:
 
 def pseudonym(patient: str, key: bytes) -> str:
     """Sixteen digits that are the same for the same patient and, without the key, lead back to nobody."""
-    return hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()[:16] if patient else ""
+    return hmac.digest(key, patient.encode(), "sha256").hex()[:16] if patient else ""
 
 
 def read_key(path: Path | str) -> bytes:

@@ -17,10 +17,11 @@ import os
 import secrets
 import shutil
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from jaxpneumo.data import dataset, dicom, ingest, reconcile, splits
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data import workers as processes
 from jaxpneumo.data.journal import open_journal
+from jaxpneumo.data.radiograph import MIN_SIDE, UNREADABLE, file_id
 from jaxpneumo.data.reconcile import Outcome
 from jaxpneumo.errors import BAD_INPUT, DONE, FAILED, PARTIAL, InputError
 from jaxpneumo.progress import progress
@@ -48,7 +50,7 @@ class Report:
       images, positive: in the data set.
       set_aside: number of quarantined entries by reason.
       images_per_second: steady rate, from when every process was at work; 0 if that was too short.
-      busy_seconds: processor time of a worker process for one file, on average.
+      busy_seconds: processor time for one file, on average: of its worker process and of the one that collects.
       resumed: images that an earlier, interrupted run had finished.
       worker_peaks: the most memory that each worker process had resident, in bytes.
     """
@@ -141,11 +143,14 @@ def prepare(
         tasks = [(row, path) for row, path in enumerate(files) if row not in outcomes]
         with progress(total=len(files), description="prepare", quiet=quiet) as bar:
             bar.update(resumed)
+            collecting = 0.0
             for outcome, span in _run(job, tasks, team, time_limit, peaks):
-                append(asdict(outcome))
+                collecting = collecting or time.process_time()  # without starting the processes
+                append(vars(outcome))
                 outcomes[outcome.row] = outcome
                 spans.append(span)
                 bar.update()
+            collecting = time.process_time() - collecting if team > 1 else 0.0
         in_order = [outcomes[row] for row in range(len(files))]
         lines = {image_id: [line for line, _ in rows] for image_id, rows in table.codes.items()}
         kept, set_aside = reconcile.reconcile(
@@ -180,13 +185,13 @@ def prepare(
             how = how["method"], how["validation_fraction"], how["seed"]
             splits.write_splits(folder / "splits.json", index.image_id, train, validation, *how)
     reasons = Counter(entry["reason"] for entry in set_aside)
-    busy = [span.busy for span in spans if span is not None]
+    busy = collecting + sum(span.busy for span in spans if span is not None)
     return Report(
         images=len(kept),
         positive=positive,
         set_aside=dict(reasons),
         images_per_second=ingest.steady_rate(spans),
-        busy_seconds=sum(busy) / max(len(busy), 1),
+        busy_seconds=busy / max(len(spans), 1),
         resumed=resumed,
         worker_peaks=tuple(peaks),
     )
@@ -211,7 +216,7 @@ def _run(
             row, path = task
             detail = f"Decoding it {result.why}, so its process was ended. Export it again."
             source = path.relative_to(job.images).as_posix()
-            yield Outcome(row, source, dicom.file_id(path), reconcile.UNREADABLE, detail), None
+            yield Outcome(row, source, file_id(path), UNREADABLE, detail), None
         else:
             yield result
 
@@ -289,7 +294,7 @@ def _check_arguments(
         raise InputError(f"The sizes {sizes} are not all multiples of 32; give for instance --sizes 256,512.")
     if team < 1:
         raise InputError(f"{team} workers cannot work; give --workers 1 or more.")
-    if native_size is not None and native_size < dicom.MIN_SIDE:
+    if native_size is not None and native_size < MIN_SIDE:
         raise InputError(f"No radiograph has {native_size} pixels; give for instance --native-size 1024.")
     if not time_limit > 0:
         raise InputError(f"A time limit of {time_limit} s leaves no time; give for instance --time-limit 60.")

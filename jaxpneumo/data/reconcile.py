@@ -23,10 +23,8 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxpneumo.data import dicom
+from jaxpneumo.data.radiograph import Radiograph, file_id
 
-UNREADABLE = dicom.UNREADABLE
-WRONG_SIZE = dicom.WRONG_SIZE
 NOT_FRONTAL = "not a frontal chest radiograph"
 CONTRADICTION = "file name and UID differ"
 NO_LABELS = "image without labels"
@@ -90,7 +88,7 @@ def match(uid: str, name: str, labelled: Container[str]) -> tuple[str, str]:
     return (uid, NO_LABELS) if found is None else (found, "")
 
 
-def not_frontal(radiograph: dicom.Radiograph) -> str:
+def not_frontal(radiograph: Radiograph) -> str:
     """What speaks against a frontal radiograph of the chest in a header; "" if nothing.
 
     Modality must be CR or DX, Body Part Examined CHEST, THORAX or empty, View Position PA or AP.
@@ -183,7 +181,7 @@ def _same_id(usable: list[Outcome], pixels: dict[int, str]) -> dict[int, tuple[s
             detail = f"{len(group)} files with this id differ; none is used. Remove the wrong ones."
             problems |= {outcome.row: (DUPLICATE_ID, detail) for outcome in group}
             continue
-        first = min(group, key=lambda outcome: dicom.file_id(outcome.source) != image_id)
+        first = min(group, key=lambda outcome: file_id(outcome.source) != image_id)
         detail = f"A copy of {first.source}, which is used."
         problems |= {outcome.row: (DUPLICATE_ID, detail) for outcome in group if outcome is not first}
     return problems

@@ -48,25 +48,33 @@ def decode(code: str, height: int, width: int) -> np.ndarray:
       ValueError: the code is malformed or leaves the image; the text says how.
     """
     mask = np.zeros((height, width), np.uint8)
-    if code.strip() == EMPTY:
-        return mask
-    counts = _counts(code, height * width)
-    first, last = counts[0] // height, -(-counts.sum() // height)
-    counts[0] -= first * height
-    rest = (last - first) * height - counts.sum()
-    values = np.arange(counts.size + 1, dtype=np.uint8) & 1
-    mask[:, first:last] = np.repeat(values, np.append(counts, rest)).reshape(-1, height).T
+    if code.strip() != EMPTY:
+        columns, counts = decode_columns(code, height, width), _counts(code, height * width)
+        touched = slice(counts[0] // height, -(-counts.sum() // height))
+        mask[:, touched] = columns[touched].T
     return mask
+
+
+def decode_columns(code: str, height: int, width: int) -> np.ndarray:
+    """The mask of a run-length code transposed, as the code goes: (width, height) uint8; otherwise as `decode`."""
+    pixels = np.zeros(height * width, np.uint8)
+    if code.strip() != EMPTY:
+        counts = _counts(code, pixels.size)
+        runs = np.repeat(np.arange(1, counts.size, dtype=np.uint8) & 1, counts[1:])
+        pixels[counts[0] : counts[0] + runs.size] = runs
+    return pixels.reshape(width, height)
 
 
 def simplify(code: str, height: int, width: int) -> str:
     """What `encode(decode(code, height, width))` gives, without making the mask; errors as in `decode`."""
     if code.strip() == EMPTY:
         return EMPTY
-    edges = np.cumsum(_counts(code, height * width))
-    meeting = np.flatnonzero(edges[1:-1:2] == edges[2::2]) * 2 + 1  # a run begins where the last one ends
-    edges = np.delete(edges, np.append(meeting, meeting + 1))
-    return " ".join(map(str, np.diff(edges, prepend=0).tolist()))
+    counts = _counts(code, height * width)
+    meeting = np.flatnonzero(counts[2::2] == 0) * 2 + 1  # a run begins where the last one ends
+    if meeting.size:
+        edges = np.delete(np.cumsum(counts), np.append(meeting, meeting + 1))
+        counts = np.diff(edges, prepend=0)
+    return " ".join(map(str, counts.tolist()))
 
 
 def union(codes: Iterable[str], height: int, width: int) -> np.ndarray:
