@@ -6,6 +6,7 @@ the ratio is what counts.
 
 import argparse
 import csv
+import os
 import shutil
 import statistics
 import sys
@@ -82,6 +83,7 @@ def bench_prepare(
     seconds, parents, team_peaks = [], [], []
     try:
         files = _repeat_files(Path(images), labels_path, folder, count, quiet)
+        os.sync()  # so that the copies are not still being written while something is measured
         for _ in progress(range(repeats), unit="repeat", description="decode and prepare", quiet=quiet):
             measured = {"decode": _decode_rate(files, team, False), "kept": _decode_rate(files, team, True)}
             *rate_and_busy, took, parent, worker = _in_fresh_process(_prepare_once, folder, sizes, team)

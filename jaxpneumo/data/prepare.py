@@ -139,18 +139,17 @@ def prepare(
         if not entries:
             dataset.create_arrays(partial, len(files), sizes)
         outcomes = _recover(entries, files, job, quiet)
-        resumed, spans, peaks = len(outcomes), [], []
+        resumed, spans, peaks, collecting = len(outcomes), [], [], 0.0
         tasks = [(row, path) for row, path in enumerate(files) if row not in outcomes]
         with progress(total=len(files), description="prepare", quiet=quiet) as bar:
             bar.update(resumed)
-            collecting = 0.0
             for outcome, span in _run(job, tasks, team, time_limit, peaks):
                 collecting = collecting or time.process_time()  # without starting the processes
                 append(vars(outcome))
                 outcomes[outcome.row] = outcome
                 spans.append(span)
                 bar.update()
-            collecting = time.process_time() - collecting if team > 1 else 0.0
+            collecting = time.process_time() - collecting if spans and team > 1 else 0.0
         in_order = [outcomes[row] for row in range(len(files))]
         lines = {image_id: [line for line, _ in rows] for image_id, rows in table.codes.items()}
         kept, set_aside = reconcile.reconcile(
