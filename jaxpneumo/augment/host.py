@@ -23,7 +23,7 @@ from jaxpneumo.augment import groups as description
 from jaxpneumo.augment.groups import Groups
 from jaxpneumo.errors import InputError
 
-# Before the import: otherwise albumentations asks PyPI over the network for a newer version.
+# Before the import: otherwise albumentations asks the network for a newer version.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 import albumentations
