@@ -101,6 +101,16 @@ def test_network_and_features_agree_with_smp(torch_case):
         _assert_close(_statistics(feature), reference[f"eval_feature{i}"])
 
 
+@pytest.fixture
+def compiled_as_for_users():
+    """Programs as users run them: the quick compilation of the other tests rounds more coarsely."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.usefixtures("compiled_as_for_users")
 def test_training_agrees_with_smp(torch_case):
     """Train logits, running statistics, gradient norms and the losses of four Adam(1e-3) steps."""
     variables, reference, image, masks = torch_case
