@@ -124,3 +124,11 @@ def test_intervals_cover_the_truth_in_95_of_100_data_sets():
     share = np.mean(covered, axis=0)
     print(f"coverage over 200 data sets: dice {share[0]:.3f}, dice_positive {share[1]:.3f}")
     assert np.all((share >= 0.92) & (share <= 0.98))
+
+
+def test_clusters_do_not_depend_on_how_patients_are_called():
+    """Another preparation hashes the same patients to other names; the draws stay the same."""
+    first, _ = clusters(np.array(["b", "", "a", "b", "", "a"]))
+    second, _ = clusters(np.array(["x", "", "y", "x", "", "y"]))
+    np.testing.assert_array_equal(first, [0, 1, 2, 0, 3, 2])
+    np.testing.assert_array_equal(first, second)

@@ -67,7 +67,7 @@ def patient_split(
       Training and validation rows, int64, ascending.
     """
     check("random", fraction)
-    group = _groups(patient)
+    group = patient_groups(patient)
     n_groups = int(group.max(initial=-1)) + 1
     if n_groups < 2 or fraction == 0:
         return _both_sides(np.zeros(0, np.int64), len(positive))
@@ -129,7 +129,7 @@ def patient_folds(positive: np.ndarray, patient: np.ndarray, folds: int, seed: i
     Raises:
       InputError: fewer than two folds, or more than patients.
     """
-    group = _groups(patient)
+    group = patient_groups(patient)
     n_groups = int(group.max(initial=-1)) + 1
     _check_folds(folds, n_groups, "patients")
     kinds = np.stack([positive, ~positive, np.ones_like(positive)]).astype(float)
@@ -310,7 +310,7 @@ def _check_folds(folds: int, count: int, of_what: str) -> None:
         raise InputError(f"{count} {of_what} cannot make {folds} folds; choose --folds from 2 to {count}.")
 
 
-def _groups(patient: np.ndarray) -> np.ndarray:
+def patient_groups(patient: np.ndarray) -> np.ndarray:
     """(N,) group numbers in the order of first appearance; every "" is a group of its own."""
     numbers: dict[Any, int] = {}
     names = (name or row for row, name in enumerate(patient.tolist()))

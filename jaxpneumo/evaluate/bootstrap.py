@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm, t
 
+from jaxpneumo.data.splits import patient_groups
 from jaxpneumo.evaluate.scores import Ratios
 
 REPLICATES, SEED, LEVEL = 2000, 0, 0.95
@@ -29,8 +30,8 @@ def clusters(patient: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
       "images_without_patient"}.
     """
     unknown = patient == ""
-    names = np.where(unknown, [f"\0{row}" for row in range(len(patient))], patient)
-    _, cluster = np.unique(names, return_inverse=True)
+    # By first appearance: the hashes change with every preparation, and the draws must not.
+    cluster = patient_groups(patient)
     description = {
         "unit": "image" if unknown.all() else "patient",
         "clusters": int(cluster.max(initial=-1)) + 1,
