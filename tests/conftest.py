@@ -8,11 +8,12 @@ from pathlib import Path
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+import numpy as np
 import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
-from jaxpneumo.data import synthetic
+from jaxpneumo.data import dataset, synthetic
 from jaxpneumo.data.prepare import prepare
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -109,3 +110,8 @@ def shrink(config: ConfigDict, data: Path) -> ConfigDict:
     config.predict.batch_size = 4
     config.predict.input = ""
     return config
+
+
+def writable_arrays(directory: Path, size: int) -> list[np.ndarray]:
+    """Images and masks of one size, memory-mapped and writable, to make or to damage a data set by hand."""
+    return [np.lib.format.open_memmap(path, "r+") for path, _ in dataset.array_files(directory, 0, (size,))]

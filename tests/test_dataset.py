@@ -7,6 +7,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+from conftest import writable_arrays
 
 from jaxpneumo.data import dataset
 from jaxpneumo.errors import InputError
@@ -30,7 +31,7 @@ def folder(tmp_path):
     """A small data set of sizes 64 and 32."""
     dataset.create_arrays(tmp_path, 2, (32, 64))
     for size in (32, 64):
-        images, masks = dataset.arrays_to_fill(tmp_path, size)
+        images, masks = writable_arrays(tmp_path, size)
         images[:] = np.arange(2 * size * size).reshape(images.shape) % 256
         masks[1] = np.packbits(np.eye(size, dtype=np.uint8), axis=-1)
     rows = [row("a", patient="007", age=60, sex="F", view="AP"), row("b", mask_area=55, label_rows=2)]

@@ -7,6 +7,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from conftest import writable_arrays
 
 from jaxpneumo.data import dataset, tables
 from jaxpneumo.errors import InputError
@@ -91,7 +92,7 @@ def test_prepared_data(prepared, tmp_path):
     """Near-duplicates and quarantine besides; parts are those of splits.json."""
     data = shutil.copytree(prepared, tmp_path / "data")
     index = dataset.read_index(data)
-    images, _ = dataset.arrays_to_fill(data, 32)
+    images, _ = writable_arrays(data, 32)
     images[4] = 255 - images[9]
     images[9] = np.clip(images[4] * 1.1, 0, 255)
     images.flush()

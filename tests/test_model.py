@@ -83,7 +83,7 @@ def test_preactivation_network_agrees_with_keras(keras_case):
 
 def test_preactivation_features_agree_with_keras(keras_case):
     variables, reference, image, _ = keras_case
-    norm = lambda **kw: nn.BatchNorm(**{"use_running_average": True, "epsilon": 2e-5} | kw)  # noqa: E731
+    norm = functools.partial(nn.BatchNorm, use_running_average=True, epsilon=2e-5)
     encoder = PreactivationResNet(norm=norm, dtype=jnp.float32)
     features = encoder.apply({k: v["encoder"] for k, v in variables.items()}, image)
     names = ("relu0", "stage2_unit1_relu1", "stage3_unit1_relu1", "stage4_unit1_relu1", "relu1")
@@ -95,7 +95,7 @@ def test_network_and_features_agree_with_smp(torch_case):
     variables, reference, image, _ = torch_case
     assert _count(variables["params"]) == reference["n_params"] == 24_436_369
     _assert_close(UNet("resnet34").apply(variables, image, train=False), reference["eval_logits"])
-    norm = lambda **kw: nn.BatchNorm(**{"use_running_average": True, "epsilon": 1e-5} | kw)  # noqa: E731
+    norm = functools.partial(nn.BatchNorm, use_running_average=True, epsilon=1e-5)
     features = ResNet(norm=norm, dtype=jnp.float32).apply({k: v["encoder"] for k, v in variables.items()}, image)
     for i, feature in enumerate(features, start=1):
         _assert_close(_statistics(feature), reference[f"eval_feature{i}"])

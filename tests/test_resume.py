@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import writable_arrays
 
-from jaxpneumo.data import dataset, ingest, prepare
+from jaxpneumo.data import ingest, prepare
 from jaxpneumo.data.journal import open_journal
 from jaxpneumo.errors import InputError
 
@@ -94,7 +95,7 @@ def test_nothing_finished_is_done_again(stopped, radiographs, tmp_path, monkeypa
 def test_what_a_stopped_machine_lost_is_done_again(stopped, radiographs, tmp_path, monkeypatch):
     """Rows that do not hold what the journal says, a torn line, a file that has changed since."""
     partial = stopped.with_name("data.partial")
-    images, masks = dataset.arrays_to_fill(partial, 64)
+    images, masks = writable_arrays(partial, 64)
     images[3] = 0
     masks[5] ^= 1
     lines = (partial / "journal.jsonl").read_bytes().splitlines(keepends=True)

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import writable_arrays
 
 from jaxpneumo.data import dataset, split, splits
 from jaxpneumo.errors import InputError
@@ -53,7 +54,7 @@ def test_rounds_of_the_challenge(shared, tmp_path):
 
 def test_near_duplicates_of_a_prepared_data_set(data, capsys):
     index = dataset.read_index(data)
-    images, _ = dataset.arrays_to_fill(data, 32)
+    images, _ = writable_arrays(data, 32)
     images[3] = 255 - images[5]  # unlike any other
     images[5] = np.clip(images[3] * 1.1, 0, 255)
     images.flush()

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import writable_arrays
 
 from jaxpneumo.data import dataset, rle, verify
 from jaxpneumo.errors import InputError
@@ -69,7 +70,7 @@ def test_masks_are_compared_with_the_labels_whatever_the_checksums_say(data):
     """A mask that was wrong from the beginning: every checksum agrees with it."""
     index = dataset.read_index(data)
     row = int(np.flatnonzero(index.positive)[0])
-    _, masks = dataset.arrays_to_fill(data, 32)
+    _, masks = writable_arrays(data, 32)
     masks[row] = np.roll(masks[row], 1, axis=0)
     masks.flush()
     (data / "dataset.json").unlink()
@@ -143,7 +144,7 @@ def test_file_of_another_data_set(data):
 
 def test_exchanged_images(data):
     index = dataset.read_index(data)
-    images, _ = dataset.arrays_to_fill(data, 64)
+    images, _ = writable_arrays(data, 64)
     images[[3, 9]] = images[[9, 3]]
     images.flush()
     assert problems(data) == [
@@ -251,7 +252,7 @@ def test_command(data, capsys):
 
 
 def test_many_problems_are_counted(data, capsys):
-    images, _ = dataset.arrays_to_fill(data, 64)
+    images, _ = writable_arrays(data, 64)
     images[1:] ^= 1
     images.flush()
     assert verify.main(["--data", str(data), "--quiet"]) == 1

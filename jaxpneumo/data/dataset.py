@@ -235,12 +235,6 @@ def create_arrays(directory: Path | str, count: int, sizes: tuple[int, ...]) -> 
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
 
 
-def arrays_to_fill(directory: Path | str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images and masks of one size, memory-mapped and writable; several processes may fill different rows."""
-    images, masks = (np.lib.format.open_memmap(path, "r+") for path, _ in array_files(directory, 0, (size,)))
-    return images, masks
-
-
 @dataclass(frozen=True)
 class RowFile:
     """The file of one array, for single rows from any process.

@@ -193,7 +193,7 @@ def _work(pipe: Connection, function: Callable, start: Callable) -> None:
             pipe.send(("peak", peak_memory()))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
-        except Exception as error:
+        except Exception as error:  # whatever it is, the process that started this one raises it
             pipe.send(("error", error))
     except OSError:
         return

@@ -130,7 +130,7 @@ def read_weights(path: Path | str) -> dict[str, np.ndarray]:
         return readers[path.suffix](path)
     except InputError:
         raise
-    except Exception as error:
+    except Exception as error:  # a damaged file makes the three libraries raise nearly anything
         raise InputError(f"{path} cannot be read as {path.suffix} weights: {error}") from error
 
 
