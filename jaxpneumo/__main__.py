@@ -4,6 +4,7 @@ import sys
 from importlib import import_module
 
 from jaxpneumo.errors import BAD_INPUT, DONE, exit_code
+from jaxpneumo.runtime import prepare_process
 
 VERBS = {
     "synthesize": ("jaxpneumo.data.synthetic", "make synthetic radiographs as DICOM files with labels"),
@@ -33,6 +34,7 @@ def main() -> int:
     if verb not in VERBS:
         print(f"jaxpneumo: there is no verb {verb!r}; choose one of {', '.join(VERBS)}.", file=sys.stderr)
         return BAD_INPUT
+    prepare_process()
     return exit_code(import_module(VERBS[verb][0]).main, arguments)
 
 

@@ -20,6 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxpneumo.errors import DONE, PARTIAL, InputError, exit_code
+from jaxpneumo.runtime import prepare_process
 
 # JAX and everything above it are imported inside `run`: Grain's worker processes import this module again.
 
@@ -99,4 +100,5 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
 
 if __name__ == "__main__":
+    prepare_process()
     sys.exit(exit_code(main, sys.argv[1:]))
