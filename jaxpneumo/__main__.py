@@ -18,7 +18,7 @@ VERBS = {
     "tables": ("jaxpneumo.evaluate.tables", "the papers' tables beside our runs"),
     "report": ("jaxpneumo.evaluate.report", "write one HTML page about a run"),
     "predict": ("jaxpneumo.predict.predict", "outline pneumothorax in a folder of radiographs"),
-    "bench": ("jaxpneumo.bench", "measure how fast the parts are, beside what they could be"),
+    "bench": ("jaxpneumo.bench.main", "measure how fast the parts are, beside what they could be"),
 }
 
 
