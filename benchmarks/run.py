@@ -238,7 +238,7 @@ def table(report: dict[str, Any]) -> list[str]:
     """The report as lines of text: rates beside the peer's, then what the other cases printed, then failures."""
     lines = [
         "",
-        f"{report['date']}, {report['device']}, {report['cores']} cores, load {report['load_average']:.1f} at the start",
+        f"{report['date']}, {report['device']}, {report['cores']} cores, load {report['load_average']:.1f} before",
         f"peer: {report['peer']}; one prediction with flip TTA counts as two of its images",
         "",
         f"{'case':32} {'images/s':>9} {'the peer, at its best':>24} {'ratio':>6} {'roofline':>9} {'GiB':>6} {'its':>6}",
@@ -258,7 +258,8 @@ def _row(name: str, ours: dict[str, Any], peers: dict[str, Any]) -> str:
     best = max(ours["ratios"], key=lambda key: peers[key]["images_per_second"], default=None)
     peer, beside = peers.get(best), f"{'-':>24} {'-':>6}"
     if peer:
-        beside = f"{f'{best} {peer["images_per_second"]:9.2f}':>24} {ours['ratios'][best]:6.2f}"
+        rate = f"{best} {peer['images_per_second']:9.2f}"
+        beside = f"{rate:>24} {ours['ratios'][best]:6.2f}"
     share = next((line["share"] for line in ours["roofline"].values() if line["share"]), None)
     memory = [f"{_peak(side) / GIB:6.2f}" if side else f"{'-':>6}" for side in (ours, peer)]
     roof = f"{share:9.1%}" if share else f"{'-':>9}"
