@@ -5,11 +5,12 @@ the network's size. The whole one is from images on the host to packed masks of 
 """
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from ml_collections import ConfigDict
 
 from jaxpneumo.bench.measure import (
     GIB,
@@ -22,15 +23,17 @@ from jaxpneumo.bench.measure import (
     rates,
     seconds_per_call,
 )
-from jaxpneumo.bench.roofline import Rates, compiled_work, counted_work, describe, device_rates, roofline
+from jaxpneumo.bench.roofline import Rates, counted_work, describe, device_rates
+from jaxpneumo.bench.step import rooflines
 from jaxpneumo.errors import DONE
 from jaxpneumo.model.unet import UNet
-from jaxpneumo.predict.infer import predict_probabilities, to_native_mask
-from jaxpneumo.train.sharding import check_batch_size, make_mesh, replicated, split
+from jaxpneumo.predict.infer import Predictor, predict_masks, predict_probabilities
+from jaxpneumo.predict.native import native_masks
+from jaxpneumo.train.sharding import check_batch_size, each_on_its_device, make_mesh, replicated, split
 from jaxpneumo.train.state import initialise
 
 NATIVE = 1024
-THRESHOLD = 0.5
+THRESHOLD, REMOVAL = 0.5, 2048
 
 
 def bench_predict(
@@ -72,16 +75,12 @@ def bench_predict(
     on_device = jax.device_put(images, split(mesh))
     jitted = jax.jit(masks, in_shardings=(replicated(mesh), split(mesh)))
     compiled = jitted.lower(variables, on_device).compile()
-    probabilities = jax.jit(
-        functools.partial(predict_probabilities, model),
-        static_argnums=2,
-        in_shardings=(replicated(mesh), split(mesh)),
-    )
-    to_bits = jax.jit(to_native_mask, static_argnums=(2, 3))
+    predictor = _predictor(model, variables, size, batch)
 
-    def whole() -> np.ndarray:
-        probability = probabilities(variables, images, mirror)[-1]
-        return jax.device_get(to_bits(probability, jnp.float32(THRESHOLD), native, native))
+    def whole() -> None:
+        stream = ((key, image, (native, native)) for key, image in enumerate(images))
+        for _ in predict_masks(predictor, stream, [int(mirror)]):
+            pass
 
     seconds = seconds_per_call(lambda: compiled(variables, on_device), repeats, calls)
     result = {
@@ -95,11 +94,21 @@ def bench_predict(
         "peak_bytes": peak_bytes(),
     }
     if device:
-        works = {"compiled": compiled_work(compiled), "counted": counted_work(jitted, variables, on_device)}
-        devices = {"compiled": 1, "counted": mesh.size}
-        line = functools.partial(roofline, result["seconds"], rates=device, dtype=result["dtype"])
-        result["roofline"] = {name: line(work, devices=devices[name]) for name, work in works.items()}
+        result["roofline"] = rooflines(compiled, counted_work(jitted, variables, on_device), result, device)
     return result
+
+
+def _predictor(model: UNet, variables: dict[str, Any], size: int, batch: int) -> Predictor:
+    """What `load_predictor` makes of a run, without one."""
+    mesh = make_mesh()
+    settings = {"size": size, "batch_size": batch, "threshold": THRESHOLD, "removal_threshold": REMOVAL}
+    probabilities = jax.jit(
+        functools.partial(predict_probabilities, model),
+        static_argnums=2,
+        in_shardings=(replicated(mesh), split(mesh)),
+    )
+    masks = jax.jit(each_on_its_device(native_masks, mesh, 3))
+    return Predictor(ConfigDict({"predict": settings}), Path(), "", variables, mesh, probabilities, masks)
 
 
 def main(argv: list[str]) -> int:

@@ -4,6 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from jaxpneumo.bench.measure import (
     rates,
     seconds_per_call,
 )
-from jaxpneumo.bench.roofline import Rates, compiled_work, counted_work, describe, device_rates, roofline
+from jaxpneumo.bench.roofline import Rates, Work, compiled_work, counted_work, describe, device_rates, roofline
 from jaxpneumo.errors import DONE, TrainingError
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.train.optimizer import make_optimizer
@@ -78,27 +79,11 @@ def bench_step(
       InputError: the batch does not divide among the devices.
       TrainingError: the loss is not finite, so that the times mean nothing.
     """
-    mesh = make_mesh()
-    check_batch_size(batch, mesh.size, "step")
-    step, optimizer = jitted_step(model, augment)
-    state = fresh_state(model, optimizer)
-    data = shard_batch(random_batch(size, batch), mesh)
-    rate = jax.device_put(jnp.float32(LEARNING_RATE), replicated(mesh))
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, data, rate))
-    start = time.perf_counter()
-    compiled = step.lower(state, data, rate).compile()
-    compile_seconds = time.perf_counter() - start
-
-    def once() -> jax.Array:
-        nonlocal state, loss
-        state, metrics = compiled(state, data, rate)
-        loss = metrics["loss"]
-        return loss
-
-    loss = jnp.float32(0)
-    seconds = seconds_per_call(once, repeats, calls)
-    if not math.isfinite(float(loss)):
-        raise TrainingError(f"the loss of the measured steps became {float(loss)}: the times mean nothing.")
+    prepared = prepare_step(model, size, batch, augment)
+    seconds = seconds_per_call(prepared.once, repeats, calls)
+    loss = float(prepared.once())
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss of the measured steps became {loss}: the times mean nothing.")
     result = {
         "size": size,
         "batch": batch,
@@ -106,17 +91,61 @@ def bench_step(
         "encoder": model.encoder,
         "augmented": augment is not None,
         **rates(batch, seconds),
-        "compile_seconds": compile_seconds,
-        "loss": float(loss),
+        "compile_seconds": prepared.compile_seconds,
+        "loss": loss,
         "peak_bytes": peak_bytes(),
     }
     if device:
-        works = {"compiled": compiled_work(compiled), "counted": counted_work(step, *shapes)}
-        # XLA's analysis is of the program of one device, the count of the whole batch.
-        devices = {"compiled": 1, "counted": mesh.size}
-        line = functools.partial(roofline, result["seconds"], rates=device, dtype=result["dtype"])
-        result["roofline"] = {name: line(work, devices=devices[name]) for name, work in works.items()}
+        result["roofline"] = rooflines(prepared.compiled, prepared.counted, result, device)
     return result
+
+
+def rooflines(compiled: Any, counted: Work, result: dict[str, Any], device: Rates) -> dict[str, Any]:
+    """Both counts of a measured program's work beside its time: {"compiled", "counted"}."""
+    line = functools.partial(roofline, result["seconds"], rates=device, dtype=result["dtype"])
+    # XLA's analysis is of the program of one device, the count of the whole batch.
+    return {
+        "compiled": line(compiled_work(compiled)),
+        "counted": line(counted, devices=jax.device_count()),
+    }
+
+
+@dataclass(frozen=True)
+class PreparedStep:
+    """A compiled training step with state and batch on the devices.
+
+    Attributes:
+      once: takes one step and returns its loss.
+      compiled: the program.
+      counted: its work, from shapes.
+      compile_seconds: that compiling took.
+    """
+
+    once: Callable[[], jax.Array]
+    compiled: Any
+    counted: Work
+    compile_seconds: float
+
+
+def prepare_step(model: UNet, size: int, batch: int, augment: Callable | None = None) -> PreparedStep:
+    """Compiles a step for a batch of noise; arguments and errors as for `bench_step`."""
+    mesh = make_mesh()
+    check_batch_size(batch, mesh.size, "step")
+    step, optimizer = jitted_step(model, augment)
+    state = fresh_state(model, optimizer)
+    data = shard_batch(random_batch(size, batch), mesh)
+    rate = jax.device_put(jnp.float32(LEARNING_RATE), replicated(mesh))
+    counted = counted_work(step, *jax.eval_shape(lambda *x: x, state, data, rate))
+    start = time.perf_counter()
+    compiled = step.lower(state, data, rate).compile()
+    compile_seconds = time.perf_counter() - start
+
+    def once() -> jax.Array:
+        nonlocal state
+        state, metrics = compiled(state, data, rate)
+        return metrics["loss"]
+
+    return PreparedStep(once, compiled, counted, compile_seconds)
 
 
 def main(argv: list[str]) -> int:
