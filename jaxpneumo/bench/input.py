@@ -19,7 +19,7 @@ from jaxpneumo.bench.measure import finish, parser, rates, seconds_per_call
 from jaxpneumo.data import dataset
 from jaxpneumo.data.source import train_batches
 from jaxpneumo.errors import DONE, InputError
-from jaxpneumo.train.sharding import check_batch_size, make_mesh, shard_batch
+from jaxpneumo.train.sharding import check_batch_size, make_mesh, place, split
 
 # The shipped configs' probabilities of A1..A4.
 PROBABILITIES = {"flip": 0.5, "intensity": 0.3, "distortion": 0.3, "crop": 0.25}
@@ -82,7 +82,7 @@ def bench_input(
     with noise(count, size, scratch) as directory:
         for way, augment in (("streaming", None), ("host", host.make_augment(**PROBABILITIES, size=size))):
             batches = train_batches(directory, size, np.arange(count), batch, 0, augment, workers)
-            seconds = seconds_per_call(lambda b=batches: shard_batch(next(b), mesh), repeats, calls)
+            seconds = seconds_per_call(lambda b=batches: place(next(b), split(mesh)), repeats, calls)
             batches.close()
             result[way] = _with_batches(rates(batch, seconds))
     return result

@@ -81,7 +81,7 @@ def _first_step(argv: list[str]) -> dict[str, float]:
     import jax.numpy as jnp
 
     from jaxpneumo.bench import measure, step
-    from jaxpneumo.train.sharding import make_mesh, replicated, shard_batch
+    from jaxpneumo.train.sharding import make_mesh, place, replicated, split
 
     parser = argparse.ArgumentParser()
     measure.add_network(parser)
@@ -90,7 +90,7 @@ def _first_step(argv: list[str]) -> dict[str, float]:
     moments = {"imported": time.monotonic()}
     train_step, optimizer = step.jitted_step(model)
     state = step.fresh_state(model, optimizer)
-    batch = shard_batch(measure.random_batch(options.size, options.batch), make_mesh())
+    batch = place(measure.random_batch(options.size, options.batch), split(make_mesh()))
     rate = jax.device_put(jnp.float32(step.LEARNING_RATE), replicated(make_mesh()))
     compiled = train_step.lower(state, batch, rate).compile()
     moments["compiled"] = time.monotonic()

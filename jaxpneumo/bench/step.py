@@ -25,7 +25,7 @@ from jaxpneumo.bench.roofline import Rates, Work, compiled_work, counted_work, d
 from jaxpneumo.errors import DONE, TrainingError
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.train.optimizer import make_optimizer
-from jaxpneumo.train.sharding import check_batch_size, make_mesh, replicated, shard_batch, split
+from jaxpneumo.train.sharding import check_batch_size, make_mesh, place, replicated, split
 from jaxpneumo.train.state import TrainState, create_train_state, initialise
 from jaxpneumo.train.step import make_train_step
 
@@ -133,7 +133,7 @@ def prepare_step(model: UNet, size: int, batch: int, augment: Callable | None = 
     check_batch_size(batch, mesh.size, "step")
     step, optimizer = jitted_step(model, augment)
     state = fresh_state(model, optimizer)
-    data = shard_batch(random_batch(size, batch), mesh)
+    data = place(random_batch(size, batch), split(mesh))
     rate = jax.device_put(jnp.float32(LEARNING_RATE), replicated(mesh))
     counted = counted_work(step, *jax.eval_shape(lambda *x: x, state, data, rate))
     start = time.perf_counter()

@@ -2,7 +2,7 @@
 
 A stage's folder holds
 
-    checkpoints/<epoch>/   {model, training, progress} after that many epochs: the newest two and the best
+    checkpoints/<step>/    {model, training, progress} after that many steps: the newest two and the best epoch's
     final/                 {model, progress}: the stage's result, written once when it is complete
 
 `model` is {"params", "batch_stats"} and is read alone by the next stage and by prediction.
@@ -25,7 +25,8 @@ def open_checkpoints(stage_directory: Path) -> ocp.CheckpointManager:
     policy = checkpoint_managers.AnyPreservationPolicy(
         [
             checkpoint_managers.LatestN(n=2),
-            checkpoint_managers.BestN(get_metric_fn=_validation_iou, n=1),
+            # Those of a stop within an epoch have no metric and go when they are no longer of the newest.
+            checkpoint_managers.BestN(get_metric_fn=_validation_iou, n=1, keep_checkpoints_without_metrics=False),
         ]
     )
     # Without best_fn Orbax writes no metrics, and the policy takes every checkpoint for the best.
@@ -35,36 +36,41 @@ def open_checkpoints(stage_directory: Path) -> ocp.CheckpointManager:
     return ocp.CheckpointManager((stage_directory / "checkpoints").absolute(), options=options)
 
 
-def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, Any]) -> None:
-    """Saves a state after `progress["epoch"]` epochs, in the background.
+def save(manager: ocp.CheckpointManager, step: int, state: TrainState, progress: dict[str, Any]) -> None:
+    """Saves a state after `step` steps of the stage, in the background.
 
     Args:
       manager: of `open_checkpoints`.
+      step: an older checkpoint of the same step is replaced: an epoch's validation was stopped then.
       state: the train state; it may be donated to the next step at once.
-      progress: JSON-ready; `epoch`, `validation_iou` and whatever else the loop needs to go on.
+      progress: JSON-ready, what the loop needs to go on. With `validation_iou` the checkpoint is a finished epoch's
+        and may be the best.
     """
+    if step in manager.all_steps():
+        manager.delete(step)
     model, training = _separate(state)
+    iou = progress.get("validation_iou")
     manager.save(
-        progress["epoch"],
+        step,
         args=ocp.args.Composite(
             model=ocp.args.StandardSave(model),
             training=ocp.args.StandardSave(training),
             progress=ocp.args.JsonSave(progress),
         ),
-        metrics={"validation_iou": progress["validation_iou"]},
+        metrics=None if iou is None else {"validation_iou": iou},
     )
 
 
 def restore(
-    manager: ocp.CheckpointManager, epoch: int, state: TrainState, sharding: Sharding
+    manager: ocp.CheckpointManager, step: int, state: TrainState, sharding: Sharding
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Restores the state saved after `epoch` epochs onto `sharding`.
+    """Restores the state saved after `step` steps onto `sharding`.
 
     `state` gives structure, shapes and types only. Returns (state, progress).
     """
     model, training = _abstract(_separate(state), sharding)
     restored = manager.restore(
-        epoch,
+        step,
         args=ocp.args.Composite(
             model=ocp.args.StandardRestore(model),
             training=ocp.args.StandardRestore(training),
@@ -112,11 +118,11 @@ def restore_final(
 
 
 def restore_model(
-    manager: ocp.CheckpointManager, epoch: int, variables: dict[str, Any], sharding: Sharding
+    manager: ocp.CheckpointManager, step: int, variables: dict[str, Any], sharding: Sharding
 ) -> dict[str, Any]:
-    """Reads only {"params", "batch_stats"} saved after `epoch` epochs."""
+    """Reads only {"params", "batch_stats"} saved after `step` steps."""
     model = ocp.args.StandardRestore(_abstract(variables, sharding))
-    return manager.restore(epoch, args=ocp.args.Composite(model=model))["model"]
+    return manager.restore(step, args=ocp.args.Composite(model=model))["model"]
 
 
 def final_directory(stage_directory: Path) -> Path:

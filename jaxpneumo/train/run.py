@@ -14,7 +14,8 @@ from jaxpneumo.files import write_json
 from jaxpneumo.model import pretrained
 from jaxpneumo.train import checkpoint
 from jaxpneumo.train.config import check_config, differences, read_config, stages_of
-from jaxpneumo.train.loop import StageData, make_model, train_stage
+from jaxpneumo.train.feed import StageData
+from jaxpneumo.train.loop import make_model, train_stage
 from jaxpneumo.train.provenance import record_start
 from jaxpneumo.train.sharding import check_batch_size, make_mesh, replicated
 from jaxpneumo.train.state import initialise
