@@ -113,7 +113,14 @@ class TestPlan:
 
 
 def test_step(tmp_path, capsys):
-    arguments = [*TINY_OPTIONS, "--repeats=3", "--calls=2", "--no-roofline", f"--output={tmp_path / 'a.json'}"]
+    arguments = [
+        *TINY_OPTIONS,
+        "--repeats=3",
+        "--calls=2",
+        "--no-roofline",
+        "--augment=0.5,0.3,0.3,0.25",
+        f"--output={tmp_path / 'a.json'}",
+    ]
     assert bench.main(["step", *arguments]) == 0
     result = json.loads((tmp_path / "a.json").read_text())
     assert len(result["repeats"]) == 3
@@ -143,7 +150,7 @@ def test_predict():
 
 def test_input(tmp_path):
     result = bench_input(32, 4, 2, 2, count=8, scratch=tmp_path)
-    for way in ("streaming", "host"):
+    for way in ("resident", "streaming", "host"):
         assert result[way]["batches_per_second"] == pytest.approx(result[way]["images_per_second"] / 4)
     assert not list(tmp_path.iterdir())
 
@@ -196,6 +203,7 @@ def test_config_of_a_run_is_read_with_its_changes():
         (["step", "--size=30"], "multiples of 32"),
         (["step", "--depths=1,2"], "four numbers"),
         (["step", *TINY_OPTIONS, "--repeats=0", "--no-roofline"], "--repeats"),
+        (["step", "--augment=0.5,x,0,0"], "four probabilities"),
         (["plan", "--sizes=256,x"], "multiples of 32"),
         (["plan", "--memory=0"], "memory in GiB"),
         (["run", "--config=configs/exp5.py", "--epochs=1"], "2 --epochs"),

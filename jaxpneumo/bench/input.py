@@ -17,9 +17,10 @@ import numpy as np
 from jaxpneumo.augment import host
 from jaxpneumo.bench.measure import finish, parser, rates, seconds_per_call
 from jaxpneumo.data import dataset
-from jaxpneumo.data.source import train_batches
+from jaxpneumo.data.source import index_batches, train_batches
 from jaxpneumo.errors import DONE, InputError
-from jaxpneumo.train.sharding import check_batch_size, make_mesh, place, split
+from jaxpneumo.train.sharding import check_batch_size, make_mesh, place, replicated, split
+from jaxpneumo.train.step import take_batch
 
 # The shipped configs' probabilities of A1..A4.
 PROBABILITIES = {"flip": 0.5, "intensity": 0.3, "distortion": 0.3, "crop": 0.25}
@@ -69,8 +70,9 @@ def bench_input(
       scratch: folder for the data set; None: the system's temporary one.
 
     Returns:
-      {"size", "batch", "images", "workers", and by way "streaming" (read, not augmented) and "host" (augmented by
-      the host engine): {"images_per_second", "seconds", "repeats", "batches_per_second"}}.
+      {"size", "batch", "images", "workers", and by way "resident" (gathered from the data set on the device),
+      "streaming" (read, not augmented) and "host" (augmented by the host engine): {"images_per_second", "seconds",
+      "repeats", "batches_per_second"}}.
 
     Raises:
       InputError: the batch does not divide among the devices.
@@ -79,12 +81,19 @@ def bench_input(
     check_batch_size(batch, mesh.size, "input")
     count = count or max(512, 2 * batch)
     result: dict[str, Any] = {"size": size, "batch": batch, "images": count, "workers": workers}
+    sharding, rows = split(mesh), np.arange(count)
     with noise(count, size, scratch) as directory:
         for way, augment in (("streaming", None), ("host", host.make_augment(**PROBABILITIES, size=size))):
-            batches = train_batches(directory, size, np.arange(count), batch, 0, augment, workers)
-            seconds = seconds_per_call(lambda b=batches: place(next(b), split(mesh)), repeats, calls)
+            batches = train_batches(directory, size, rows, batch, 0, augment, workers)
+            seconds = seconds_per_call(lambda b=batches: place(next(b), sharding), repeats, calls)
             batches.close()
             result[way] = _with_batches(rates(batch, seconds))
+        images, masks = dataset.open_arrays(directory, size)
+        resident = place({"image": images, "mask": masks}, replicated(mesh))
+    take, batches = jax.jit(take_batch), index_batches(count, batch, 0)
+    seconds = seconds_per_call(lambda: take(resident, place(next(batches), sharding)), repeats, calls)
+    batches.close()
+    result["resident"] = _with_batches(rates(batch, seconds))
     return result
 
 
@@ -115,7 +124,11 @@ def main(argv: list[str]) -> int:
         options.scratch,
     )
     lines = [f"input path at {options.size}, batch {options.batch}, {jax.device_count()} devices"]
-    for way, title in (("streaming", "read and sent"), ("host", "augmented on the host")):
+    for way, title in (
+        ("resident", "lies on the device"),
+        ("streaming", "read and sent"),
+        ("host", "augmented on the host"),
+    ):
         images, batches = result[way]["images_per_second"], result[way]["batches_per_second"]
         lines.append(f"  {title:22} {images:9.0f} images/s {batches:8.1f} batches/s")
     finish(result, lines, options.output)

@@ -192,6 +192,9 @@ def _step_alone(config: ConfigDict, stage: str, folder: Path) -> float:
     command += [f"--encoder={model.encoder}", f"--dtype={model.dtype}", f"--width={model.width}"]
     command += [f"--depths={','.join(map(str, model.depths))}"]
     command += [f"--size={config[stage].size}", f"--batch={config[stage].batch_size}"]
+    if config.augment.get("engine", "host") == "device":
+        probabilities = (config.augment[group] for group in ("flip", "intensity", "distortion", "crop"))
+        command.append(f"--augment={','.join(map(str, probabilities))}")
     done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise TrainingError(f"{' '.join(command[1:])} failed with exit code {done.returncode}; see above.")
