@@ -31,7 +31,7 @@ from cases import PROFILES, Case  # noqa: E402
 from jaxpneumo.data.workers import cores  # noqa: E402
 from jaxpneumo.errors import BAD_INPUT, DONE, PARTIAL  # noqa: E402
 from jaxpneumo.files import read_json, write_json  # noqa: E402
-from jaxpneumo.train.provenance import software  # noqa: E402
+from jaxpneumo.software import software  # noqa: E402
 
 GIB = 2**30
 PEER_NEEDS = ("torch", "segmentation-models-pytorch")

@@ -3,7 +3,8 @@
 import sys
 from importlib import import_module
 
-from jaxpneumo.errors import BAD_INPUT, DONE, exit_code
+from jaxpneumo.command import OPTIONS, run
+from jaxpneumo.errors import BAD_INPUT, DONE
 
 VERBS = {
     "synthesize": ("jaxpneumo.data.synthetic", "make synthetic radiographs as DICOM files with labels"),
@@ -28,12 +29,13 @@ def main() -> int:
     if verb in ("-h", "--help"):
         print("usage: jaxpneumo VERB ...   (jaxpneumo VERB --help says more, with examples)\n")
         print("\n".join(f"  {name:12} {purpose}" for name, (_, purpose) in VERBS.items()))
+        print(f"\n{OPTIONS}")
         print("\nFinds and outlines pneumothorax in chest radiographs. Not a medical device.")
         return DONE
     if verb not in VERBS:
         print(f"jaxpneumo: there is no verb {verb!r}; choose one of {', '.join(VERBS)}.", file=sys.stderr)
         return BAD_INPUT
-    return exit_code(import_module(VERBS[verb][0]).main, arguments)
+    return run(verb, lambda rest: import_module(VERBS[verb][0]).main(rest), arguments)
 
 
 if __name__ == "__main__":

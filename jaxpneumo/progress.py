@@ -4,6 +4,9 @@ from collections.abc import Iterable
 
 from tqdm import tqdm
 
+# No bars at all, whatever is asked for; the option --quiet of every verb.
+silent = False
+
 
 def progress(
     items: Iterable | None = None,
@@ -22,11 +25,11 @@ def progress(
         total=total,
         unit=unit,
         desc=description,
-        disable=quiet,
+        disable=quiet or silent,
         dynamic_ncols=True,
         smoothing=0.1,
         initial=initial,
     )
-    if not quiet and not bar.fp.isatty():
+    if not bar.disable and not bar.fp.isatty():
         bar.mininterval, bar.maxinterval = 10.0, 30.0
     return bar

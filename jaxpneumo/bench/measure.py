@@ -22,7 +22,7 @@ from jaxpneumo.data.workers import cores, peak_memory
 from jaxpneumo.errors import InputError
 from jaxpneumo.files import write_json
 from jaxpneumo.model.unet import ENCODERS, UNet
-from jaxpneumo.train.provenance import software
+from jaxpneumo.software import software
 
 # A repeat takes about this long, so that neither the clock nor the first dispatch counts.
 REPEAT_SECONDS = 0.3

@@ -8,6 +8,7 @@ batch sizes gives a third, which is compiled for the proof.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,12 @@ def step_bytes(model: UNet, size: int, batch: int) -> int:
         "mask": jax.ShapeDtypeStruct((total, size, size // 8), jnp.uint8),
         "weight": jax.ShapeDtypeStruct((total,), jnp.float32),
     }
-    memory = step.lower(state, data, jax.ShapeDtypeStruct((), jnp.float32)).compile().memory_analysis()
+    return compiled_bytes(step, state, data, jax.ShapeDtypeStruct((), jnp.float32))
+
+
+def compiled_bytes(jitted: Any, *shapes: Any) -> int:
+    """Memory that a compiled function takes on one device with its arguments. Raises InputError as `step_bytes`."""
+    memory = jitted.lower(*shapes).compile().memory_analysis()
     if memory is None:
         raise InputError(f"the backend {jax.default_backend()} does not tell how much memory a program takes.")
     replaced = memory.alias_size_in_bytes
@@ -66,6 +72,8 @@ def step_bytes(model: UNet, size: int, batch: int) -> int:
 def largest_batch(needed: Callable[[int], float], memory: float, probes: tuple[int, int] = PROBES) -> Plan:
     """The largest batch that the line through its two largest known neighbours allows, and that was seen to fit.
 
+    It is exact where the line is straight, and otherwise within a hundredth.
+
     Args:
       needed: bytes for a batch size, growing with it, usually nearly along a straight line; inf: too much to tell.
       memory: bytes that there are.
@@ -73,20 +81,20 @@ def largest_batch(needed: Callable[[int], float], memory: float, probes: tuple[i
     """
     compiled = {batch: needed(batch) for batch in probes}
     if math.inf in compiled.values():
-        return (
-            largest_batch(needed, memory, (probes[0] // 2, probes[1] // 2))
-            if probes[0] > 1
-            else Plan(0, 0, math.nan, math.nan, compiled)
-        )
+        if probes[0] == 1:
+            return Plan(0, 0, math.nan, math.nan, compiled)
+        return largest_batch(needed, memory, (probes[0] // 2, probes[1] // 2))
     while True:
         (small, less), (large, more) = sorted(item for item in compiled.items() if item[1] < math.inf)[-2:]
         slope = max((more - less) / (large - small), 1.0)
         fixed = more - slope * large
         fits = max((batch for batch, size in compiled.items() if size <= memory), default=0)
         too_large = min((batch for batch, size in compiled.items() if size > memory), default=math.inf)
-        untold = too_large // 16 if compiled.get(too_large) == math.inf else 0
-        guess = min(max(int((memory - fixed) // slope), fits, 1), too_large - 1 - untold)
-        if guess <= fits:
+        # Between two that are known, at least a quarter of the way from either.
+        quarter = (too_large - fits) // 4 if too_large < math.inf else 0
+        guess = min(max(int((memory - fixed) // slope), fits + quarter, 1), too_large - 1 - quarter)
+        # Where memory does not grow along a line, the last hundredth is not worth its compilations.
+        if guess - fits <= fits // 100:
             return Plan(fits, compiled.get(fits, 0), fixed, slope, compiled)
         compiled[guess] = needed(guess)
 

@@ -102,6 +102,7 @@ def load_config(file: str, overrides: list[str]) -> ConfigDict:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     config = module.get_config(*([argument] if argument else []))
+    config.lock()
     for override in overrides:
         name, equals, text = override.removeprefix("--config.").partition("=")
         if not override.startswith("--config.") or not equals:

@@ -337,6 +337,7 @@ def main(argv: list[str]) -> int:
     add("--workers", type=int, help="processes (one a core)")
     add("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(argv)
+    run_report.place(options.directory)
     write(**vars(options))
     cases = plan(options.count, options.seed, options.positive_fraction)
     patients, positive = len({case.patient for case in cases}), sum(case.positive for case in cases)

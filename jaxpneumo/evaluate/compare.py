@@ -136,6 +136,8 @@ def main(arguments: Sequence[str]) -> int:
 
     if options.replicates < 100:
         raise InputError(f"--replicates={options.replicates} is too few for an interval; give at least 100.")
+    if options.output:
+        run_report.place(options.output)
     result = compare(options.a, options.b, options.mode, options.replicates, options.seed)
     print(table(result))
     if options.output:

@@ -283,6 +283,7 @@ def main(arguments: Sequence[str]) -> int:
     data = options.data or Path(predictor.config.data.directory)
     rows, split = _part(options.workdir, data, options.part)
     output = options.output or options.workdir / "evaluation"
+    run_report.place(output)
     print(table(evaluate(predictor, data, rows, split, output, options.quiet, options.replicates, options.seed)))
     print(f"Written to {output}")
     return DONE

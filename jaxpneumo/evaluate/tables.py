@@ -181,6 +181,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, help="write the tables as JSON, too")
     options = parser.parse_args(arguments)
 
+    if options.output:
+        run_report.place(options.output)
     tables = collect(options.runs)
     print(text(tables))
     if options.output:

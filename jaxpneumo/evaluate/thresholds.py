@@ -234,6 +234,7 @@ def main(arguments: Sequence[str]) -> int:
 
     name = options.name or options.rule
     target = path_of(options.workdir, name)
+    run_report.place(options.workdir / "evaluation/thresholds.json")
     config = read_config(options.workdir)
     summary = read_summary(options.workdir)
     counts = read_levels(options.workdir / "evaluation/levels.npz")

@@ -180,6 +180,7 @@ def main(arguments: Sequence[str]) -> int:
         )
     if options.workers is not None and options.workers < 0:
         raise InputError(f"{options.workers} workers cannot read; give --workers 0 or more.")
+    run_report.place(options.output)
     find_radiographs(options.input, options.output)
     from jaxpneumo.predict.infer import load_predictor
 
