@@ -7,7 +7,8 @@
 
 The same command again goes on where it stopped. --config.a.b=value changes one value of the config; the config
 files say what each means. --workdir is the run's folder, by default runs/ and the config's name. Exit codes:
-0 done, 2 wrong use or bad input, 3 some files to predict were set aside, 1 failure.
+0 done, 2 wrong use or bad input, 3 some files to predict were set aside, 75 stopped by SIGTERM after saving,
+1 failure.
 """
 
 import logging
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"{' '.join(rest)} is not understood: flags have the form --config.stage1.epochs=2.")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("jaxpneumo").setLevel(logging.INFO)
+    # Orbax logs a page of tracebacks before it raises the error that is told in words.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     name = config_file.removesuffix(".py").replace(".py:", "_").rsplit("/", 1)[-1]
     return run(_CONFIG.value, Path(_WORKDIR.value or f"runs/{name}"))
 
@@ -79,7 +82,9 @@ def run(config: ConfigDict, workdir: Path) -> int:
     from jaxpneumo.predict.infer import load_predictor
     from jaxpneumo.predict.predict import predict_folder
     from jaxpneumo.train.run import train
+    from jaxpneumo.train.stop import end_on_sigterm
 
+    end_on_sigterm()
     train(config, workdir)
     predictor = load_predictor(workdir)
     print(table(evaluate_run(predictor)))
