@@ -4,6 +4,7 @@
 1 failure.
 """
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 
@@ -40,6 +41,12 @@ def exit_code(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) ->
         return BAD_INPUT
     except TrainingError as error:
         print(f"jaxpneumo: {error}", file=sys.stderr)
+        return FAILED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        where = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        print(f"jaxpneumo: {where}. What was finished is kept; make room and repeat the command.", file=sys.stderr)
         return FAILED
     except Stopped:
         print("jaxpneumo: stopped by a signal, all is saved; the same command goes on.", file=sys.stderr)

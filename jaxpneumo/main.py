@@ -7,7 +7,8 @@
 
 The same command again goes on where it stopped. --config.a.b=value changes one value of the config; the config
 files say what each means. --workdir is the run's folder, by default runs/ and the config's name. Exit codes:
-0 done, 2 wrong use or bad input, 3 some files to predict were set aside, 1 failure.
+0 done, 2 wrong use or bad input, 3 some files to predict were set aside, 75 stopped by SIGTERM after saving,
+1 failure.
 """
 
 import shutil

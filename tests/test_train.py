@@ -102,7 +102,8 @@ def test_result_is_the_average_with_its_own_statistics(prepared, tmp_path):
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     final, progress = checkpoint.restore_final(tmp_path / "stage1", template, sharding)
     with checkpoint.open_checkpoints(tmp_path / "stage1") as manager:
-        epochs = [checkpoint.restore_model(manager, step, template, sharding) for step in manager.all_steps()]
+        model = {"model": checkpoint._abstract(template, sharding)}
+        epochs = [checkpoint._restore(manager, step, model)["model"] for step in manager.all_steps()]
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *(epoch["params"] for epoch in epochs))
     for a, b in zip(jax.tree.leaves(final["params"]), jax.tree.leaves(mean), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)

@@ -6,6 +6,7 @@ stay bit-packed and images uint8: both are widened on the device.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -205,6 +206,8 @@ def _training_record(augment: Augment | None, record: Record, rng: np.random.Gen
 
 def _keep_off_accelerators(worker: int, workers: int) -> None:
     """Runs in a new worker process."""
+    # Batch systems signal all processes of a job; the one that trains still needs its workers to save and end.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Grain may have imported JAX here already, which then no longer reads the variable.
     os.environ["JAX_PLATFORMS"] = "cpu"
     if "jax" in sys.modules:

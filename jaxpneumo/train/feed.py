@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from jaxpneumo.data import dataset
 from jaxpneumo.data.source import Augment, index_batches, train_batches
-from jaxpneumo.errors import InputError
+from jaxpneumo.errors import InputError, TrainingError
 from jaxpneumo.train.sharding import all_processes, place, replicated, split_calls
 
 logger = logging.getLogger(__name__)
@@ -162,7 +162,13 @@ def training_feed(
 
     def calls() -> Iterator[Any]:
         for length in lengths:
-            steps = [next(batches) for _ in range(length)]
+            try:
+                steps = [next(batches) for _ in range(length)]
+            except RuntimeError as error:
+                raise TrainingError(
+                    f"the data cannot be read any more: {error} Where the system ends reading processes for want of "
+                    "memory, use fewer --config.data.workers; then start the same command again."
+                ) from error
             yield place(jax.tree.map(lambda *x: np.stack(x), *steps), split_calls(mesh))
 
     try:

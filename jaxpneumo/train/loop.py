@@ -77,7 +77,7 @@ def train_stage(
 
     Raises:
       InputError: the batch size does not fit the devices or the data.
-      TrainingError: the loss became infinite or not a number.
+      TrainingError: the loss became infinite or not a number, or a checkpoint cannot be written.
       Stopped: SIGTERM came; the state is saved.
     """
     stage = config[name]
@@ -85,9 +85,9 @@ def train_stage(
     everywhere, along_data = replicated(mesh), split(mesh)
 
     # --- what is there already
-    if checkpoint.final_directory(directory).is_dir():
-        logger.info("%s is complete: reading its result from %s", name, directory)
-        return checkpoint.restore_final(directory, variables, everywhere)[0]
+    if result := checkpoint.restore_result(directory, variables, everywhere):
+        logger.info("%s is complete: its result is read from %s", name, directory)
+        return result
 
     # --- checks and data
     steps_per_epoch = len(data.train_rows) // stage.batch_size
@@ -121,8 +121,8 @@ def train_stage(
     average_step = jax.jit(update_average, out_shardings=everywhere, donate_argnums=0).lower(state).compile()
     start = {"epoch": 0, "steps": 0, "totals": {}, "plateau": Plateau(stage.learning_rate)._asdict()}
     with sigterm_deferred() as asked, checkpoint.open_checkpoints(directory) as manager:
-        if manager.latest_step() is not None:
-            state, start = checkpoint.restore(manager, manager.latest_step(), state, everywhere)
+        if restored := checkpoint.restore_newest(manager, state, everywhere):
+            state, start = restored
             logger.info(
                 "%s goes on after epoch %d of %d%s", name, start["epoch"], stage.epochs,
                 f" and {start['steps']} of the next one's {steps_per_epoch} steps" if start["steps"] else "",
@@ -149,7 +149,7 @@ def train_stage(
                 if scores is None:
                     place_of_stop = {"epoch": epoch, "steps": steps, "totals": totals, "plateau": plateau._asdict()}
                     checkpoint.save(manager, epoch * steps_per_epoch + steps, state, place_of_stop)
-                    manager.wait_until_finished()
+                    checkpoint.wait(manager)
                     raise Stopped
                 if epoch >= stage.epochs - stage.swa_epochs:
                     state = average_step(state)
@@ -175,7 +175,7 @@ def train_stage(
                 steps, totals = 0, {}
                 finished = {"epoch": epoch + 1, "steps": 0, "totals": {}, "plateau": plateau._asdict(), **scores}
                 checkpoint.save(manager, (epoch + 1) * steps_per_epoch, state, finished)
-        manager.wait_until_finished()
+        checkpoint.wait(manager)
 
         # --- the stage's result
         if stage.swa_epochs:
@@ -183,9 +183,8 @@ def train_stage(
             batch_stats = _statistics(model, config, state, data, stage, resident, calls, asked, mesh)
             result = {"params": state.swa_params, "batch_stats": batch_stats}
         else:
-            best = manager.best_step()  # the newest of equals
+            best, result = checkpoint.restore_best(manager, variables, everywhere)
             chosen = {"weights": f"epoch {best // steps_per_epoch}, the best validation IoU"}
-            result = checkpoint.restore_model(manager, best, variables, everywhere)
         scores = _evaluate(eval_step, state.replace(**result), data, stage, asked, mesh)
         if scores is None:
             raise Stopped
