@@ -19,6 +19,8 @@ VERBS = {
     "tables": ("jaxpneumo.evaluate.tables", "the papers' tables beside our runs"),
     "report": ("jaxpneumo.evaluate.report", "write one HTML page about a run"),
     "predict": ("jaxpneumo.predict.predict", "outline pneumothorax in a folder of radiographs"),
+    "merge": ("jaxpneumo.predict.merge", "one submission of the parts of an archive"),
+    "validate": ("jaxpneumo.predict.validate", "check a submission, also beside a sample"),
     "bench": ("jaxpneumo.bench.main", "measure how fast the parts are, beside what they could be"),
 }
 

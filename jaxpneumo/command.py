@@ -47,7 +47,7 @@ def run(name: str, verb: Callable[[Sequence[str]], int], arguments: Sequence[str
             raise
         except BaseException as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
-            report.reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+            run_report.failed(error)
             report.where = f"{Path(last.filename).name}, line {last.lineno}, in {last.name}"
             raise
 

@@ -86,7 +86,9 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
     set_aside = 0
     if config.predict.input:
-        report = predict_folder(predictor, Path(config.predict.input), workdir / "predictions", config.predict.overlays)
+        report = predict_folder(
+            predictor, Path(config.predict.input), workdir / "predictions", config.predict.overlays, anew=True
+        )
         set_aside = report.set_aside
         print(f"Predicted {report.images} radiographs of {config.predict.input}, set aside {set_aside} files.")
     else:

@@ -124,6 +124,12 @@ def set_aside(path: Path | str, reason: str) -> None:
                 _under_way.set_aside.append({"path": str(path), "reason": reason})
 
 
+def failed(error: BaseException) -> None:
+    """Notes why a command ends that tells the user itself."""
+    if _under_way:
+        _under_way.reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
 def skipped(what: str, count: int = 1) -> None:
     """Notes work that was not needed, for example because an earlier start has done it."""
     if _under_way:

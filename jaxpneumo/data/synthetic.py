@@ -21,6 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from jaxpneumo import run_report
 from jaxpneumo.data import anatomy, dicom, rle
 from jaxpneumo.data.anatomy import Frame, Patient
 from jaxpneumo.data.exposure import expose, position, view_position

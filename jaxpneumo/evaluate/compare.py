@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpneumo import run_report
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate import bootstrap
 from jaxpneumo.evaluate.images import MODES

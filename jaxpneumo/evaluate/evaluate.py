@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from jaxpneumo import run_report
 from jaxpneumo.data import dataset, rle
 from jaxpneumo.data.splits import read_splits, split_rows
 from jaxpneumo.errors import DONE, InputError

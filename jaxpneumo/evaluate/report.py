@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from ml_collections import ConfigDict
 
+from jaxpneumo import run_report
 from jaxpneumo.data import dataset
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate import bootstrap, report_pictures, scores

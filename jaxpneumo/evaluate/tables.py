@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxpneumo import run_report
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate.results import read_summary
 from jaxpneumo.files import write_json

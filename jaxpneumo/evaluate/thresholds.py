@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpneumo import run_report
 from jaxpneumo.data import dataset
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate import metrics

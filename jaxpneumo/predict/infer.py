@@ -6,6 +6,7 @@ apart so that radiographs for another canvas compile the small second one only.
 """
 
 import functools
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -84,6 +85,16 @@ def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predic
         ),
         jax.jit(each_on_its_device(native_masks, mesh, 3)),
     )
+
+
+def fingerprint(variables: dict[str, Any]) -> str:
+    """SHA-256 of a model's variables: their names, types, shapes and values, wherever and however they are stored."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        value = np.ascontiguousarray(jax.device_get(leaf))
+        digest.update(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape}\n".encode())
+        digest.update(value.view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def predict_probabilities(model: UNet, variables: dict[str, Any], image: jax.Array, mirror: bool) -> jax.Array:
