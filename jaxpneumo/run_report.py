@@ -132,7 +132,7 @@ def failed(error: BaseException) -> None:
 
 def skipped(what: str, count: int = 1) -> None:
     """Notes work that was not needed, for example because an earlier start has done it."""
-    if _under_way:
+    if _under_way and count:
         with _lock:
             _under_way.skipped[what] += count
 

@@ -1,11 +1,8 @@
 """Device augmentation: the same pictures as albumentations for the same parameters, and the same distributions."""
 
 from functools import partial
-from types import SimpleNamespace
 
-import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.fft
@@ -15,7 +12,6 @@ from albumentations.augmentations.geometric import functional
 from jaxpneumo.augment import device, groups, host
 from jaxpneumo.augment.groups import Groups
 from jaxpneumo.data import synthetic
-from jaxpneumo.errors import InputError
 
 CASES = 200
 OFF = {"flip": 0.0, "intensity": 0.0, "distortion": 0.0, "crop": 0.0}

@@ -1,8 +1,10 @@
 """`jaxpneumo bench WHAT`: a table of benchmarks, nothing else."""
 
+import argparse
 import sys
 from importlib import import_module
 
+from jaxpneumo import run_report
 from jaxpneumo.errors import BAD_INPUT, DONE
 
 BENCHMARKS = {
@@ -21,6 +23,10 @@ def main(argv: list[str]) -> int:
     """The verb `jaxpneumo bench`. Returns 0, or 2 for wrong use; raises InputError for bad input."""
     name = argv[0] if argv else "--help"
     if name in BENCHMARKS:
+        output = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        output.add_argument("--output")
+        if path := output.parse_known_args(argv[1:])[0].output:
+            run_report.place(path)
         return import_module(f"jaxpneumo.bench.{name}").main(argv[1:])
     print("usage: jaxpneumo bench WHAT ...   (jaxpneumo bench WHAT --help says more)\n")
     print("\n".join(f"  {each:12} {purpose}" for each, purpose in BENCHMARKS.items()))

@@ -363,6 +363,7 @@ def main(argv: list[str]) -> int:
         print(f"jaxpneumo prepare: {error}. The same command goes on where this one stopped.", file=sys.stderr)
         return FAILED
     count = sum(report.set_aside.values())
+    run_report.skipped("images prepared by an earlier start", report.resumed)
     resumed = f", {report.resumed} of them before" if report.resumed else ""
     print(
         f"{report.images} images, {report.positive} positive, {report.images - report.positive} negative, "

@@ -118,6 +118,8 @@ def predict_folder(
                 append({**_entry(picture), "uid": picture.uid, **found, "code": code})
                 bar.update()
         append(end_entry(listed, len(sources)))
+        run_report.read(root, len(left))
+        run_report.skipped("files predicted by an earlier start", len(sources) - len(left))
     report = write_results([folder / MANIFEST], folder / "submission.csv", folder / "quarantine.csv")
     if part is None and not report.images:
         (folder / "submission.csv").unlink()
@@ -127,7 +129,7 @@ def predict_folder(
 
 def _header(predictor: "Predictor", part: tuple[int, int] | None) -> dict[str, Any]:
     from jaxpneumo.predict.infer import fingerprint
-    from jaxpneumo.train.provenance import software
+    from jaxpneumo.software import software
 
     settings = predictor.config.predict
     names = ("size", "tta", *thresholds.NAMES, *(name for name in thresholds.NAMES_OF_TRIPLET if name in settings))

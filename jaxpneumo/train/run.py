@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from jaxpneumo import run_report
 from jaxpneumo.data import dataset, splits, synthetic
 from jaxpneumo.data.prepare import prepare
 from jaxpneumo.errors import InputError
@@ -40,6 +41,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     check_config(config)
     for section in (*stages_of(config), "predict"):
         check_batch_size(config[section].batch_size, jax.device_count(), section)
+    run_report.process(jax.process_index())
     _check_folder(config, workdir)
     make_synthetic_data(config)
     stages = stages_of(config)
@@ -59,7 +61,10 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if config.init_from and "stage2" in stages:
         stages.remove("stage1")
     for stage in stages:
+        if checkpoint.final_directory(workdir / stage).is_dir():
+            run_report.skipped(f"training of {stage}, complete before")
         variables = train_stage(config, stage, data, workdir / stage, variables)
+        run_report.wrote(checkpoint.final_directory(workdir / stage))
     return variables
 
 
