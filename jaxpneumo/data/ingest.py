@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from jaxpneumo import run_report
 from jaxpneumo.data import dataset, dicom, reconcile
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data import workers as processes
@@ -73,15 +74,17 @@ def find_files(images: Path) -> list[Path]:
     Raises:
       InputError: there are none.
     """
-    files = [path for path in images.rglob("*") if _may_be_image(path.name) and path.is_file()]
+    files = [path for path in images.rglob("*") if may_be_image(path.name) and path.is_file()]
     if not files:
         raise InputError(
             f"{images} holds no radiographs (.dcm, .dicom, no ending, .png, .jpg, .jpeg). Give the right folder."
         )
+    run_report.read(images, len(files))
     return sorted(files, key=lambda path: (dicom.file_id(path), path))
 
 
-def _may_be_image(name: str) -> bool:
+def may_be_image(name: str) -> bool:
+    """Whether a file's name could be a radiograph's."""
     if name.startswith(".") or name == "DICOMDIR":
         return False
     # Exports often name files by the bare UID, whose last number looks like an ending.

@@ -1,141 +1,197 @@
-"""`jaxpneumo predict`: a folder of radiographs in, a submission csv and outlined pictures out."""
+"""`jaxpneumo predict`: a folder of radiographs in, a submission csv and outlined pictures out.
+
+Reading (`pipeline.py`), the device, and coding with writing run beside each other: while the device has a batch,
+processes decode the next pictures and threads code the masks before. What is known of a file goes to the manifest
+(`archive.py`) at once, and the submission is written from there.
+"""
 
 import argparse
-import csv
 import os
+import re
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxpneumo import run_report
 from jaxpneumo.data import rle
-from jaxpneumo.data.dicom import Radiograph, read_image
+from jaxpneumo.data.dicom import read_image
+from jaxpneumo.data.workers import cores
 from jaxpneumo.errors import DONE, PARTIAL, InputError
-from jaxpneumo.files import write_atomically
 from jaxpneumo.predict import thresholds
-from jaxpneumo.predict.infer import Predictor, load_predictor, predict_masks, shrink
+from jaxpneumo.predict.archive import (
+    MANIFEST,
+    choose_part,
+    discard_other,
+    end_entry,
+    make_header,
+    open_manifest,
+    part_folder,
+    part_of,
+)
+from jaxpneumo.predict.merge import Report, write_results
 from jaxpneumo.predict.pictures import write_overlay
+from jaxpneumo.predict.pipeline import Picture, find_radiographs, read_ahead
 from jaxpneumo.predict.postprocess import remove_small
-from jaxpneumo.predict.submission import write_submission
 from jaxpneumo.progress import progress
 
-ENDINGS = {".dcm", ".dicom", ".png", ".jpg", ".jpeg", ""}
+# What needs JAX is imported where it is used: --help, wrong flags and the reading processes do without.
+if TYPE_CHECKING:
+    from jaxpneumo.predict.infer import Predictor
+    from jaxpneumo.predict.native import NativeMask
 
 HELP = """\
-Outlines pneumothorax in every DICOM, PNG or JPEG radiograph below a folder. Not a medical device.
+Outlines pneumothorax in every DICOM, PNG or JPEG radiograph below a folder, or in one file. Not a medical device.
 
 It writes to --output
   submission.csv   ImageId,EncodedPixels at each radiograph's own size; -1 where nothing was found
   overlays/        one PNG a radiograph with the outline (none with --overlays 0)
   quarantine.csv   files that could not be read, with the reason, when there are any (exit code 3)
+  manifest.jsonl   model, settings and software, then every file's checksum and result
+
+Killed or stopped, it goes on where it was when the same command is given again. With --num-parts N --part-id K
+(0 to N-1, or auto: of a Slurm array or an indexed Kubernetes job) it predicts one of N parts of the files, to
+OUTPUT/part-K-of-N; `jaxpneumo merge` makes one submission of all parts.
 
 examples:
   jaxpneumo predict --workdir runs/quickstart --input data/quickstart-test --output predictions
   jaxpneumo predict --workdir runs/exp5 --input stage_2_images --output out --overlays 0 --removal-threshold 0
   jaxpneumo predict --workdir runs/exp5 --input stage_2_images --output out --thresholds triplet
+  jaxpneumo predict --workdir runs/exp5 --input film.dcm --output out --batch-size 1
+  jaxpneumo predict --workdir runs/exp5 --input archive --output out --overlays 0 --num-parts 32 --part-id auto
 """
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a prediction did: radiographs read, with a finding, and files set aside."""
-
-    images: int
-    positive: int
-    set_aside: int
-
-
 def predict_folder(
-    predictor: Predictor, folder: Path, output: Path, overlays: int | None = None, quiet: bool = False
+    predictor: "Predictor",
+    where: Path,
+    output: Path,
+    overlays: int | None = None,
+    quiet: bool = False,
+    workers: int | None = None,
+    part: tuple[int, int] | None = None,
+    anew: bool = False,
 ) -> Report:
     """Predicts every radiograph below a folder; the settings are `predictor.config.predict`.
 
+    Of what grows with the number of files only their paths are in memory, and image ids while the submission is
+    written.
+
     Args:
       predictor: of `load_predictor`.
-      folder: searched at any depth for DICOM, PNG and JPEG files.
+      where: a folder, searched at any depth for DICOM, PNG and JPEG files, or one such file.
       output: see HELP.
       overlays: how many pictures to write at most; None is one for every radiograph.
       quiet: no progress bar.
+      workers: as `team` of `pipeline.read_ahead`.
+      part: (K, N) to predict part K of N only; None is all.
+      anew: remove predictions of another model or other settings from `output` instead of refusing to mix with them.
 
     Raises:
-      InputError: there are no such files, or not one could be read.
+      InputError: there are no such files, not one of them all could be read, or `output` holds predictions of another
+        model or other settings.
     """
+    root, listed = find_radiographs(where, output)
+    sources = listed if part is None else [source for source in listed if part_of(source, part[1]) == part[0]]
+    folder, settings = part_folder(output, part), predictor.config.predict
+    header = _header(predictor, part)
+    if anew:
+        discard_other(folder, header)
+    with open_manifest(folder, header, root, sources) as (left, append):
+
+        def usable() -> Iterator[Picture]:
+            for picture in read_ahead(root, left, settings.size, workers):
+                if picture.reason:
+                    append({**_entry(picture), "state": "set aside", "reason": picture.reason})
+                    bar.update()
+                else:
+                    yield picture
+
+        with progress(None, total=len(sources), description="predict", quiet=quiet) as bar:
+            bar.update(len(sources) - len(left))
+            for picture, code, area in predict_codes(predictor, root, usable(), folder / "overlays", overlays):
+                found = {"state": "done", "size": [picture.height, picture.width], "positive": area > 0, "area": area}
+                append({**_entry(picture), "uid": picture.uid, **found, "code": code})
+                bar.update()
+        append(end_entry(listed, len(sources)))
+        run_report.read(root, len(left))
+        run_report.skipped("files predicted by an earlier start", len(sources) - len(left))
+    report = write_results([folder / MANIFEST], folder / "submission.csv", folder / "quarantine.csv")
+    if part is None and not report.images:
+        (folder / "submission.csv").unlink()
+        raise InputError(f"none of the {len(sources)} files below {root} could be read; the first: {report.first}")
+    return report
+
+
+def _header(predictor: "Predictor", part: tuple[int, int] | None) -> dict[str, Any]:
+    from jaxpneumo.predict.infer import fingerprint
+    from jaxpneumo.software import software
+
     settings = predictor.config.predict
-    files = find_radiographs(folder)
-    codes: dict[str, str] = {}
-    set_aside: list[tuple[str, str]] = []
-    natives: dict[str, np.ndarray] = {}
+    names = ("size", "tta", *thresholds.NAMES, *(name for name in thresholds.NAMES_OF_TRIPLET if name in settings))
+    chosen = {name: settings[name] for name in names} | {"dtype": predictor.config.model.dtype}
+    return make_header(fingerprint(predictor.variables), chosen, software(), part)
 
-    def images() -> Iterator[tuple[str, np.ndarray, tuple[int, int]]]:
-        for path, radiograph in _read_ahead(files):
-            name = str(path.relative_to(folder))
-            if isinstance(radiograph, InputError):
-                set_aside.append((name, str(radiograph)))
-                bar.update()
-            elif radiograph.uid in codes:
-                set_aside.append((name, f"a second file of image {radiograph.uid}; the first one was used"))
-                bar.update()
-            else:
-                codes[radiograph.uid] = rle.EMPTY
-                natives[radiograph.uid] = radiograph.image
-                yield radiograph.uid, shrink(radiograph.image, settings.size), radiograph.image.shape
 
+def _entry(picture: Picture) -> dict[str, Any]:
+    return {"file": picture.source, "stamp": list(picture.stamp), "sha256": picture.sha256}
+
+
+def predict_codes(
+    predictor: "Predictor", folder: Path, pictures: Iterable[Picture], draw_to: Path, overlays: int | None
+) -> Iterator[tuple[Picture, str, int]]:
+    """Run-length codes of pictures' masks, and outlined pictures of the first ones.
+
+    Args:
+      predictor: of `load_predictor`.
+      folder: that the pictures' files lie in.
+      pictures: of `pipeline.read_ahead`; none that could not be read.
+      draw_to: folder for the outlined pictures; one that is there already and newer than the file stays.
+      overlays: how many there may be; None is one for each.
+
+    Yields:
+      (picture, without its image; code; area in native pixels) in the order of the pictures. What is to be drawn of
+      it is on the disk.
+    """
+    from jaxpneumo.predict.infer import predict_masks
+
+    settings = predictor.config.predict
     view = int(settings.tta)
-    drawn = 0
-    with progress(None, total=len(files), description="predict", quiet=quiet) as bar:
-        for uid, masks in predict_masks(predictor, images(), [view]):
-            mask = remove_small(masks[view], settings.removal_threshold, settings.removal_rule)
-            codes[uid] = rle.encode(mask)
-            native = natives.pop(uid)
-            if overlays is None or drawn < overlays:
-                write_overlay(output / "overlays" / f"{uid}.png", native, mask)
-                drawn += 1
-            bar.update()
+    stream = ((replace(picture, image=None), picture.image, (picture.height, picture.width)) for picture in pictures)
 
-    if not codes:
-        raise InputError(f"none of the {len(files)} files below {folder} could be read; the first: {set_aside[0][1]}")
-    write_submission(output / "submission.csv", sorted(codes.items()))
-    if set_aside:
-        with write_atomically(output / "quarantine.csv") as file:
-            csv.writer(file, lineterminator="\n").writerows([("file", "reason"), *set_aside])
-    else:
-        (output / "quarantine.csv").unlink(missing_ok=True)
-    return Report(len(codes), sum(code != rle.EMPTY for code in codes.values()), len(set_aside))
+    def finish(picture: Picture, mask: "NativeMask", path: Path | None) -> tuple[Picture, str, int]:
+        if mask.area == 0 and path is None:
+            return picture, rle.EMPTY, 0
+        kept = remove_small(mask.unpack(), settings.removal_threshold, settings.removal_rule)
+        if path is not None:
+            # Read anew: keeping every radiograph until its mask is there would cost more than decoding a few twice.
+            write_overlay(path, read_image(folder / picture.source).image, kept)
+        return picture, rle.encode(kept), int(np.count_nonzero(kept))
 
-
-def find_radiographs(folder: Path) -> list[Path]:
-    """DICOM, PNG and JPEG files below a folder, sorted. Raises InputError when there are none."""
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder. Give the folder with the radiographs as --input.")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
-    if not files:
-        raise InputError(f"{folder} holds no .dcm, .png or .jpg files, and none without an ending.")
-    return files
+    room = float("inf") if overlays is None else overlays
+    if overlays and draw_to.is_dir():
+        room -= sum(path.suffix == ".png" for path in draw_to.iterdir())
+    with ThreadPoolExecutor(cores()) as pool:
+        waiting: deque[tuple[Path | None, Future]] = deque()
+        for picture, masks in predict_masks(predictor, stream, [view]):
+            path = draw_to / f"{re.sub('[^A-Za-z0-9._-]', '_', picture.uid)}.png"
+            if room <= 0 or _is_newer(path, picture) or any(path == other for other, _ in waiting):
+                path = None
+            else:
+                room -= 1
+            waiting.append((path, pool.submit(finish, picture, masks[view], path)))
+            while len(waiting) > 2 * settings.batch_size or (waiting and waiting[0][1].done()):
+                yield waiting.popleft()[1].result()
+        while waiting:
+            yield waiting.popleft()[1].result()
 
 
-def _read_ahead(files: Sequence[Path]) -> Iterator[tuple[Path, Radiograph | InputError]]:
-    """Reads files in threads, in order, a few ahead of what is asked for: memory does not grow with them."""
-    threads = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
-        ahead = deque()
-        remaining = iter(files)
-        for path in remaining:
-            ahead.append((path, pool.submit(_read, path)))
-            if len(ahead) > 2 * threads:
-                first, result = ahead.popleft()
-                yield first, result.result()
-        for path, result in ahead:
-            yield path, result.result()
-
-
-def _read(path: Path) -> Radiograph | InputError:
-    try:
-        return read_image(path)
-    except InputError as error:
-        return error
+def _is_newer(path: Path, picture: Picture) -> bool:
+    return path.exists() and path.stat().st_mtime_ns >= picture.stamp[1]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -143,23 +199,25 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="jaxpneumo predict", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workdir", type=Path, required=True, help="a finished training run")
-    parser.add_argument("--input", type=Path, required=True, help="folder with radiographs, searched at any depth")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--overlays", type=int, help="write at most this many pictures (default: all)")
-    parser.add_argument(
-        "--thresholds", metavar="NAME", help="thresholds that `jaxpneumo thresholds` saved by this name"
-    )
-    parser.add_argument("--threshold", type=float, help="probability threshold (default: the run's)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--workdir", type=Path, required=True, help="a finished training run")
+    add("--input", type=Path, required=True, help="a folder, searched at any depth, or a file")
+    add("--output", type=Path, required=True, help="folder to write to")
+    add("--overlays", type=int, help="write at most this many pictures (default: all)")
+    add("--thresholds", metavar="NAME", help="thresholds that `jaxpneumo thresholds` saved by this name")
+    add("--threshold", type=float, help="probability threshold (default: the run's)")
+    add(
         "--removal-threshold",
         type=int,
         help="smallest area in pixels of a 1024x1024 image (default: the run's; 0 = keep all)",
     )
-    parser.add_argument("--removal-rule", choices=("image", "component"), help="default: the run's")
-    parser.add_argument("--no-tta", action="store_true", help="predict without the mirror image")
-    parser.add_argument("--batch-size", type=int, help="default: the run's")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add("--removal-rule", choices=("image", "component"), help="default: the run's")
+    add("--no-tta", action="store_true", help="predict without the mirror image")
+    add("--batch-size", type=int, help="radiographs in one call of the network (default: the run's)")
+    add("--workers", type=int, metavar="N", help="reading processes (default: one a core; 0: threads)")
+    add("--num-parts", metavar="N", help="predict one of N parts of the files; a number or auto")
+    add("--part-id", metavar="K", help="which one, from 0; a number or auto")
+    add("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)
 
     single = ("threshold", "removal_threshold", "removal_rule")
@@ -168,20 +226,29 @@ def main(arguments: Sequence[str]) -> int:
             "--thresholds sets the probability and removal thresholds: leave out --threshold, --removal-threshold "
             "and --removal-rule."
         )
-    find_radiographs(options.input)
-    predictor = load_predictor(options.workdir)
+    part = choose_part(options.num_parts, options.part_id, os.environ)
+    if options.workers is not None and options.workers < 0:
+        raise InputError(f"{options.workers} workers cannot read; give --workers 0 or more.")
+    run_report.place(part_folder(options.output, part))
+    find_radiographs(options.input, options.output)
+    from jaxpneumo.predict.infer import load_predictor
+
+    predictor = load_predictor(options.workdir, options.batch_size)
     settings = predictor.config.predict
-    for name in (*single, "batch_size"):
+    for name in single:
         if getattr(options, name) is not None:
             settings[name] = getattr(options, name)
     settings.tta = settings.tta and not options.no_tta
     if options.thresholds:
         thresholds.use(options.workdir, options.thresholds, settings)
-    report = predict_folder(predictor, options.input, options.output, options.overlays, options.quiet)
+    report = predict_folder(
+        predictor, options.input, options.output, options.overlays, options.quiet, options.workers, part
+    )
+    folder = part_folder(options.output, part)
     print(
         f"{report.images} radiographs, pneumothorax outlined in {report.positive}, {report.set_aside} files set "
-        f"aside; {options.output / 'submission.csv'}. Not a medical device."
+        f"aside; {folder / 'submission.csv'}. Not a medical device."
     )
     if report.set_aside:
-        print(f"What was set aside and why: {options.output / 'quarantine.csv'}")
+        print(f"What was set aside and why: {folder / 'quarantine.csv'}")
     return PARTIAL if report.set_aside else DONE
