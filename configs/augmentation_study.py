@@ -50,6 +50,7 @@ def get_config(arm: str = "") -> ml_collections.ConfigDict:
     config.loss.dice = "image"  # soft Dice per image; "batch": over all pixels of the batch
 
     config.augment = ml_collections.ConfigDict()  # probabilities of the groups A1..A4
+    config.augment.engine = "device"  # "host": albumentations, in the threads that read the data
     config.augment.flip = 0.5 if arm in ("A1", "A1+A2") else 0.0
     config.augment.intensity = 0.3 if arm in ("A2", "A1+A2") else 0.0
     config.augment.distortion = 0.3 if arm == "A3" else 0.0

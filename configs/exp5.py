@@ -37,6 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.loss.dice = "image"  # soft Dice per image; "batch": over all pixels of the batch
 
     config.augment = ml_collections.ConfigDict()  # probabilities of the groups A1..A4
+    config.augment.engine = "device"  # "host": albumentations, in the threads that read the data
     config.augment.flip = 0.5
     config.augment.intensity = 0.3
     config.augment.distortion = 0.3

@@ -225,3 +225,13 @@ def test_config_problems_are_told_all_at_once(prepared, tmp_path):
     del config.predict.tta
     with pytest.raises(InputError, match=r"loss\.dice is missing; predict\.tta is missing; stage1\.schedule must be"):
         train(config, tmp_path)
+
+
+def test_an_unknown_augmentation_engine_is_refused(prepared, tmp_path):
+    config = small(prepared)
+    config.augment.engine = "gpu"
+    with pytest.raises(InputError, match=r'augment\.engine must be "device" or "host", not \'gpu\''):
+        train(config, tmp_path)
+    del config.augment.engine
+    with pytest.raises(InputError, match=r"augment\.engine is missing"):
+        train(config, tmp_path)

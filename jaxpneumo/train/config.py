@@ -14,7 +14,7 @@ _REQUIRED = {
     "data": ("directory", "split", "validation_fraction", "split_seed", "workers"),
     "model": ("encoder", "dtype", "input_convolution", "momentum", "pretrained", "depths", "width"),
     "loss": ("dice",),
-    "augment": ("flip", "intensity", "distortion", "crop"),
+    "augment": ("engine", "flip", "intensity", "distortion", "crop"),
     "predict": (*("size", "batch_size", "tta", "threshold", "removal_threshold", "removal_rule", "input", "overlays"),),
 }
 _REQUIRED_OF_STAGE = ("size", "batch_size", "epochs", "schedule", "learning_rate", "swa_epochs")
@@ -55,6 +55,8 @@ def check_config(config: ConfigDict) -> None:
         ]
     if not problems and config.loss.dice not in ("image", "batch"):
         problems.append(f'loss.dice must be "image" or "batch", not {config.loss.dice!r}')
+    if not problems and config.augment.engine not in ("device", "host"):
+        problems.append(f'augment.engine must be "device" or "host", not {config.augment.engine!r}')
     if problems:
         raise InputError(
             "the config cannot be used: " + "; ".join(problems) + ". configs/exp5.py is a complete example."

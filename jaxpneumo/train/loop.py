@@ -102,7 +102,8 @@ def train_stage(
             f"{name}.batch_size={stage.batch_size} is more than the {len(data.train_rows)} training images: "
             f"use --config.{name}.batch_size={len(data.train_rows)} or less."
         )
-    augment = make_augment(**config.augment, size=stage.size) if any(config.augment.values()) else None
+    augment_settings = {k: v for k, v in config.augment.items() if k != "engine"}
+    augment = make_augment(**augment_settings, size=stage.size) if any(augment_settings.values()) else None
 
     # --- model, optimizer, compiled functions
     model, optimizer = make_model(config), make_optimizer()
