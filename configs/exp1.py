@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.split = "random"  # the papers'; "patient" keeps a patient's images together; or a splits.json
     config.data.validation_fraction = 0.2
     config.data.split_seed = 0
+    config.data.fold = 0  # which one validates, where the split is a file of folds (`jaxpneumo split --folds 5`)
     config.data.workers = 0  # reading processes; 0 reads in threads
 
     config.model = ml_collections.ConfigDict()

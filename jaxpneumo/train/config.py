@@ -11,7 +11,7 @@ STAGES = ("stage1", "stage2")
 
 _REQUIRED = {
     "": ("seed", "init_from", "data", "model", "loss", "augment", "predict"),
-    "data": ("directory", "split", "validation_fraction", "split_seed", "workers"),
+    "data": ("directory", "split", "validation_fraction", "split_seed", "fold", "workers"),
     "model": ("encoder", "dtype", "input_convolution", "momentum", "pretrained", "depths", "width"),
     "loss": ("dice",),
     "augment": ("engine", "flip", "intensity", "distortion", "crop"),
