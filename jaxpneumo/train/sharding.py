@@ -1,5 +1,8 @@
 """One mesh axis, `data`: batches are split over it, everything else is on every device."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -7,10 +10,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxpneumo.errors import InputError
 
 
-def make_mesh() -> Mesh:
-    """All devices of all processes in one row."""
+def make_mesh(most: int | None = None) -> Mesh:
+    """All devices of all processes in one row, or the first `most` of them."""
+    devices = jax.devices()[: None if most is None else max(most, 1)]
     # Explicit axis types, jax's default here, refuse plain indexing and reshapes of sharded arrays.
-    return jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,))
+    return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -27,6 +31,19 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
     """Puts this process's share of a batch on its devices, as one global array a key."""
     sharding = split(mesh)
     return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+
+
+def each_on_its_device(function: Callable, mesh: Mesh, count: int) -> Callable:
+    """A function of arrays that are split along their first axis, run by every device on its own share.
+
+    The first `count` arguments are split; every device gets the others whole. What it returns is split.
+    """
+
+    def run(*arguments: Any) -> Any:
+        specs = (PartitionSpec("data"),) * count + (PartitionSpec(),) * (len(arguments) - count)
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("data"))(*arguments)
+
+    return run
 
 
 def check_batch_size(batch_size: int, devices: int, name: str) -> None:
