@@ -18,7 +18,7 @@ from jaxpneumo.evaluate.levels import (
     read_levels,
     write_levels,
 )
-from jaxpneumo.predict.infer import to_native
+from jaxpneumo.predict.native import native_grid, to_native
 from jaxpneumo.predict.postprocess import remove_small
 
 
@@ -31,10 +31,14 @@ def blobs(seed: int, size: int, sigma: float = 3) -> np.ndarray:
 def test_counts_of_a_batch_are_those_of_comparisons(height, width):
     probability = np.stack([blobs(0, 32), blobs(1, 32) ** 4, np.zeros((32, 32), np.float32)])
     truth = np.stack([blobs(seed, 80)[:height, :width] > 0.6 for seed in (2, 3, 4)])
-    reached, area, tp = jax.jit(count_levels, static_argnums=(2, 3))(
-        probability, np.packbits(truth, axis=-1), height, width
-    )
-    native = np.asarray(to_native(probability, height, width))
+    grid = native_grid([(height, width)] * 3, 32, 3)
+    native = np.asarray(to_native(probability, grid))
+    packed = np.zeros((*native.shape[:2], native.shape[2] // 8), np.uint8)
+    packed[:, :height, : -(-width // 8)] = np.packbits(truth, axis=-1)
+    reached, area, tp = jax.jit(count_levels)(native, packed)
+    assert not np.any(np.asarray(reached)[:, height:])
+    assert not np.any(np.asarray(reached)[:, :, width:])
+    reached, native = np.asarray(reached)[:, :height, :width], native[:, :height, :width]
     at_least = native[:, None] >= LEVELS[None, :, None, None]
     np.testing.assert_array_equal(reached, at_least.sum(axis=1))
     np.testing.assert_array_equal(area, at_least.sum(axis=(2, 3)))

@@ -1,6 +1,8 @@
 """Prediction: both views in one call, masks at native size, folders with bad files, a submission."""
 
 import csv
+import subprocess
+import sys
 
 import cv2
 import jax
@@ -10,18 +12,10 @@ from conftest import load_config, shrink
 
 from jaxpneumo.data import rle
 from jaxpneumo.data.dicom import read
+from jaxpneumo.data.squash import squash
 from jaxpneumo.errors import DONE, PARTIAL, InputError
 from jaxpneumo.predict import predict
-from jaxpneumo.predict.infer import (
-    load_predictor,
-    predict_masks,
-    predict_probabilities,
-    to_native_mask,
-)
-from jaxpneumo.predict.infer import (
-    shrink as resize,
-)
-from jaxpneumo.predict.postprocess import remove_small
+from jaxpneumo.predict.infer import load_predictor, predict_masks, predict_probabilities
 from jaxpneumo.predict.submission import read_submission
 from jaxpneumo.train.loop import make_model
 from jaxpneumo.train.run import train
@@ -59,33 +53,22 @@ def test_probabilities_are_those_of_two_separate_calls(predictor):
     np.testing.assert_allclose(alone, plain, atol=1e-5)
 
 
-@pytest.mark.parametrize(("height", "width"), [(128, 128), (101, 77), (64, 200)])
-def test_native_mask_is_opencvs_bilinear_resize_and_threshold(height, width):
-    probability = cv2.GaussianBlur(np.random.default_rng(1).random((64, 64), np.float32), (0, 0), 3)[None]
-    bits = to_native_mask(probability, np.float32(0.5), height, width)
-    mask = np.unpackbits(np.asarray(bits), axis=-1)[0, :, :width]
-    native = cv2.resize(probability[0], (width, height), interpolation=cv2.INTER_LINEAR)
-    certain = np.abs(native - 0.5) > 1e-4
-    assert mask.shape == (height, width)
-    assert 0 < mask.mean() < 1
-    np.testing.assert_array_equal(mask[certain], (native >= 0.5)[certain])
-
-
 def test_masks_do_not_depend_on_batch_or_company(predictor):
     rng = np.random.default_rng(2)
-    images = [(i, rng.integers(0, 256, (32, 32), np.uint8), (64, 64) if i % 3 else (50, 70)) for i in range(7)]
-    together = dict(predict_masks(predictor, images, (0, 1)))
-    assert sorted(together) == list(range(7))
-    for key, image, native in images:
+    images = [(i, rng.integers(0, 256, (32, 32), np.uint8), (64, 64) if i % 3 else (50, 300)) for i in range(7)]
+    together = list(predict_masks(predictor, images, (0, 1)))
+    assert [key for key, _ in together] == list(range(7))
+    for (key, image, native), (_, masks) in zip(images, together, strict=True):
         ((_, alone),) = predict_masks(predictor, [(key, image, native)], (0, 1))
         for view in (0, 1):
-            assert alone[view].shape == native
+            assert alone[view].unpack().shape == native
+            assert alone[view].area == alone[view].unpack().sum()
             # Convolutions of another batch may round differently just at the threshold.
-            assert (alone[view] != together[key][view]).mean() < 0.002
+            assert (alone[view].unpack() != masks[view].unpack()).mean() < 0.002
 
 
-def test_many_native_sizes_do_not_pile_up(predictor):
-    """Every image of another size: masks come out long before the stream ends, each once and at its size."""
+def test_many_native_sizes_need_one_program_and_do_not_pile_up(predictor):
+    """Every image of another size: masks come out in order, long before the stream ends; nothing is compiled anew."""
     taken = 0
 
     def stream():
@@ -94,12 +77,26 @@ def test_many_native_sizes_do_not_pile_up(predictor):
             taken += 1
             yield i, np.full((32, 32), 5 * i, np.uint8), (40 + i, 64)
 
-    seen, most = {}, 0
-    for key, masks in predict_masks(predictor, stream(), (0,)):
-        seen[key] = masks[0].shape
-        most = max(most, taken - len(seen))
-    assert seen == {i: (40 + i, 64) for i in range(40)}
-    assert most <= 5 * predictor.config.predict.batch_size
+    programs = None
+    for seen, (key, masks) in enumerate(predict_masks(predictor, stream(), (0,))):
+        assert (key, masks[0].unpack().shape) == (seen, (40 + seen, 64))
+        assert taken - seen <= 2 * predictor.config.predict.batch_size
+        programs = programs or predictor.native_masks._cache_size()
+    assert seen == 39
+    assert predictor.native_masks._cache_size() == programs
+
+
+def test_a_batch_smaller_than_the_devices_uses_fewer_of_them(workdir, predictor):
+    """conftest.py makes two devices of the CPU."""
+    assert predictor.mesh.size == 2
+    one = load_predictor(workdir, batch_size=1)
+    assert (one.mesh.size, one.config.predict.batch_size) == (1, 1)
+    image = np.random.default_rng(3).integers(0, 256, (32, 32), np.uint8)
+    ((_, masks),) = predict_masks(one, [(0, image, (64, 64))])
+    ((_, others),) = predict_masks(predictor, [(0, image, (64, 64))])
+    assert (masks[1].unpack() != others[1].unpack()).mean() < 0.002
+    with pytest.raises(InputError, match="divide evenly over the 2 devices"):
+        load_predictor(workdir, batch_size=3)
 
 
 def test_folder_is_predicted_with_its_bad_files_set_aside(predictor, workdir, radiographs, tmp_path, capsys):
@@ -126,11 +123,29 @@ def test_folder_is_predicted_with_its_bad_files_set_aside(predictor, workdir, ra
 
     # The submission holds what the network says of that radiograph.
     radiograph = read(files[2])
-    stream = [("x", resize(radiograph.image, 32), radiograph.image.shape)]
-    ((_, masks),) = predict_masks(predictor, stream, (1,))
-    settings = predictor.config.predict
-    expected = remove_small(masks[1], settings.removal_threshold, settings.removal_rule)
+    ((_, masks),) = predict_masks(predictor, [("x", *squash(radiograph.image, (32,)), radiograph.image.shape)], (1,))
+    expected = masks[1].unpack()
     assert (rle.decode(codes[radiograph.uid], *radiograph.image.shape) != expected).mean() < 0.002
+
+
+def test_one_file_is_predicted_by_itself(workdir, radiographs, tmp_path, capsys):
+    file = sorted((radiographs / "dicom").rglob("*.dcm"))[0]
+    arguments = ["--workdir", str(workdir), "--input", str(file), "--output", str(tmp_path), "--batch-size", "1"]
+    assert predict.main([*arguments, "--quiet"]) == DONE
+    assert list(read_submission(tmp_path / "submission.csv")) == [read(file).uid]
+    assert [path.stem for path in (tmp_path / "overlays").iterdir()] == [read(file).uid]
+    assert predict.main([*arguments, "--quiet", "--removal-rule", "component", "--removal-threshold", "1"]) == DONE
+
+
+def test_help_and_wrong_use_do_without_jax():
+    program = (
+        "import sys; from jaxpneumo.__main__ import main; sys.argv = ['jaxpneumo', 'predict', *sys.argv[1:]]\n"
+        "try: main()\nfinally: assert 'jax' not in sys.modules"
+    )
+    for arguments, code in ((["--help"], 0), (["--workdir", "x", "--input", "nowhere", "--output", "y"], 0)):
+        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+        assert done.returncode == code
+        assert ("examples:" in done.stdout) or ("nowhere is neither" in done.stderr)
 
 
 def test_options_change_the_runs_settings(workdir, radiographs, tmp_path):

@@ -61,6 +61,36 @@ def test_a_crash_and_a_hang_cost_one_task_each(tmp_path):
     }
 
 
+def test_no_task_begins_beyond_the_window(tmp_path):
+    """One slow task holds back all that come a window later, and nothing else."""
+    tasks = [("crash once", 0, tmp_path / "mark"), *(("fine", number) for number in range(1, 40))]
+    taken, seen = [], []
+
+    def coming():
+        for task in tasks:
+            taken.append(task[1])
+            yield task
+
+    for task, _ in workers.run(work, coming(), 3, start, (100,), 20.0, window=6):
+        oldest = next(number for number in range(40) if number not in seen)
+        assert max(taken) < oldest + 6
+        seen.append(task[1])
+    assert sorted(seen) == list(range(40))
+
+
+def test_no_tasks_need_no_processes():
+    assert results([]) == {}
+    assert dict(workers.run(work, iter([]), 2, start, (100,), 20.0)) == {}
+
+
+def test_waiting_for_the_one_who_takes_the_results_is_not_taking_too_long():
+    found = []
+    for _, value in workers.run(work, [("fine", number) for number in range(8)], 2, start, (100,), 0.3):
+        found.append(value)
+        time.sleep(0.5)
+    assert sorted(found) == list(range(100, 108))
+
+
 def test_an_error_of_the_function_is_raised_here():
     with pytest.raises(OSError, match="No space left"):
         results([("fine", 1), ("error", 2)])

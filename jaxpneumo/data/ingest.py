@@ -73,7 +73,7 @@ def find_files(images: Path) -> list[Path]:
     Raises:
       InputError: there are none.
     """
-    files = [path for path in images.rglob("*") if _may_be_image(path.name) and path.is_file()]
+    files = [path for path in images.rglob("*") if may_be_image(path.name) and path.is_file()]
     if not files:
         raise InputError(
             f"{images} holds no radiographs (.dcm, .dicom, no ending, .png, .jpg, .jpeg). Give the right folder."
@@ -81,7 +81,8 @@ def find_files(images: Path) -> list[Path]:
     return sorted(files, key=lambda path: (dicom.file_id(path), path))
 
 
-def _may_be_image(name: str) -> bool:
+def may_be_image(name: str) -> bool:
+    """Whether a file's name could be a radiograph's."""
     if name.startswith(".") or name == "DICOMDIR":
         return False
     # Exports often name files by the bare UID, whose last number looks like an ending.

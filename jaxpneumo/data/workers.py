@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -76,12 +76,13 @@ def keep_memory() -> None:
 
 def run(
     function: Callable[[Any], Any],
-    tasks: Sequence[Any],
+    tasks: Iterable[Any],
     workers: int,
     start: Callable[..., None],
     arguments: tuple,
     seconds: float,
     peaks: list[int] | None = None,
+    window: int | None = None,
 ) -> Iterator[tuple[Any, Any]]:
     """Runs a function over tasks in spawned processes.
 
@@ -90,11 +91,13 @@ def run(
 
     Args:
       function: of one task; importable, as for any spawned process.
-      tasks: picklable.
+      tasks: picklable; taken as they are needed.
       workers: number of processes.
       start, arguments: called once in every process before its first task.
       seconds: that one task may take.
       peaks: is given `peak_memory` of every process that worked to the end.
+      window: no task is begun that comes `window` tasks or more after one whose result has not been taken. None is
+        no limit.
 
     Yields:
       (task, result or Lost) as they come, in no order.
@@ -103,7 +106,11 @@ def run(
       whatever `function` raises; RuntimeError when a process cannot even start.
     """
     context = get_context("spawn")
-    waiting, tried = deque(enumerate(tasks)), set()
+    if isinstance(tasks, Sized):
+        workers = min(workers, len(tasks))
+    coming, again, tried = enumerate(tasks), deque(), set()
+    begun, more = 0, workers > 0
+    ahead = AHEAD if window is None else min(AHEAD, -(-window // max(workers, 1)))
 
     def launch() -> _Worker:
         ours, theirs = context.Pipe()
@@ -112,11 +119,25 @@ def run(
         theirs.close()
         return _Worker(process, ours)
 
+    def following() -> tuple[int, Any] | None:
+        """The next task that may begin, with its number."""
+        nonlocal begun, more
+        if again:
+            return again.popleft()
+        oldest = min((number for worker in team for number, _ in worker.tasks), default=begun)
+        if not more or (window is not None and begun - oldest >= window):
+            return None
+        task = next(coming, None)
+        begun, more = begun + 1, task is not None
+        return task
+
     def feed(worker: _Worker) -> None:
-        while waiting and len(worker.tasks) < AHEAD:
-            worker.tasks.append(waiting.popleft())
+        while len(worker.tasks) < ahead and (task := following()) is not None:
+            if not worker.tasks:
+                worker.since = time.monotonic()
+            worker.tasks.append(task)
             with suppress(OSError):  # it has just died, which the pipe will tell
-                worker.pipe.send(worker.tasks[-1][1])
+                worker.pipe.send(task[1])
 
     def give_up(worker: _Worker, why: str) -> Iterator[tuple[Any, Any]]:
         """Replaces a dead or hanging process; its unfinished tasks wait again."""
@@ -126,13 +147,13 @@ def run(
             raise RuntimeError(f"a worker process {why} before its first task; out of memory? Use fewer workers")
         if worker.tasks:
             number, task = worker.tasks.popleft()
-            waiting.extendleft(reversed(worker.tasks))
+            again.extendleft(reversed(worker.tasks))
             if why == "crashed" and number not in tried:
                 tried.add(number)
-                waiting.appendleft((number, task))
+                again.appendleft((number, task))
             else:
                 yield task, Lost(why)
-        if waiting:
+        if again or more:
             team.append(launch())
             introduce(team[-1])
 
@@ -140,12 +161,12 @@ def run(
         with suppress(OSError):  # it has just died, which the pipe will tell
             worker.pipe.send(arguments)
 
-    team = [launch() for _ in range(min(workers, len(tasks)))]
+    team = [launch() for _ in range(workers)]
     try:
         # Only now, so that all of them start at once: large arguments wait until they are taken.
         for worker in team:
             introduce(worker)
-        while waiting or any(worker.tasks for worker in team):
+        while again or more or any(worker.tasks for worker in team):
             pipes = [worker.pipe for worker in team]
             ready = wait(pipes, timeout=0)
             if not ready:
@@ -164,11 +185,15 @@ def run(
                 if kind == "ready":
                     worker.ready = True
                 else:
-                    yield worker.tasks.popleft()[1], value
+                    yield worker.tasks[0][1], value
+                    worker.tasks.popleft()
                 feed(worker)
             for worker in list(team):
                 limit = seconds if worker.ready else START_SECONDS
-                if (worker.tasks or not worker.ready) and time.monotonic() - worker.since > limit:
+                if worker.ready and not worker.tasks:
+                    feed(worker)  # the window may have moved on
+                # What is in the pipe has not taken too long: this process was busy elsewhere.
+                elif time.monotonic() - worker.since > limit and not worker.pipe.poll():
                     yield from give_up(worker, "took too long")
         for worker in team:
             if worker.ready:

@@ -16,7 +16,8 @@ from jaxpneumo.evaluate.lesions import lesion_counts
 from jaxpneumo.evaluate.levels import AREAS, LEVELS, LevelCounts, count_components, count_levels, image_scores
 from jaxpneumo.evaluate.scores import DISTANCES, REGIONS
 from jaxpneumo.evaluate.surface import surface_distances
-from jaxpneumo.predict.infer import Predictor, predict_native
+from jaxpneumo.predict.infer import Batch, Predictor, predict_native
+from jaxpneumo.predict.native import Grid, to_native
 from jaxpneumo.predict.postprocess import NATIVE_AREA, remove_small
 from jaxpneumo.progress import progress
 
@@ -82,8 +83,6 @@ def measure(
     threshold = jnp.float32(settings.threshold)
     own_view = int(settings.tta)
     top_pixels = max(1, round(TOP_AREA * settings.size**2 / NATIVE_AREA))
-    levels = jax.jit(count_levels, static_argnums=(2, 3))
-    scores = jax.jit(image_scores, static_argnums=1)
     shapes: dict[tuple[int, int], np.ndarray] = {}
     truths: dict[int, np.ndarray] = {}
 
@@ -91,19 +90,25 @@ def measure(
         for row in rows.tolist():
             yield row, images[row], (int(index.height[row]), int(index.width[row]))
 
-    def native(keys: list[int], probability: jax.Array, height: int, width: int) -> dict[str, Any]:
-        packed = np.zeros((probability.shape[1], height, (width + 7) // 8), np.uint8)
-        for i, row in enumerate(keys):
-            truths[row] = rle.decode(labels[str(index.image_id[row])], height, width)
-            packed[i] = np.packbits(truths[row], axis=-1)
-        reached, area, tp = levels(probability[own_view], packed, height, width)
+    @jax.jit
+    def at_native_size(probability: jax.Array, grid: Grid, truth: jax.Array) -> dict[str, Any]:
+        native = [to_native(view, grid) for view in probability]
+        reached, area, tp = count_levels(native[own_view], truth)
         return {
-            "masks": [predictor.native_mask(probability[view], threshold, height, width) for view in (0, 1)],
-            "scores": [scores(probability[view], top_pixels) for view in (0, 1)],
+            "masks": [jnp.packbits(view >= threshold, axis=-1) for view in native],
+            "scores": [image_scores(view, top_pixels) for view in probability],
             "reached": reached,
             "area": area,
             "tp": tp,
         }
+
+    def native(batch: Batch) -> dict[str, Any]:
+        packed = np.zeros((*batch.grid.row.shape, batch.grid.column.shape[1] // 8), np.uint8)
+        for i, (row, size) in enumerate(zip(batch.keys, batch.sizes, strict=True)):
+            truths[row] = rle.decode(labels[str(index.image_id[row])], *size)
+            bits = np.packbits(truths[row], axis=-1)
+            packed[i, : bits.shape[0], : bits.shape[1]] = bits
+        return at_native_size(batch.probability, batch.grid, packed)
 
     records: dict[int, dict[str, Any]] = {}
     codes: dict[str, str] = {}
@@ -111,8 +116,10 @@ def measure(
     for row, size, found in bar:
         truth, image_id = truths.pop(row), str(index.image_id[row])
         record = {"truth_area": int(truth.sum()), "area": found["area"], "tp": found["tp"], "scores": found["scores"]}
-        record["component_area"], record["component_tp"] = count_components(found["reached"], truth)
-        unpacked = [np.unpackbits(bits, axis=-1)[:, : size[1]] for bits in found["masks"]]
+        record["component_area"], record["component_tp"] = count_components(
+            found["reached"][: size[0], : size[1]], truth
+        )
+        unpacked = [np.unpackbits(bits[: size[0]], axis=-1, count=size[1]) for bits in found["masks"]]
         for view, mask in enumerate(unpacked):
             kept = remove_small(mask, settings.removal_threshold, settings.removal_rule)
             plain = measure_mask(mask, truth, spacing[row])

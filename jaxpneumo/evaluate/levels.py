@@ -17,7 +17,6 @@ import numpy as np
 
 from jaxpneumo.errors import InputError
 from jaxpneumo.files import write_atomically
-from jaxpneumo.predict.infer import to_native
 from jaxpneumo.predict.postprocess import NATIVE_AREA
 
 # Probabilities, for the lower (B-TH) and for the top threshold
@@ -54,24 +53,21 @@ class LevelCounts:
     component_tp: np.ndarray
 
 
-def count_levels(
-    probability: jax.Array, truth: jax.Array, height: int, width: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Counts native pixels at all LEVELS; to be compiled, with static height and width.
+def count_levels(native: jax.Array, truth: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Counts native pixels at all LEVELS; to be compiled.
 
     Args:
-      probability: float32 (B, S, S).
-      truth: uint8 (B, height, ceil(width / 8)), bits along the rows.
+      native: float32 (B, H, W) probabilities, as `native.to_native` gives them: below all levels beyond the images.
+      truth: uint8 (B, H, W / 8), bits along the rows.
 
     Returns:
-      uint8 (B, height, width): how many of the levels each pixel reaches; int32 (B, K) pixels that reach each
+      uint8 (B, H, W): how many of the levels each pixel reaches; int32 (B, K) pixels that reach each
       level, and those of them in the truth.
     """
-    native = to_native(probability, height, width)
     reached = sum((native >= level).astype(jnp.uint8) for level in LEVELS)
-    true = jnp.unpackbits(truth, axis=-1)[..., :width]
+    true = jnp.unpackbits(truth, axis=-1)
     # One histogram over image, truth and level; sums at each level one by one take six times as long on a CPU.
-    batch, bins = len(probability), len(LEVELS) + 1
+    batch, bins = len(native), len(LEVELS) + 1
     image = jnp.arange(batch)[:, None, None]
     place = (2 * image + true) * bins + reached
     histogram = jnp.zeros(batch * 2 * bins, jnp.int32).at[place.ravel()].add(1).reshape(batch, 2, bins)

@@ -1,17 +1,17 @@
 """A trained run brought back for prediction, and the compiled functions from images to native masks.
 
 Two functions run on the device one after the other: the network over both flip views in one call, at the
-config's size; then resize and threshold at the native size, from which the host gets bits. They are apart so
-that radiographs of another native size compile the small second one only.
+config's size; then resize and thresholds at the native sizes (`native.py`), from which the host gets bits. They are
+apart so that radiographs for another canvas compile the small second one only.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,11 +19,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxpneumo.model.unet import UNet
-from jaxpneumo.predict.postprocess import NATIVE_AREA
+from jaxpneumo.predict.native import Grid, NativeMask, native_grid, native_masks, pixels_at_least
 from jaxpneumo.train import checkpoint
 from jaxpneumo.train.config import read_config, stages_of
 from jaxpneumo.train.loop import make_model
-from jaxpneumo.train.sharding import check_batch_size, make_mesh, replicated, split
+from jaxpneumo.train.sharding import check_batch_size, each_on_its_device, make_local_mesh, replicated, split
 from jaxpneumo.train.state import initialise
 
 
@@ -39,7 +39,7 @@ class Predictor:
       mesh: the devices.
       probabilities: compiled, (variables, uint8 (B, S, S), mirror) -> float32 (2, B, S, S): without and with
         flip TTA; with mirror False only the first.
-      native_mask: `to_native_mask`, compiled.
+      native_masks: `native.native_masks`, compiled.
     """
 
     config: ConfigDict
@@ -48,22 +48,29 @@ class Predictor:
     variables: dict[str, Any]
     mesh: Mesh
     probabilities: Any
-    native_mask: Any
+    native_masks: Any
 
 
-def load_predictor(workdir: Path | str) -> Predictor:
+def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predictor:
     """Restores a run's final weights from its folder alone.
 
+    Args:
+      workdir: of a finished run.
+      batch_size: instead of the run's own predict.batch_size. A batch of fewer images than there are devices is
+        predicted on so many devices.
+
     Raises:
-      InputError: the folder is no run, or its last stage is not finished.
+      InputError: the folder is no run, its last stage is not finished, or the batch does not divide over the devices.
     """
     workdir = Path(workdir)
     config = read_config(workdir)
+    if batch_size is not None:
+        config.predict.batch_size = batch_size
     stage = stages_of(config)[-1]
-    model, mesh = make_model(config), make_mesh()
+    model, mesh = make_model(config), make_local_mesh(batch_size)
+    check_batch_size(config.predict.batch_size, mesh.size, "predict")
     template = jax.eval_shape(lambda: initialise(model, 0))
     variables, _ = checkpoint.restore_final(workdir / stage, template, replicated(mesh))
-    check_batch_size(config.predict.batch_size, mesh.size, "predict")
     return Predictor(
         config,
         workdir,
@@ -75,7 +82,7 @@ def load_predictor(workdir: Path | str) -> Predictor:
             static_argnums=2,
             in_shardings=(replicated(mesh), split(mesh)),
         ),
-        jax.jit(to_native_mask, static_argnums=(2, 3)),
+        jax.jit(each_on_its_device(native_masks, mesh, 3)),
     )
 
 
@@ -102,43 +109,17 @@ def predict_probabilities(model: UNet, variables: dict[str, Any], image: jax.Arr
     return jnp.stack([plain, (plain + mirrored) / 2])
 
 
-def to_native_mask(
-    probability: jax.Array,
-    threshold: jax.Array,
-    height: int,
-    width: int,
-    top: jax.Array | float = 0.0,
-    top_area: jax.Array | float = 0.0,
-) -> jax.Array:
-    """Bilinear resize to the native size, then >= threshold; bits along the rows, as np.packbits has them.
-
-    A mask with fewer than `top_area` pixels >= `top` is emptied.
-    """
-    native = to_native(probability, height, width)
-    kept = jnp.sum(native >= top, axis=(1, 2), keepdims=True, dtype=jnp.int32) >= top_area
-    return jnp.packbits((native >= threshold) & kept, axis=-1)
-
-
-def to_native(probability: jax.Array, height: int, width: int) -> jax.Array:
-    """(B, S, S) probabilities resized bilinearly to (B, height, width)."""
-    return jax.image.resize(probability, (probability.shape[0], height, width), "bilinear", antialias=False)
-
-
-def shrink(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 (H, W) -> (size, size), squashed, as `prepare` does it: by area average."""
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
-
-
 def predict_masks(
     predictor: Predictor,
     images: Iterable[tuple[Any, np.ndarray, tuple[int, int]]],
     views: Iterable[int] = (0, 1),
-) -> Iterator[tuple[Any, dict[int, np.ndarray]]]:
-    """Masks of images at their native sizes, in compiled batches.
+) -> Iterator[tuple[Any, dict[int, NativeMask]]]:
+    """Masks of images at their native sizes, in compiled batches, as the config's predict section wants them.
 
-    The masks are those of the config's predict.threshold. With predict.top_threshold and predict.top_area
-    (`jaxpneumo thresholds` chooses them) a mask also needs that area, in pixels of a 1024x1024 image, at that
-    probability, or it is emptied.
+    A mask has the pixels that reach predict.threshold. It is emptied when they are fewer than
+    predict.removal_threshold or when, with predict.top_threshold and predict.top_area (`jaxpneumo thresholds`
+    chooses them), fewer than the latter reach the former; areas are in pixels of a 1024x1024 image. Removing single
+    components is left to `postprocess.remove_small`.
 
     Args:
       predictor: of `load_predictor`.
@@ -146,79 +127,84 @@ def predict_masks(
       views: which masks are wanted: 0 without, 1 with flip TTA.
 
     Yields:
-      (key, {view: uint8 (H, W) 0/1}) in the order of the stream within a native size; sizes are batched apart.
+      (key, {view: mask}) in the order of the stream.
     """
     predict, views = predictor.config.predict, tuple(views)
-    threshold, top = jnp.float32(predict.threshold), jnp.float32(predict.get("top_threshold", 0.0))
+    thresholds, areas = [predict.threshold], [predict.removal_threshold]
+    if "top_area" in predict:
+        thresholds.append(predict.top_threshold)
+        areas.append(predict.top_area)
 
-    def bits(_: list[Any], probability: jax.Array, height: int, width: int) -> dict[int, jax.Array]:
-        area = jnp.float32(predict.get("top_area", 0) * height * width / NATIVE_AREA)
-        return {view: predictor.native_mask(probability[view], threshold, height, width, top, area) for view in views}
+    def native(batch: Batch) -> dict[int, tuple[jax.Array, jax.Array]]:
+        smallest = np.zeros((predict.batch_size, len(areas)), np.int32)
+        for i, (_, size) in enumerate(zip(batch.keys, batch.sizes, strict=True)):
+            smallest[i] = [pixels_at_least(area, *size) for area in areas]
+        return {
+            view: predictor.native_masks(batch.probability[view], batch.grid, smallest, np.float32(thresholds))
+            for view in views
+        }
 
-    for key, (_, width), packed in predict_native(predictor, images, 1 in views, bits):
-        yield key, {view: np.unpackbits(b, axis=-1)[:, :width] for view, b in packed.items()}
+    for key, size, found in predict_native(predictor, images, 1 in views, native):
+        yield key, {view: NativeMask(bits, *size, int(area)) for view, (bits, area) in found.items()}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Probabilities of one batch, on the device.
+
+    Attributes:
+      keys: of its images; fewer than B in a batch that is not full.
+      sizes: (native height, native width) of each.
+      probability: float32 (1 or 2, B, S, S), as `predict_probabilities` gives it.
+      grid: of the B images' native sizes.
+    """
+
+    keys: list[Any]
+    sizes: list[tuple[int, int]]
+    probability: jax.Array
+    grid: Grid
 
 
 def predict_native(
     predictor: Predictor,
     images: Iterable[tuple[Any, np.ndarray, tuple[int, int]]],
     mirror: bool,
-    native: Callable[[list[Any], jax.Array, int, int], Any],
+    native: Callable[[Batch], Any],
 ) -> Iterator[tuple[Any, tuple[int, int], Any]]:
-    """What `native` makes of images' probabilities, in compiled batches of one native size each.
+    """What `native` makes of images' probabilities, in compiled batches.
 
     Args:
       predictor: of `load_predictor`.
       images: as for `predict_masks`.
       mirror: whether flip TTA is wanted.
-      native: (keys, probability (1 or 2, B, S, S), height, width) -> tree of device arrays with leading axis B,
-        computed on the device. There are fewer keys than B in a batch that is not full.
+      native: of a batch; gives a tree of device arrays with leading axis B, computed on the device.
 
     Yields:
-      (key, (native height, native width), that image's part of the tree, as NumPy arrays); order as in
-      `predict_masks`.
+      (key, (native height, native width), that image's part of the tree, as NumPy arrays) in the order of the stream.
     """
-    batch_size = predictor.config.predict.batch_size
-    waiting: dict[tuple[int, int], list[tuple[Any, np.ndarray]]] = {}
-    pending = None
-    for key, image, size in images:
-        group = waiting.setdefault(size, [])
-        group.append((key, image))
-        full = size if len(group) == batch_size else None
-        if full is None and sum(map(len, waiting.values())) >= 4 * batch_size:
-            # Among many native sizes no batch may ever fill: what waits must not grow with the archive.
-            full = max(waiting, key=lambda other: len(waiting[other]))
-        if full is not None:
-            started = _start(predictor, waiting.pop(full), full, mirror, native)
-            # The batch before is fetched while the device works on this one.
-            if pending is not None:
-                yield from _finish(*pending)
-            pending = started
-    for size, group in waiting.items():
-        started = _start(predictor, group, size, mirror, native)
+    settings, images = predictor.config.predict, iter(images)
+    pending: tuple[Batch, Any] | None = None
+    while group := list(itertools.islice(images, settings.batch_size)):
+        pictures = np.zeros((settings.batch_size, settings.size, settings.size), np.uint8)
+        for i, (_, picture, _) in enumerate(group):
+            pictures[i] = picture
+        sizes = [size for _, _, size in group]
+        batch = Batch(
+            [key for key, _, _ in group],
+            sizes,
+            predictor.probabilities(predictor.variables, pictures, mirror),
+            native_grid(sizes, settings.size, settings.batch_size),
+        )
+        started = batch, native(batch)
+        # The batch before is fetched while the device works on this one.
         if pending is not None:
-            yield from _finish(*pending)
+            yield from _fetch(*pending)
         pending = started
     if pending is not None:
-        yield from _finish(*pending)
+        yield from _fetch(*pending)
 
 
-def _start(
-    predictor: Predictor,
-    group: list[tuple[Any, np.ndarray]],
-    size: tuple[int, int],
-    mirror: bool,
-    native: Callable[[list[Any], jax.Array, int, int], Any],
-) -> tuple[list[Any], tuple[int, int], Any]:
-    predict = predictor.config.predict
-    batch = np.zeros((predict.batch_size, predict.size, predict.size), np.uint8)
-    for i, (_, image) in enumerate(group):
-        batch[i] = image
-    keys = [key for key, _ in group]
-    return keys, size, native(keys, predictor.probabilities(predictor.variables, batch, mirror), *size)
-
-
-def _finish(keys: list[Any], size: tuple[int, int], tree: Any) -> Iterator[tuple[Any, tuple[int, int], Any]]:
+def _fetch(batch: Batch, tree: Any) -> Iterator[tuple[Any, tuple[int, int], Any]]:
     host = jax.device_get(tree)
-    for i, key in enumerate(keys):
+    for i, (key, size) in enumerate(zip(batch.keys, batch.sizes, strict=True)):
         yield key, size, jax.tree.map(lambda leaf, i=i: leaf[i], host)

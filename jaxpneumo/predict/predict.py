@@ -1,31 +1,37 @@
-"""`jaxpneumo predict`: a folder of radiographs in, a submission csv and outlined pictures out."""
+"""`jaxpneumo predict`: a folder of radiographs in, a submission csv and outlined pictures out.
+
+Reading (`pipeline.py`), the device, and coding with writing run beside each other: while the device has a batch,
+processes decode the next pictures and threads code the masks before.
+"""
 
 import argparse
 import csv
-import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from jaxpneumo.data import rle
-from jaxpneumo.data.dicom import Radiograph, read_image
+from jaxpneumo.data.dicom import read_image
+from jaxpneumo.data.workers import cores
 from jaxpneumo.errors import DONE, PARTIAL, InputError
 from jaxpneumo.files import write_atomically
 from jaxpneumo.predict import thresholds
-from jaxpneumo.predict.infer import Predictor, load_predictor, predict_masks, shrink
 from jaxpneumo.predict.pictures import write_overlay
+from jaxpneumo.predict.pipeline import Picture, find_radiographs, read_ahead
 from jaxpneumo.predict.postprocess import remove_small
 from jaxpneumo.predict.submission import write_submission
 from jaxpneumo.progress import progress
 
-ENDINGS = {".dcm", ".dicom", ".png", ".jpg", ".jpeg", ""}
+# What needs JAX is imported where it is used: --help, wrong flags and the reading processes do without.
+if TYPE_CHECKING:
+    from jaxpneumo.predict.infer import Predictor
+    from jaxpneumo.predict.native import NativeMask
 
 HELP = """\
-Outlines pneumothorax in every DICOM, PNG or JPEG radiograph below a folder. Not a medical device.
+Outlines pneumothorax in every DICOM, PNG or JPEG radiograph below a folder, or in one file. Not a medical device.
 
 It writes to --output
   submission.csv   ImageId,EncodedPixels at each radiograph's own size; -1 where nothing was found
@@ -36,6 +42,7 @@ examples:
   jaxpneumo predict --workdir runs/quickstart --input data/quickstart-test --output predictions
   jaxpneumo predict --workdir runs/exp5 --input stage_2_images --output out --overlays 0 --removal-threshold 0
   jaxpneumo predict --workdir runs/exp5 --input stage_2_images --output out --thresholds triplet
+  jaxpneumo predict --workdir runs/exp5 --input film.dcm --output out --batch-size 1
 """
 
 
@@ -49,50 +56,44 @@ class Report:
 
 
 def predict_folder(
-    predictor: Predictor, folder: Path, output: Path, overlays: int | None = None, quiet: bool = False
+    predictor: "Predictor",
+    where: Path,
+    output: Path,
+    overlays: int | None = None,
+    quiet: bool = False,
+    workers: int | None = None,
 ) -> Report:
     """Predicts every radiograph below a folder; the settings are `predictor.config.predict`.
 
     Args:
       predictor: of `load_predictor`.
-      folder: searched at any depth for DICOM, PNG and JPEG files.
+      where: a folder, searched at any depth for DICOM, PNG and JPEG files, or one such file.
       output: see HELP.
       overlays: how many pictures to write at most; None is one for every radiograph.
       quiet: no progress bar.
+      workers: as `team` of `pipeline.read_ahead`.
 
     Raises:
       InputError: there are no such files, or not one could be read.
     """
-    settings = predictor.config.predict
-    files = find_radiographs(folder)
+    folder, files = find_radiographs(where, output)
     codes: dict[str, str] = {}
     set_aside: list[tuple[str, str]] = []
-    natives: dict[str, np.ndarray] = {}
 
-    def images() -> Iterator[tuple[str, np.ndarray, tuple[int, int]]]:
-        for path, radiograph in _read_ahead(files):
-            name = str(path.relative_to(folder))
-            if isinstance(radiograph, InputError):
-                set_aside.append((name, str(radiograph)))
-                bar.update()
-            elif radiograph.uid in codes:
-                set_aside.append((name, f"a second file of image {radiograph.uid}; the first one was used"))
+    def usable() -> Iterator[Picture]:
+        seen: set[str] = set()
+        for picture in read_ahead(folder, files, predictor.config.predict.size, workers):
+            if picture.reason or picture.uid in seen:
+                again = f"a second file of image {picture.uid}; the first one was used"
+                set_aside.append((picture.source, picture.reason or again))
                 bar.update()
             else:
-                codes[radiograph.uid] = rle.EMPTY
-                natives[radiograph.uid] = radiograph.image
-                yield radiograph.uid, shrink(radiograph.image, settings.size), radiograph.image.shape
+                seen.add(picture.uid)
+                yield picture
 
-    view = int(settings.tta)
-    drawn = 0
     with progress(None, total=len(files), description="predict", quiet=quiet) as bar:
-        for uid, masks in predict_masks(predictor, images(), [view]):
-            mask = remove_small(masks[view], settings.removal_threshold, settings.removal_rule)
-            codes[uid] = rle.encode(mask)
-            native = natives.pop(uid)
-            if overlays is None or drawn < overlays:
-                write_overlay(output / "overlays" / f"{uid}.png", native, mask)
-                drawn += 1
+        for picture, code in predict_codes(predictor, folder, usable(), output / "overlays", overlays):
+            codes[picture.uid] = code
             bar.update()
 
     if not codes:
@@ -106,36 +107,44 @@ def predict_folder(
     return Report(len(codes), sum(code != rle.EMPTY for code in codes.values()), len(set_aside))
 
 
-def find_radiographs(folder: Path) -> list[Path]:
-    """DICOM, PNG and JPEG files below a folder, sorted. Raises InputError when there are none."""
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder. Give the folder with the radiographs as --input.")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
-    if not files:
-        raise InputError(f"{folder} holds no .dcm, .png or .jpg files, and none without an ending.")
-    return files
+def predict_codes(
+    predictor: "Predictor", folder: Path, pictures: Iterable[Picture], draw_to: Path, overlays: int | None
+) -> Iterator[tuple[Picture, str]]:
+    """Run-length codes of pictures' masks, and outlined pictures of the first ones.
 
+    Args:
+      predictor: of `load_predictor`.
+      folder: that the pictures' files lie in.
+      pictures: of `pipeline.read_ahead`; none that could not be read.
+      draw_to: folder for the outlined pictures.
+      overlays: how many of them to write; None is all.
 
-def _read_ahead(files: Sequence[Path]) -> Iterator[tuple[Path, Radiograph | InputError]]:
-    """Reads files in threads, in order, a few ahead of what is asked for: memory does not grow with them."""
-    threads = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
-        ahead = deque()
-        remaining = iter(files)
-        for path in remaining:
-            ahead.append((path, pool.submit(_read, path)))
-            if len(ahead) > 2 * threads:
-                first, result = ahead.popleft()
-                yield first, result.result()
-        for path, result in ahead:
-            yield path, result.result()
+    Yields:
+      (picture, without its image; code) in the order of the pictures. What is to be drawn of it is on the disk.
+    """
+    from jaxpneumo.predict.infer import predict_masks
 
+    settings = predictor.config.predict
+    view = int(settings.tta)
+    stream = ((replace(picture, image=None), picture.image, (picture.height, picture.width)) for picture in pictures)
 
-def _read(path: Path) -> Radiograph | InputError:
-    try:
-        return read_image(path)
-    except InputError as error:
-        return error
+    def finish(picture: Picture, mask: "NativeMask", draw: bool) -> tuple[Picture, str]:
+        if mask.area == 0 and not draw:
+            return picture, rle.EMPTY
+        kept = remove_small(mask.unpack(), settings.removal_threshold, settings.removal_rule)
+        if draw:
+            # Read anew: keeping every radiograph until its mask is there would cost more than decoding a few twice.
+            write_overlay(draw_to / f"{picture.uid}.png", read_image(folder / picture.source).image, kept)
+        return picture, rle.encode(kept)
+
+    with ThreadPoolExecutor(cores()) as pool:
+        waiting: deque = deque()
+        for number, (picture, masks) in enumerate(predict_masks(predictor, stream, [view])):
+            waiting.append(pool.submit(finish, picture, masks[view], overlays is None or number < overlays))
+            while len(waiting) > 2 * settings.batch_size or (waiting and waiting[0].done()):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -144,7 +153,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="jaxpneumo predict", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", type=Path, required=True, help="a finished training run")
-    parser.add_argument("--input", type=Path, required=True, help="folder with radiographs, searched at any depth")
+    parser.add_argument("--input", type=Path, required=True, help="a folder, searched at any depth, or a file")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--overlays", type=int, help="write at most this many pictures (default: all)")
     parser.add_argument(
@@ -158,7 +167,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--removal-rule", choices=("image", "component"), help="default: the run's")
     parser.add_argument("--no-tta", action="store_true", help="predict without the mirror image")
-    parser.add_argument("--batch-size", type=int, help="default: the run's")
+    parser.add_argument("--batch-size", type=int, help="radiographs in one call of the network (default: the run's)")
+    parser.add_argument("--workers", type=int, metavar="N", help="reading processes (default: one a core; 0: threads)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)
 
@@ -168,16 +178,20 @@ def main(arguments: Sequence[str]) -> int:
             "--thresholds sets the probability and removal thresholds: leave out --threshold, --removal-threshold "
             "and --removal-rule."
         )
-    find_radiographs(options.input)
-    predictor = load_predictor(options.workdir)
+    if options.workers is not None and options.workers < 0:
+        raise InputError(f"{options.workers} workers cannot read; give --workers 0 or more.")
+    find_radiographs(options.input, options.output)
+    from jaxpneumo.predict.infer import load_predictor
+
+    predictor = load_predictor(options.workdir, options.batch_size)
     settings = predictor.config.predict
-    for name in (*single, "batch_size"):
+    for name in single:
         if getattr(options, name) is not None:
             settings[name] = getattr(options, name)
     settings.tta = settings.tta and not options.no_tta
     if options.thresholds:
         thresholds.use(options.workdir, options.thresholds, settings)
-    report = predict_folder(predictor, options.input, options.output, options.overlays, options.quiet)
+    report = predict_folder(predictor, options.input, options.output, options.overlays, options.quiet, options.workers)
     print(
         f"{report.images} radiographs, pneumothorax outlined in {report.positive}, {report.set_aside} files set "
         f"aside; {options.output / 'submission.csv'}. Not a medical device."

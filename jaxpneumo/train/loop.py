@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxpneumo.augment import host
+from jaxpneumo.augment import device, host
 from jaxpneumo.data.source import eval_batches
 from jaxpneumo.errors import InputError, Stopped, TrainingError
 from jaxpneumo.model.unet import ENCODERS, UNet
@@ -200,7 +200,9 @@ def _augmentations(config: ConfigDict, size: int) -> tuple[Any, Any]:
     probabilities = {group: config.augment[group] for group in ("flip", "intensity", "distortion", "crop")}
     if not any(probabilities.values()):
         return None, None
-    return host.make_augment(**probabilities, size=size), None
+    if config.augment.engine == "host":
+        return host.make_augment(**probabilities, size=size), None
+    return None, device.make_augment(**probabilities, size=size)
 
 
 def _train_epoch(

@@ -53,14 +53,13 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         dataset.open_arrays(config.data.directory, config[stage].size)
     dataset.open_arrays(config.data.directory, config.predict.size)
     resumed = (workdir / "config.json").is_file()
-    split = str(workdir / "splits.json") if resumed else config.data.split
-    data = _read_split(config, split)
+    data, folds = _read_split(config, workdir / "splits.json" if resumed else None)
     variables = _first_variables(config)
     # Only now: a start that was refused leaves nothing behind that stands in the next one's way.
     checkpoint.meet("checks")
     if is_first():
         if not resumed:
-            _write_split(config, workdir / "splits.json", data)
+            _write_split(config, workdir / "splits.json", data, folds)
         write_json(workdir / "config.json", config.to_dict())
         record_start(workdir)
 
@@ -109,22 +108,33 @@ def _check_folder(config: ConfigDict, workdir: Path) -> None:
         )
 
 
-def _read_split(config: ConfigDict, split: str) -> StageData:
+def _read_split(config: ConfigDict, own: Path | None) -> tuple[StageData, dict[str, int]]:
+    """The rows of the run's own splits file, or of the config's split; and of folds which one, of how many."""
     settings = config.data
     index = dataset.read_index(settings.directory)
-    train, validation, description = splits.split_rows(index, split, settings.validation_fraction, settings.split_seed)
+    split, fold = (own, 0) if own else (settings.split, settings.fold)
+    train, validation, description = splits.split_rows(
+        index, split, settings.validation_fraction, settings.split_seed, fold
+    )
+    if not len(train) or not len(validation):
+        raise InputError(
+            f"data.split={settings.split!r} leaves {len(train)} training and {len(validation)} validation images; "
+            "a run needs both. Set data.validation_fraction between 0 and 1, or choose another split."
+        )
     shared = description["validation_images_with_patient_in_training"]
+    folds = {key: description[key] for key in ("fold", "folds") if key in description}
     logger.info(
-        "%d training and %d validation images (split: %s)%s",
+        "%d training and %d validation images (split: %s%s)%s",
         len(train),
         len(validation),
         description["method"],
+        f", fold {folds['fold']} of 0 to {folds['folds'] - 1}" if folds else "",
         f"; {shared} validation images have their patient in training" if shared else "",
     )
-    return StageData(settings.directory, train, validation)
+    return StageData(settings.directory, train, validation), folds
 
 
-def _write_split(config: ConfigDict, path: Path, data: StageData) -> None:
+def _write_split(config: ConfigDict, path: Path, data: StageData, folds: dict[str, int]) -> None:
     """Keeps the split with the run, for its next start and for its evaluation."""
     settings = config.data
     splits.write_splits(
@@ -135,6 +145,7 @@ def _write_split(config: ConfigDict, path: Path, data: StageData) -> None:
         settings.split,
         settings.validation_fraction,
         settings.split_seed,
+        **folds,
     )
 
 

@@ -5,6 +5,7 @@ share of every batch; the first alone writes what is not an array, and prints.
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -58,8 +59,17 @@ def is_first() -> bool:
 
 def make_mesh() -> Mesh:
     """All devices of all processes in one row."""
+    return _row(jax.devices())
+
+
+def make_local_mesh(most: int | None = None) -> Mesh:
+    """This process's own devices, or the first `most` of them: evaluation and prediction are one process's."""
+    return _row(jax.local_devices()[: None if most is None else max(most, 1)])
+
+
+def _row(devices: list[jax.Device]) -> Mesh:
     # Explicit axis types, jax's default here, refuse plain indexing and reshapes of sharded arrays.
-    return jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,))
+    return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -90,6 +100,19 @@ def place_flag(flag: bool, mesh: Mesh) -> jax.Array:
 def all_processes(flag: bool, mesh: Mesh) -> bool:
     """Whether every process says so; every one must ask."""
     return bool(jax.device_get(jax.jit(jnp.all, out_shardings=replicated(mesh))(place_flag(flag, mesh))))
+
+
+def each_on_its_device(function: Callable, mesh: Mesh, count: int) -> Callable:
+    """A function of arrays that are split along their first axis, run by every device on its own share.
+
+    The first `count` arguments are split; every device gets the others whole. What it returns is split.
+    """
+
+    def run(*arguments: Any) -> Any:
+        specs = (PartitionSpec("data"),) * count + (PartitionSpec(),) * (len(arguments) - count)
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("data"))(*arguments)
+
+    return run
 
 
 def check_batch_size(batch_size: int, devices: int, name: str) -> None:

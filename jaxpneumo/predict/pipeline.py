@@ -1,0 +1,193 @@
+"""Reading ahead: files to pictures at the network's size, in processes beside the one that has the device.
+
+Decoding takes longer than anything else that the host does, and damaged files can crash or hang a decoder. The
+processes never import JAX. Pictures come back through shared memory of a fixed size; only a few words about each go
+through a pipe.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from jaxpneumo.data import dicom, ingest, workers
+from jaxpneumo.data.radiograph import RadiographError
+from jaxpneumo.data.squash import squash
+from jaxpneumo.errors import InputError
+
+SECONDS = 60.0  # that decoding one file may take
+FEW = 16  # files that are read here: starting processes would take longer
+WINDOW_BYTES = 32 << 20  # of shared memory at most; containers often have 64 MiB
+WINDOW = 128  # pictures on their way at most
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file as it was read, or the reason why it could not be.
+
+    Attributes:
+      source: the file's path below the folder, with slashes.
+      reason: "" for a radiograph; what follows is then known.
+      sha256: of the file, hexadecimal; "" when it could not even be read.
+      uid: SOP instance UID, or a picture file's name.
+      image: uint8 (S, S), shrunk by area average.
+      height, width: native size, in pixels.
+    """
+
+    source: str
+    reason: str = ""
+    sha256: str = ""
+    uid: str = ""
+    image: np.ndarray | None = None
+    height: int = 0
+    width: int = 0
+
+
+def read_ahead(
+    folder: Path, sources: Sequence[str], size: int, team: int | None = None, seconds: float = SECONDS
+) -> Iterator[Picture]:
+    """Reads files, some ahead of what is asked for; memory does not grow with their number.
+
+    Args:
+      folder: that they lie in.
+      sources: their paths below it, with slashes.
+      size: S, side of the pictures.
+      team: processes; 0 reads in threads of this process, None is one a core, or 0 for a few files.
+      seconds: that one file may take in a process.
+
+    Yields:
+      A picture a file, in the order of the files.
+
+    Raises:
+      RuntimeError: a process cannot even start.
+    """
+    if team is None:
+        team = workers.cores() if len(sources) > FEW else 0
+    if team == 0:
+        yield from _read_in_threads(folder, sources, size)
+        return
+    team = min(team, len(sources))
+    window = max(min(WINDOW, WINDOW_BYTES // size**2), 2 * team)
+    with _shared_memory(window * size**2) as memory:
+        slots = np.ndarray((window, size, size), np.uint8, memory.buf)
+        arrived: dict[int, Picture] = {}
+        number = 0
+        results = workers.run(
+            _read_to_slot, enumerate(sources), team, _start, (folder, size, memory.name, window), seconds, window=window
+        )
+        for (place, source), result in results:
+            if isinstance(result, workers.Lost):
+                result = Picture(source, f"decoding it {result.why}. Export it again.")
+            arrived[place] = result
+            while (picture := arrived.pop(number, None)) is not None:
+                # The slot belongs to a later file as soon as the next result is asked for.
+                image = None if picture.reason else slots[number % window].copy()
+                number += 1
+                yield replace(picture, image=image)
+
+
+def read(folder: Path, source: str, size: int) -> Picture:
+    """Reads one file here and now."""
+    path = folder / source
+    digest = ""
+    try:
+        length = path.stat().st_size
+        if length > dicom.MAX_BYTES:
+            return Picture(source, f"{source} has {length >> 20} MiB; no radiograph has that. Export it again.")
+        data = path.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        radiograph = dicom.parse_image(data, source)
+    except OSError as error:
+        return Picture(source, f"{source} cannot be read: {error.strerror}.", digest)
+    except RadiographError as error:
+        return Picture(source, str(error), digest)
+    return Picture(source, "", digest, radiograph.uid, squash(radiograph.image, (size,))[0], *radiograph.image.shape)
+
+
+def find_radiographs(where: Path, leave_out: Path | None = None) -> tuple[Path, list[str]]:
+    """Files below a folder that may be DICOM, PNG or JPEG by their names, or a single file.
+
+    Args:
+      where: a folder, searched at any depth, or a file.
+      leave_out: a folder that is not searched: what is written there is no input.
+
+    Returns:
+      The folder, and the files' paths below it with slashes, sorted: always in the same order.
+
+    Raises:
+      InputError: there are none.
+    """
+    if where.is_file():
+        return where.parent, [where.name]
+    if not where.is_dir():
+        raise InputError(f"{where} is neither a folder nor a file. Give the radiographs as --input.")
+    left_out = leave_out.resolve() if leave_out else None
+    found: list[str] = []
+    folders = [where]
+    while folders:
+        below = folders.pop()
+        for path in below.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                if path.resolve() != left_out:
+                    folders.append(path)
+            elif ingest.may_be_image(path.name) and path.is_file():
+                found.append(path.relative_to(where).as_posix())
+    if not found:
+        raise InputError(f"{where} holds no .dcm, .png or .jpg files, and none without an ending.")
+    return where, sorted(found)
+
+
+def _read_in_threads(folder: Path, sources: Sequence[str], size: int) -> Iterator[Picture]:
+    threads = min(8, workers.cores())
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque = deque()
+        for source in sources:
+            ahead.append(pool.submit(read, folder, source, size))
+            if len(ahead) > 2 * threads:
+                yield ahead.popleft().result()
+        for picture in ahead:
+            yield picture.result()
+
+
+@contextmanager
+def _shared_memory(length: int) -> Iterator[SharedMemory]:
+    memory = SharedMemory(create=True, size=length)
+    try:
+        yield memory
+    finally:
+        memory.unlink()
+        with suppress(BufferError):  # an array of it still lives; the memory goes with the process
+            memory.close()
+
+
+# In the processes
+
+_folder: Path
+_size: int
+_memory: SharedMemory
+_slots: np.ndarray
+
+
+def _start(folder: Path, size: int, name: str, window: int) -> None:
+    global _folder, _size, _memory, _slots
+    cv2.setNumThreads(1)
+    workers.keep_memory()
+    _folder, _size = folder, size
+    _memory = SharedMemory(name)
+    _slots = np.ndarray((window, size, size), np.uint8, _memory.buf)
+
+
+def _read_to_slot(task: tuple[int, str]) -> Picture:
+    number, source = task
+    picture = read(_folder, source, _size)
+    if picture.image is None:
+        return picture
+    _slots[number % len(_slots)] = picture.image
+    return replace(picture, image=None)
