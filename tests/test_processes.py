@@ -21,13 +21,11 @@ STEPS = 2  # 22 training images, batches of 8
 
 
 def command(data: Path, workdir: Path) -> list[str]:
-    """Exp2, shrunk: one stage of three epochs, the last averaged, no augmentation; then evaluation and prediction."""
+    """Exp2, shrunk: one stage of three epochs, the last averaged; then evaluation and prediction."""
     return [
         *(sys.executable, "-m", "jaxpneumo.main", f"--config={REPOSITORY}/configs/exp2.py"),
         *(f"--workdir={workdir}", f"--config.data.directory={data}"),
         *("--config.model.depths=(1,1,1,1)", "--config.model.width=8", "--config.model.dtype=float32"),
-        *("--config.augment.flip=0.0", "--config.augment.intensity=0.0"),
-        *("--config.augment.distortion=0.0", "--config.augment.crop=0.0"),
         *("--config.stage1.size=32", "--config.stage1.batch_size=8", "--config.stage1.epochs=3"),
         *("--config.stage1.swa_epochs=1", "--config.predict.size=32", "--config.predict.batch_size=8"),
         "--config.predict.threshold=0.3",

@@ -26,9 +26,10 @@ STEPS, EPOCHS = 3, 3
 
 
 def make_config(prepared, **changes):
-    """Exp3, shrunk: 12 images in 3 steps, host augmentation, plateau schedule, the last two epochs averaged."""
+    """Exp3, shrunk: 12 images in 3 steps, two augmentations, plateau schedule, the last two epochs averaged."""
     config = shrink(load_config("exp3"), prepared)
     config.model.dtype = "float32"
+    config.augment.update(flip=0.5, intensity=0.5, distortion=0.0, crop=0.0)
     config.stage1.update(epochs=EPOCHS, swa_epochs=2, schedule="plateau", plateau_factor=0.5, plateau_patience=1)
     config.data.update(changes)
     return config
@@ -300,7 +301,7 @@ def test_a_reading_process_that_is_killed(prepared, whole, tmp_path, before_epoc
         assert len(readers) == 1
         os.kill(int(readers[0]), signal.SIGKILL)
 
-    config = make_config(prepared, workers=1)
+    config = make_config(prepared, resident="off", workers=1)
     before_epoch(2, kill_reader)
     with pytest.raises(TrainingError, match=r"data cannot be read any more: .*exit code -9.* --config\.data\.workers"):
         run(config, tmp_path)
