@@ -23,7 +23,7 @@ STEPS = 2  # 22 training images, batches of 8
 def command(data: Path, workdir: Path) -> list[str]:
     """Exp2, shrunk: one stage of three epochs, the last averaged; then evaluation and prediction."""
     return [
-        *(sys.executable, "-m", "jaxpneumo.main", f"--config={REPOSITORY}/configs/exp2.py"),
+        *(str(REPOSITORY / "launch/local.sh"), f"{REPOSITORY}/configs/exp2.py"),
         *(f"--workdir={workdir}", f"--config.data.directory={data}"),
         *("--config.model.depths=(1,1,1,1)", "--config.model.width=8", "--config.model.dtype=float32"),
         *("--config.stage1.size=32", "--config.stage1.batch_size=8", "--config.stage1.epochs=3"),
@@ -35,6 +35,7 @@ def command(data: Path, workdir: Path) -> list[str]:
 def start(data: Path, workdir: Path, devices: int, **environment: str) -> subprocess.Popen:
     """The command on `devices` emulated devices."""
     environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -183,7 +183,7 @@ def restore_final(
     # Onto this process's own devices it reads alone, without waiting for others.
     alone = {"primary_host": jax.process_index(), "active_processes": {jax.process_index()}}
     processes = ocp.options.MultiprocessingOptions(**(alone if sharding.is_fully_addressable else {}))
-    handler = ocp.CompositeCheckpointHandler(multiprocessing_options=processes)
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=processes))
     with ocp.Checkpointer(handler, multiprocessing_options=processes) as checkpointer:
         try:
             restored = _restore(checkpointer, directory, {"model": _abstract(variables, sharding)})
