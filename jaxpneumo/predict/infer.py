@@ -24,7 +24,7 @@ from jaxpneumo.predict.native import Grid, NativeMask, native_grid, native_masks
 from jaxpneumo.train import checkpoint
 from jaxpneumo.train.config import read_config, stages_of
 from jaxpneumo.train.loop import make_model
-from jaxpneumo.train.sharding import check_batch_size, each_on_its_device, make_mesh, replicated, split
+from jaxpneumo.train.sharding import check_batch_size, each_on_its_device, make_local_mesh, replicated, split
 from jaxpneumo.train.state import initialise
 
 
@@ -68,7 +68,7 @@ def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predic
     if batch_size is not None:
         config.predict.batch_size = batch_size
     stage = stages_of(config)[-1]
-    model, mesh = make_model(config), make_mesh(batch_size)
+    model, mesh = make_model(config), make_local_mesh(batch_size)
     check_batch_size(config.predict.batch_size, mesh.size, "predict")
     template = jax.eval_shape(lambda: initialise(model, 0))
     variables, _ = checkpoint.restore_final(workdir / stage, template, replicated(mesh))
