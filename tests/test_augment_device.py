@@ -1,5 +1,7 @@
 """Device augmentation: the same pictures as albumentations for the same parameters, and the same distributions."""
 
+import functools
+import os
 import random
 from functools import partial
 
@@ -23,14 +25,13 @@ DEFAULTS = {"flip": 0.5, "intensity": 0.3, "distortion": 0.3, "crop": 0.25}
 KINDS = {"none": 0, "elastic": 1, "grid": 2, "optical": 3}
 
 
-draw = partial(jax.jit, static_argnums=(1, 2))(jax.vmap(device.draw, in_axes=(0, None, None)))
 apply = jax.jit(jax.vmap(device.apply))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _optimised():
     """Thousands of pictures: programs are compiled in full here."""
-    before = jax.config.jax_disable_most_optimizations
+    before = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
@@ -47,9 +48,11 @@ def keys(count, seed=0):
     return jax.random.split(jax.random.key(seed), count)
 
 
-def draws(size=256, count=CASES, **probabilities):
-    """Parameters of `count` examples, as NumPy arrays."""
-    return jax.tree.map(np.array, draw(keys(count), Groups(**{**OFF, **probabilities}), size))
+@functools.cache
+def draws(size=256, **probabilities):
+    """Parameters of 2,000 examples, as NumPy arrays."""
+    draw = partial(device.draw, groups=Groups(**{**OFF, **probabilities}), size=size)
+    return jax.tree.map(np.array, jax.jit(jax.vmap(draw))(keys(2000)))
 
 
 def example(parameters, i):
@@ -124,32 +127,22 @@ def compare(parameters, images, masks):
     return np.array(differences), np.array(ious)
 
 
-CASES_OF = {
-    "flip": {"flip": 1.0},
-    "contrast": {"intensity": 1.0},
-    "gamma": {"intensity": 1.0},
-    "brightness": {"intensity": 1.0},
-    "elastic": {"distortion": 1.0},
-    "grid": {"distortion": 1.0},
-    "optical": {"distortion": 1.0},
-    "crop": {"crop": 1.0},
-}
+TRANSFORMS = ("flip", "contrast", "gamma", "brightness", "elastic", "grid", "optical", "crop")
 
 
 def cases(transform):
-    """200 drawn cases of one transform."""
-    drawn = draws(count=800, **CASES_OF[transform])
-    if transform in KINDS:
+    """200 drawn cases of one transform alone."""
+    neutral, drawn = draws(), draws(**ALL)
+    group = {"flip": "flip", "crop": "crop"}.get(transform, "distortion" if transform in KINDS else "intensity")
+    chosen = np.ones(2000, bool)
+    if group == "distortion":
         chosen = drawn.distortion.kind == KINDS[transform]
-    elif transform in drawn.intensity._fields:
-        neutral = draws(count=1).intensity
-        chosen = getattr(drawn.intensity, transform) != getattr(neutral, transform)
-    else:
-        chosen = np.ones(800, bool)
-    return example(drawn, np.nonzero(chosen)[0][:CASES])
+    elif group == "intensity":
+        chosen = getattr(drawn.intensity, transform) != getattr(neutral.intensity, transform)
+    return example(neutral._replace(**{group: getattr(drawn, group)}), np.nonzero(chosen)[0][:CASES])
 
 
-@pytest.mark.parametrize("transform", CASES_OF)
+@pytest.mark.parametrize("transform", TRANSFORMS)
 def test_each_transform_gives_albumentations_picture(transform, pictures):
     differences, ious = compare(cases(transform), *pictures)
     assert len(differences) == CASES
@@ -162,11 +155,11 @@ def test_each_transform_gives_albumentations_picture(transform, pictures):
 
 def test_the_whole_chain_gives_albumentations_picture(pictures):
     """All four groups at once. Albumentations reads the image twice then, which takes more of its noise."""
-    differences, ious = compare(draws(**ALL), *pictures)
+    differences, ious = compare(example(draws(**ALL), slice(0, CASES)), *pictures)
     assert differences.mean() < 1
     assert differences.max() < 2
     assert ious.min() > 0.99
-    differences, ious = compare(draws(**DEFAULTS), *pictures)
+    differences, ious = compare(example(draws(**DEFAULTS), slice(0, CASES)), *pictures)
     assert differences.mean() < 0.5
     assert ious.min() > 0.99
 
@@ -192,10 +185,10 @@ def test_elastic_field_of_the_hosts_noise_is_the_hosts(pictures):
 
 def host_draws(transform, name, count=400, size=256):
     """A parameter of an albumentations transform for many seeds."""
-    values = []
+    values, image = [], np.zeros((size, size), np.uint8)
     for seed in range(count):
         transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        values.append(transform.get_params_dependent_on_data({"shape": (size, size)}, {})[name])
+        values.append(transform.get_params_dependent_on_data({"shape": image.shape}, {"image": image})[name])
     return np.array(values)
 
 
@@ -206,7 +199,7 @@ def assert_same_distribution(ours, theirs):
 
 
 def test_intensities_are_distributed_as_albumentations():
-    drawn = draws(count=6000, intensity=1.0).intensity
+    drawn = draws(**ALL).intensity
     contrast, gamma, brightness = host._intensities()
     assert_same_distribution(drawn.contrast[drawn.contrast != 1], host_draws(contrast, "alpha"))
     assert_same_distribution(drawn.gamma[drawn.gamma != 1], host_draws(gamma, "gamma"))
@@ -214,7 +207,7 @@ def test_intensities_are_distributed_as_albumentations():
 
 
 def test_distortions_are_distributed_as_albumentations():
-    drawn = draws(count=2000, distortion=1.0).distortion
+    drawn = draws(**ALL).distortion
     _, grid, optical = host._distortions(256)
     for axis, name, first in ((0, "map_x", (0, slice(0, None, 51))), (1, "map_y", (slice(0, None, 51), 0))):
         borders = np.stack([maps[first] for maps in host_draws(grid, name)])
@@ -230,7 +223,7 @@ def test_distortions_are_distributed_as_albumentations():
 def test_elastic_fields_deviate_and_correlate_as_albumentations():
     """Deviation inside, at each border and in the corners, and the correlation along a row, over 60 fields."""
     size, grid = 64, np.arange(64)
-    drawn = example(draws(size, 400, distortion=1.0), slice(0, 60)).distortion
+    drawn = example(draws(size, **ALL), slice(0, 60)).distortion
     drawn = drawn._replace(elastic_corners=0 * drawn.elastic_corners, kind=np.full(60, KINDS["elastic"]))
     row = jnp.arange(size, dtype=jnp.float32)
     ours = np.stack(jax.jit(jax.vmap(lambda one: device._distort(one, row, row, size)))(drawn), 1)
@@ -249,7 +242,7 @@ def test_elastic_fields_deviate_and_correlate_as_albumentations():
 
 @pytest.mark.parametrize("size", [64, 256])
 def test_crops_are_distributed_as_albumentations(size):
-    drawn = draws(size, count=2000, crop=1.0).crop
+    drawn = draws(size, **ALL).crop
     crop = host._pipeline(Groups(0, 0, 0, 1), size).transforms[0]
     left, top, right, _ = host_draws(crop, "crop_coords", 1000, size).T
     assert (drawn.height.min(), drawn.height.max()) == groups.crop_heights(size)
@@ -268,24 +261,23 @@ def actions(drawn, size):
 
 
 def test_groups_act_as_often_as_configured_and_independently():
-    count = 8000
-    drawn = draws(count=count, **DEFAULTS)
+    drawn = draws(**DEFAULTS)
     acted = actions(drawn, 256)
     chances = np.array(list(DEFAULTS.values())) * [1, 1, 1, 80 / 81]  # one height of 81 is the whole image
-    np.testing.assert_allclose(acted.mean(0), chances, atol=4 * 0.5 / np.sqrt(count))
-    together = acted.T.astype(float) @ acted / count
+    np.testing.assert_allclose(acted.mean(0), chances, atol=4 * 0.5 / np.sqrt(2000))
+    together = acted.T.astype(float) @ acted / 2000
     np.testing.assert_allclose(
-        together[~np.eye(4, dtype=bool)], np.outer(chances, chances)[~np.eye(4, dtype=bool)], atol=0.02
+        together[~np.eye(4, dtype=bool)], np.outer(chances, chances)[~np.eye(4, dtype=bool)], atol=0.035
     )
     for kind in ("elastic", "grid", "optical"):
-        assert np.mean(drawn.distortion.kind == KINDS[kind]) == pytest.approx(0.1, abs=0.015)
+        assert np.mean(drawn.distortion.kind == KINDS[kind]) == pytest.approx(0.1, abs=0.025)
     for value, neutral in zip(drawn.intensity, (1, 1, 0), strict=True):
-        assert np.mean(value != np.float32(neutral)) == pytest.approx(0.1, abs=0.015)
+        assert np.mean(value != np.float32(neutral)) == pytest.approx(0.1, abs=0.025)
 
 
 def test_probability_0_never_acts_and_1_always():
-    assert not actions(draws(count=2000), 256).any()
-    acted = actions(draws(count=2000, **ALL), 256)
+    assert not actions(draws(), 256).any()
+    acted = actions(draws(**ALL), 256)
     assert acted[:, :3].all()
     assert acted[:, 3].mean() > 0.97  # the largest crop is the whole image
 
@@ -298,6 +290,7 @@ def batch(size=64, count=6):
     return tuple(np.stack(planes) for planes in zip(*drawn, strict=True))
 
 
+@functools.cache
 def engine(size=64, **probabilities):
     return jax.jit(device.make_augment(**{**OFF, **probabilities}, size=size))
 
