@@ -105,6 +105,6 @@ def test_a_tiny_run_of_two_folds(prepared, tmp_path):
         assert (run / "report.html").is_file()
         assert len((run / "stage1/log.jsonl").read_text().splitlines()) == 1
         own = json.loads((run / "splits.json").read_text())
-        assert own["fold"] == fold
+        assert own["part_of"] == {"fold": fold, "folds": 2}
         validated += own["validation"]
     assert len(validated) == len(set(validated)) == 24
