@@ -31,7 +31,7 @@ def files(radiographs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def arguments(evaluated, files):
-    rest = ["--overlays", "0", "--quiet", "--removal-threshold", "4000", "--batch-size", "4"]
+    rest = ["--overlays", "0", "--quiet", "--removal-threshold", "750000", "--batch-size", "4"]
     return ["--workdir", str(evaluated), "--input", str(files), *rest]
 
 
@@ -61,7 +61,7 @@ def parts(arguments, tmp_path_factory):
 def test_the_manifest_says_what_was_done_with_what(single, files):
     header, *entries, end = read_entries(single / MANIFEST)
     assert len(header["model"]) == 64
-    assert header["settings"]["removal_threshold"] == 4000
+    assert header["settings"]["removal_threshold"] == 750000
     assert "not a medical device" in header["note"]
     assert "jax" in header["software"]["packages"]
     assert sorted(entry["file"] for entry in entries) == sorted(
@@ -154,7 +154,7 @@ def test_a_torn_last_line_is_dropped(tmp_path, torn):
 
 
 def test_other_models_settings_and_users_are_refused(single, arguments, tmp_path):
-    with pytest.raises(InputError, match=r"removal_threshold 4000, now 5000\)\. Choose another --output"):
+    with pytest.raises(InputError, match=r"removal_threshold 750000, now 5000\)\. Choose another --output"):
         predict.main([*arguments, "--output", str(single), "--removal-threshold", "5000"])
     header = next(read_entries(single / MANIFEST))
     with pytest.raises(InputError, match=r"model [0-9a-f]{12}, now other"):
