@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from jaxpneumo.model import pretrained
+from jaxpneumo.model.folding import fold
 from jaxpneumo.model.resnet import PreactivationResNet, ResNet, max_pool
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.train.losses import bce_dice_loss
@@ -260,6 +261,23 @@ def test_rewrites_change_neither_logits_nor_gradients_nor_statistics(encoder, re
             leaves = zip(*map(jax.tree.leaves, (rewritten[1:], plain[1:])), strict=True)
             for ours, reference in leaves if dtype == "float64" else ():
                 assert np.abs(ours - reference).max() <= tolerance * max(1e-3, np.abs(reference).max())
+
+
+@pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
+def test_folded_network_predicts_the_same_and_has_no_statistics_behind_convolutions(encoder):
+    model = _tiny(encoder=encoder)
+    image = np.random.Generator(np.random.PCG64(7)).random((2, 64, 64, 1), np.float32)
+    shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
+    variables = _pattern(shapes, seed=1)
+    folded = fold(variables, encoder, jnp.float32)
+    apply = jax.jit(functools.partial(model.apply, train=False))
+    _assert_close(apply(folded, image), apply(variables, image), 1e-4)
+    # Of all BatchNorms, the pre-activation encoder's first, its units' first and its last one remain.
+    remaining = {"resnet34_preact": 2 * (1 + 4 + 1), "resnet34": 0}[encoder]
+    assert len(jax.tree.leaves(folded["batch_stats"])) == remaining
+    kernels = fold(variables, encoder, jnp.bfloat16)["params"]
+    assert kernels["decoder"]["block0"]["conv1"]["kernel"].dtype == jnp.bfloat16
+    assert kernels["decoder"]["block0"]["bn1"]["bias"].dtype == jnp.float32
 
 
 def test_pooling_takes_the_maximum_of_each_window_and_its_gradient():

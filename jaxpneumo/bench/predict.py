@@ -26,8 +26,9 @@ from jaxpneumo.bench.measure import (
 from jaxpneumo.bench.roofline import Rates, counted_work, describe, device_rates
 from jaxpneumo.bench.step import rooflines
 from jaxpneumo.errors import DONE
+from jaxpneumo.model.folding import fold
 from jaxpneumo.model.unet import UNet
-from jaxpneumo.predict.infer import Predictor, predict_masks, predict_probabilities
+from jaxpneumo.predict.infer import Predictor, for_prediction, predict_masks, predict_probabilities
 from jaxpneumo.predict.native import native_masks
 from jaxpneumo.train.sharding import check_batch_size, each_on_its_device, make_mesh, replicated, split
 from jaxpneumo.train.state import initialise
@@ -66,7 +67,8 @@ def bench_predict(
     """
     mesh = make_mesh()
     check_batch_size(batch, mesh.size, "predict")
-    variables = jax.device_put(initialise(model, 0), replicated(mesh))
+    variables = fold(initialise(model, 0), model.encoder, jnp.dtype(model.dtype))
+    variables, model = jax.device_put(variables, replicated(mesh)), for_prediction(model)
     images = random_batch(size, batch)["image"]
 
     def masks(variables: dict[str, Any], image: jax.Array) -> jax.Array:
@@ -108,7 +110,7 @@ def _predictor(model: UNet, variables: dict[str, Any], size: int, batch: int) ->
         in_shardings=(replicated(mesh), split(mesh)),
     )
     masks = jax.jit(each_on_its_device(native_masks, mesh, 3))
-    return Predictor(ConfigDict({"predict": settings}), Path(), "", variables, mesh, probabilities, masks)
+    return Predictor(ConfigDict({"predict": settings}), Path(), "", variables, "", mesh, probabilities, masks)
 
 
 def main(argv: list[str]) -> int:

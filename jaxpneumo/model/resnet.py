@@ -79,6 +79,16 @@ class StemConvolution(nn.Module):
         return y + convolve(ones, (kernel * shift[:, None]).sum(axis=2, keepdims=True).astype(self.dtype), 2, 3)
 
 
+class Norm(nn.BatchNorm):
+    """BatchNorm. Without statistics it is what `folding.fold` has left of it: a bias."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.is_initializing() or self.has_variable("batch_stats", "mean"):
+            return super().__call__(x)
+        return x + self.param("bias", self.bias_init, (x.shape[-1],)).astype(x.dtype)
+
+
 class InputNorm(nn.BatchNorm):
     """BatchNorm without scale of a grey image's three equal channels, left to the convolution that follows.
 

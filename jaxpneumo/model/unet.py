@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxpneumo.model.resnet import ModuleFactory, PreactivationResNet, ResNet, convolution, convolve, he_uniform
+from jaxpneumo.model.resnet import ModuleFactory, Norm, PreactivationResNet, ResNet, convolution, convolve, he_uniform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +161,7 @@ class UNet(nn.Module):
             raise ValueError(f"image height and width must be multiples of 32, not {image.shape[1:3]}")
         kind = ENCODERS[self.encoder]
         norm = functools.partial(
-            nn.BatchNorm,
+            Norm,
             use_running_average=not train,
             momentum=kind.momentum if self.momentum is None else self.momentum,
             dtype=self.dtype,

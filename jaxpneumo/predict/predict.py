@@ -139,7 +139,6 @@ def predict_files(
 
 
 def _header(predictor: "Predictor", part: tuple[int, int] | None) -> dict[str, Any]:
-    from jaxpneumo.predict.infer import fingerprint
     from jaxpneumo.software import software
 
     settings = predictor.config.predict
@@ -148,7 +147,7 @@ def _header(predictor: "Predictor", part: tuple[int, int] | None) -> dict[str, A
         "dtype": predictor.config.model.dtype,
         "weights": [weight for _, weight in predictor.members],
     }
-    return make_header(fingerprint(predictor.variables), chosen, software(), part)
+    return make_header(predictor.model_id, chosen, software(), part)
 
 
 def _entry(picture: Picture) -> dict[str, Any]:
