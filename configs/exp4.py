@@ -22,6 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.validation_fraction = 0.1
     config.data.split_seed = 0
     config.data.workers = 0  # reading processes; 0 reads in threads
+    config.data.resident = "auto"  # "on", "off": the whole training part as uint8 images and packed masks on the device
 
     config.model = ml_collections.ConfigDict()
     config.model.encoder = "resnet34_preact"  # the papers' network; "resnet34" is torchvision's

@@ -23,6 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.validation_fraction = 0.2
     config.data.split_seed = 0
     config.data.workers = 0  # reading processes; 0 reads in threads
+    config.data.resident = "auto"  # "on", "off": the whole training part as uint8 images and packed masks on the device
     config.data.synthetic = ml_collections.ConfigDict()
     config.data.synthetic.train = 200  # radiographs for training and validation, with labels
     config.data.synthetic.test = 12  # radiographs to predict

@@ -7,10 +7,10 @@
 
 The same command again goes on where it stopped. --config.a.b=value changes one value of the config; the config
 files say what each means. --workdir is the run's folder, by default runs/ and the config's name. Exit codes:
-0 done, 2 wrong use or bad input, 3 some files to predict were set aside, 1 failure.
+0 done, 2 wrong use or bad input, 3 some files to predict were set aside, 75 stopped by SIGTERM after saving,
+1 failure.
 """
 
-import logging
 import shutil
 import sys
 from collections.abc import Sequence
@@ -19,7 +19,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxpneumo.errors import DONE, PARTIAL, InputError, exit_code
+from jaxpneumo import command, run_report
+from jaxpneumo.errors import DONE, PARTIAL, InputError
+from jaxpneumo.runtime import prepare_process
 
 # JAX and everything above it are imported inside `run`: Grain's worker processes import this module again.
 
@@ -48,8 +50,6 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"--config={config_file} cannot be used: {_reason(error)}") from error
     if rest:
         raise InputError(f"{' '.join(rest)} is not understood: flags have the form --config.stage1.epochs=2.")
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("jaxpneumo").setLevel(logging.INFO)
     name = config_file.removesuffix(".py").replace(".py:", "_").rsplit("/", 1)[-1]
     return run(_CONFIG.value, Path(_WORKDIR.value or f"runs/{name}"))
 
@@ -80,6 +80,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     from jaxpneumo.predict.predict import predict_folder
     from jaxpneumo.train.run import train
 
+    run_report.place(workdir)
     train(config, workdir)
     predictor = load_predictor(workdir)
     print(table(evaluate_run(predictor)))
@@ -101,4 +102,5 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main, sys.argv[1:]))
+    prepare_process()
+    sys.exit(command.run("train", main, sys.argv[1:]))

@@ -120,7 +120,7 @@ def test_elastic_displaces_as_far_as_in_the_kernels():
     """Noise in -1..1 has deviation 1 / sqrt(3), of which the Gaussian leaves 1 / (2 sqrt(pi) sigma)."""
     expected = 120 / np.sqrt(3) / (2 * np.sqrt(np.pi) * 6)
     elastic = host._distortions(256)[0]
-    inside = slice(32, -32)  # at the border the smoothing has less noise to average
+    inside = slice(32, -32)  # at the border the noise is mirrored, and displaces further
     y, x = np.mgrid[:256, :256][:, inside, inside].reshape(2, -1).astype(float)
     plane = np.stack([x, y, np.ones_like(x)], axis=1)
     variances = []
@@ -137,7 +137,7 @@ def test_elastic_displaces_as_far_as_in_the_kernels():
 def test_elastic_affine_part_takes_the_corners_where_they_were_moved(size):
     """Without the displacement field the transform is exactly warpAffine of the kernels' three-corner map."""
     image, mask = record(size=size)
-    transform = host.AffineElasticTransform(0, 6, border_mode=cv2.BORDER_REFLECT_101, noise_distribution="uniform", p=1)
+    transform = host.AffineElasticTransform(0, 6, border_mode=cv2.BORDER_REFLECT_101, p=1)
     transform.set_random_state(generator(5), None)
     replay = generator(5)
     replay.uniform(-1, 1, (2, size, size))  # the displacement field, drawn first and multiplied by 0
@@ -151,7 +151,31 @@ def test_elastic_affine_part_takes_the_corners_where_they_were_moved(size):
     assert np.any(result["image"] != image)
 
 
-def test_crop_magnifies_at_most_256_to_176():
+def test_elastic_displacement_at_the_border_is_that_of_mirrored_noise():
+    """Mirrored noise averages half as many values there: the deviation is sqrt(2) of the interior's."""
+    noise = generator(0).uniform(-1, 1, (60, 2, 64, 64)).astype(np.float32)
+    corners, _ = groups.elastic_affine(64)
+    y, x = np.mgrid[:64, :64]
+    fields = np.concatenate([host.elastic_maps(planes, corners, 10, 2) - np.stack([x, y]) for planes in noise])
+    deviation = fields.std(0)
+    inside = deviation[10:-10, 10:-10].mean()
+    for border in (deviation[0], deviation[-1], deviation[:, 0], deviation[:, -1]):
+        assert border[10:-10].mean() == pytest.approx(np.sqrt(2) * inside, rel=0.1)
+
+
+def test_crop_keeps_the_mask_in_its_place_on_the_image():
+    """A disc and its mask: both centres of gravity are at the same place, to a tenth of a pixel, after the crop."""
+    y, x = np.mgrid[:256, :256]
+    mask = (np.hypot(y - 130, x - 120) < 50).astype(np.uint8)
+    augment = engine(size=256, crop=1)
+    shifts = []
+    for seed in range(20):
+        cropped, cropped_mask = augment(255 * mask, mask, generator(seed))
+        shifts.append([np.mean(np.nonzero(cropped > 127), 1) - np.mean(np.nonzero(cropped_mask), 1)])
+    assert np.abs(np.mean(shifts, 0)).max() < 0.1
+
+
+def test_crop_magnifies_at_most_at_most_256_to_176():
     image, mask = ramp()
     assert (groups.crop_heights(256), groups.crop_heights(512)) == ((176, 256), (352, 512))
     spans = []

@@ -3,10 +3,13 @@
 How albumentations 2.0.8 is brought to do what the 2019 releases did for the kernels that `groups` describes:
 
 - RandomContrast and RandomBrightness are gone: RandomBrightnessContrast with the other limit 0.
-- ElasticTransform smooths normalised Gaussian noise by default, which displaces 2.5 times less, and has lost
-  its affine part: uniform noise is asked for, and `AffineElasticTransform` puts the affine part back.
+- ElasticTransform smooths normalised Gaussian noise, which displaces 2.5 times less, repeats the noise of the
+  border pixel beyond the border, which displaces 2.5 times more there and 6 times more in a corner, and has
+  lost its affine part: `AffineElasticTransform` draws the displacement anew.
 - GridDistortion keeps the far border in place by default: `normalized=False` lets it move, as it did.
 - OpticalDistortion has lost `shift_limit`, which never had an effect at the kernels' 0.5 (see `groups`).
+- RandomSizedCrop enlarges masks by OpenCV's INTER_NEAREST, which moves them by half a pixel against the image:
+  the exact nearest pixel is asked for.
 - The border is constant by default: reflect 101 is asked for.
 """
 
@@ -55,16 +58,35 @@ check_version(albumentations.__version__)
 
 
 class AffineElasticTransform(albumentations.ElasticTransform):
-    """ElasticTransform with the affine part of the 2019 releases, in the same single resampling."""
+    """ElasticTransform of the 2019 releases: uniform noise, mirrored at the border, and the affine part.
+
+    Displacement and affine part are one resampling.
+    """
 
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
         """Maps (H, W) float32 from output to input pixels: first the displacement, then the affine part."""
-        maps = super().get_params_dependent_on_data(params, data)
-        corners, limit = description.elastic_affine(params["shape"][0])
+        size = params["shape"][0]
+        noise = self.random_generator.uniform(-1, 1, (2, size, size)).astype(np.float32)
+        corners, limit = description.elastic_affine(size)
         moved = corners + self.random_generator.uniform(-limit, limit, corners.shape).astype(np.float32)
-        (a, b, c), (d, e, f) = cv2.getAffineTransform(moved, corners).astype(np.float32)
-        x, y = maps["map_x"], maps["map_y"]
-        return {"map_x": a * x + b * y + c, "map_y": d * x + e * y + f}
+        return dict(zip(("map_x", "map_y"), elastic_maps(noise, moved, self.alpha, self.sigma), strict=True))
+
+
+def elastic_maps(noise: np.ndarray, moved: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
+    """The elastic distortion's x and y, (2, S, S) float32, of the input pixel that each output pixel shows.
+
+    Args:
+      noise: (2, S, S) float32 in -1..1, for x and for y.
+      moved: (3, 2) float32 x, y; where the corners of `groups.elastic_affine` have moved to.
+      alpha, sigma: factor on the smoothed noise, and the Gaussian's standard deviation in pixels.
+    """
+    size = noise.shape[-1]
+    corners, _ = description.elastic_affine(size)
+    smooth = [cv2.GaussianBlur(plane, (0, 0), sigma, borderType=cv2.BORDER_REFLECT) for plane in noise]
+    row = np.arange(size, dtype=np.float32)
+    x, y = row + np.float32(alpha) * smooth[0], row[:, None] + np.float32(alpha) * smooth[1]
+    (a, b, c), (d, e, f) = cv2.getAffineTransform(moved, corners).astype(np.float32)
+    return np.stack([a * x + b * y + c, d * x + e * y + f])
 
 
 def make_augment(flip: float, intensity: float, distortion: float, crop: float, size: int) -> Augment:
@@ -111,7 +133,12 @@ def _pipeline(groups: Groups, size: int) -> albumentations.Compose:
         albumentations.HorizontalFlip(p=groups.flip),
         albumentations.OneOf(_intensities(), p=groups.intensity),
         albumentations.OneOf(_distortions(size), p=groups.distortion),
-        albumentations.RandomSizedCrop(description.crop_heights(size), size=(size, size), p=groups.crop),
+        albumentations.RandomSizedCrop(
+            description.crop_heights(size),
+            size=(size, size),
+            mask_interpolation=cv2.INTER_NEAREST_EXACT,
+            p=groups.crop,
+        ),
     ]
     # strict: an argument that this release does not know is an error, not a warning.
     return albumentations.Compose([transform for transform in chain if transform.p > 0], strict=True)
@@ -131,7 +158,7 @@ def _distortions(size: int) -> list[albumentations.BasicTransform]:
     alpha, sigma = description.elastic_field(size)
     border = cv2.BORDER_REFLECT_101
     return [
-        AffineElasticTransform(alpha, sigma, noise_distribution="uniform", border_mode=border, p=1),
+        AffineElasticTransform(alpha, sigma, border_mode=border, p=1),
         albumentations.GridDistortion(
             description.GRID_CELLS, description.GRID_LIMIT, normalized=False, border_mode=border, p=1
         ),

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpneumo import run_report
 from jaxpneumo.data import dataset
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate import metrics
@@ -234,6 +235,7 @@ def main(arguments: Sequence[str]) -> int:
 
     name = options.name or options.rule
     target = path_of(options.workdir, name)
+    run_report.place(options.workdir / "evaluation/thresholds.json")
     config = read_config(options.workdir)
     summary = read_summary(options.workdir)
     counts = read_levels(options.workdir / "evaluation/levels.npz")

@@ -39,7 +39,7 @@ def make_header(
     Args:
       model: checksum of the parameters.
       settings: everything else that decides a mask; JSON.
-      software: of `provenance.software`.
+      software: of `software.software`.
       part: of `choose_part`.
     """
     return {

@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from jaxpneumo import run_report
 from jaxpneumo.data import rle
 from jaxpneumo.errors import DONE, PARTIAL, InputError
 from jaxpneumo.files import write_atomically, write_json
@@ -82,6 +83,7 @@ def write_results(manifests: Sequence[Path], submission: Path, quarantine: Path 
     def set_aside(scratch: Path) -> Iterator[tuple[str, str]]:
         for row in sort_rows(chain(((e["file"], e["reason"]) for e in entries("set aside")), others), scratch):
             counts["set_aside"] += 1
+            run_report.set_aside(*row)
             yield tuple(_printable(field) for field in row)
 
     with _scratch(submission.parent) as scratch:
@@ -254,6 +256,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--input", type=Path, required=True, help="folder with the parts")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to, or a .csv file")
     options = parser.parse_args(arguments)
+    run_report.place(options.output)
     report = merge(options.input, options.output)
     print(
         f"{report.images} radiographs, pneumothorax outlined in {report.positive}, {report.set_aside} files set aside; "

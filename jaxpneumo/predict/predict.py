@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxpneumo import run_report
 from jaxpneumo.data import rle
 from jaxpneumo.data.dicom import read_image
 from jaxpneumo.data.workers import cores
@@ -125,6 +126,8 @@ def predict_files(
                 append({**_entry(picture), "uid": picture.uid, **found, "code": code})
                 bar.update()
         append(end_entry(listed, len(sources)))
+        run_report.read(root, len(left))
+        run_report.skipped("files predicted by an earlier start", len(sources) - len(left))
     report = write_results([folder / MANIFEST], folder / "submission.csv", folder / "quarantine.csv")
     if part is None and not report.images:
         (folder / "submission.csv").unlink()
@@ -134,7 +137,7 @@ def predict_files(
 
 def _header(predictor: "Predictor", part: tuple[int, int] | None) -> dict[str, Any]:
     from jaxpneumo.predict.infer import fingerprint
-    from jaxpneumo.train.provenance import software
+    from jaxpneumo.software import software
 
     settings = predictor.config.predict
     names = ("size", "tta", *thresholds.NAMES, *(name for name in thresholds.NAMES_OF_TRIPLET if name in settings))
@@ -239,6 +242,7 @@ def main(arguments: Sequence[str]) -> int:
     part = choose_part(options.num_parts, options.part_id, os.environ)
     if options.workers is not None and options.workers < 0:
         raise InputError(f"{options.workers} workers cannot read; give --workers 0 or more.")
+    run_report.place(part_folder(options.output, part))
     root, listed = find_radiographs(options.input, options.output)
     from jaxpneumo.predict.infer import load_predictor
 

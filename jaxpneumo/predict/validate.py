@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxpneumo import run_report
 from jaxpneumo.data import rle
 from jaxpneumo.errors import BAD_INPUT, DONE, InputError
 from jaxpneumo.predict.submission import EMPTY, HEADER
@@ -97,6 +98,7 @@ def validate(
 
 def _read(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Rows with their numbers, blanks around fields removed; empty rows are passed over."""
+    run_report.read(path)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)

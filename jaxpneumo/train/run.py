@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from jaxpneumo import run_report
 from jaxpneumo.data import dataset, splits, synthetic
 from jaxpneumo.data.prepare import prepare
 from jaxpneumo.errors import InputError
@@ -14,7 +15,8 @@ from jaxpneumo.files import write_json
 from jaxpneumo.model import pretrained
 from jaxpneumo.train import checkpoint
 from jaxpneumo.train.config import check_config, differences, read_config, stages_of
-from jaxpneumo.train.loop import StageData, make_model, train_stage
+from jaxpneumo.train.feed import StageData
+from jaxpneumo.train.loop import make_model, train_stage
 from jaxpneumo.train.provenance import record_start
 from jaxpneumo.train.sharding import check_batch_size, make_mesh, replicated
 from jaxpneumo.train.state import initialise
@@ -39,6 +41,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     check_config(config)
     for section in (*stages_of(config), "predict"):
         check_batch_size(config[section].batch_size, jax.device_count(), section)
+    run_report.process(jax.process_index())
     _check_folder(config, workdir)
     make_synthetic_data(config)
     stages = stages_of(config)
@@ -58,7 +61,10 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if config.init_from and "stage2" in stages:
         stages.remove("stage1")
     for stage in stages:
+        if checkpoint.final_directory(workdir / stage).is_dir():
+            run_report.skipped(f"training of {stage}, complete before")
         variables = train_stage(config, stage, data, workdir / stage, variables)
+        run_report.wrote(checkpoint.final_directory(workdir / stage))
     return variables
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -27,10 +28,24 @@ def split(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts this process's share of a batch on its devices, as one global array a key."""
-    sharding = split(mesh)
-    return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+def split_calls(mesh: Mesh) -> NamedSharding:
+    """Sharding of what is split along its second axis: the batches of several steps, stacked."""
+    return NamedSharding(mesh, PartitionSpec(None, "data"))
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Puts this process's part of host arrays on its devices, as one global array each, and does not wait."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
+def place_flag(flag: bool, mesh: Mesh) -> jax.Array:
+    """This process's flag, once a device: compiled functions of all processes see it by `any` or `all`."""
+    return place(np.full(len(mesh.local_devices), flag), split(mesh))
+
+
+def all_processes(flag: bool, mesh: Mesh) -> bool:
+    """Whether every process says so; every one must ask."""
+    return bool(jax.device_get(jax.jit(jnp.all, out_shardings=replicated(mesh))(place_flag(flag, mesh))))
 
 
 def each_on_its_device(function: Callable, mesh: Mesh, count: int) -> Callable:

@@ -1,0 +1,288 @@
+"""The device engine of augmentation: groups A1..A4 in JAX, inside the compiled training step.
+
+The parameters of an example are drawn first (`draw`) and applied then (`augment_example`). Flip, distortion and
+crop are one map from output to input pixels, and the image is read once, bilinearly; albumentations reads it once a
+transform and rounds in between, which is all that the two engines differ in. Whatever an example does not draw is
+at its neutral value, so that all examples of a batch take the same path.
+
+Elastic distortion needs no noise image: smoothing with a mirrored border multiplies the k-th cosine (DCT-II) of a
+row or column by exp(-(pi k sigma / S)^2 / 2), so that the smooth field is a sum over the 51 lowest cosines a
+direction, whatever the size, whose coefficients are independent and practically normal.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpneumo.augment import groups as description
+from jaxpneumo.augment.groups import Groups
+
+# Distortion.kind
+NO_DISTORTION, ELASTIC, GRID, OPTICAL = range(4)
+
+# Accelerators multiply matrices in less than float32 unless told, which would move points by half a pixel.
+_product = partial(jnp.einsum, precision="highest")
+
+# Cosines that the smoothing leaves less than this of are left out: together 0.002 px of displacement.
+_SMALLEST_COSINE = 1e-3
+
+Augment = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+class Intensity(NamedTuple):
+    """A2: image * contrast, 255 (image / 255) ** gamma, image + 255 brightness; one of them not neutral."""
+
+    contrast: jax.Array  # neutral: 1
+    gamma: jax.Array  # neutral: 1
+    brightness: jax.Array  # neutral: 0
+
+
+class Distortion(NamedTuple):
+    """A3: which of the three, and the parameters of each."""
+
+    kind: jax.Array  # int32 NO_DISTORTION, ELASTIC, GRID or OPTICAL
+    elastic_noise: jax.Array  # (2, K, K), for x and y: orthonormal cosine coefficients of the noise
+    elastic_corners: jax.Array  # (3, 2) x, y; how far each corner of `groups.elastic_affine` moves, px
+    grid_widths: jax.Array  # (2, GRID_CELLS + 1), for x and y: widths of the cells, 1 is as before
+    optical: jax.Array  # k of the radial model
+
+
+class Crop(NamedTuple):
+    """A4: the square that becomes the picture, in whole pixels."""
+
+    height: jax.Array  # neutral: S
+    left: jax.Array  # neutral: 0
+    top: jax.Array  # neutral: 0
+
+
+class Parameters(NamedTuple):
+    """Everything that is random about one example."""
+
+    flip: jax.Array  # bool
+    intensity: Intensity
+    distortion: Distortion
+    crop: Crop
+
+
+def make_augment(flip: float, intensity: float, distortion: float, crop: float, size: int) -> Augment:
+    """The augmentation of a batch, to be called in a compiled function.
+
+    Args:
+      flip, intensity, distortion, crop: probabilities of the groups A1..A4; 0 leaves a group out.
+      size: height and width S of the images in pixels.
+
+    Returns:
+      A pure `augment(keys, image, mask) -> (image, mask)`: a batch (B,) of typed random keys, uint8 (B, S, S)
+      grey values, uint8 (B, S, S) 0/1; returned are float32 (B, S, S) grey values 0..255, not rounded, and
+      float32 (B, S, S) 0/1. An example's result depends on its own key and pictures alone.
+
+    Raises:
+      InputError: a probability is not a number from 0 to 1.
+    """
+    groups = Groups(flip, intensity, distortion, crop)
+
+    def augment(keys: jax.Array, image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if image.shape[1:] != (size, size) or mask.shape != image.shape:
+            raise ValueError(f"augmentation for {size}x{size} was given image {image.shape} and mask {mask.shape}")
+        return apply(jax.vmap(partial(draw, groups=groups, size=size))(keys), image, mask)
+
+    return augment
+
+
+def draw(key: jax.Array, groups: Groups, size: int) -> Parameters:
+    """The parameters of one example, in the distributions of `groups`."""
+    flip, intensity, distortion, crop = jax.random.split(key, 4)
+    return Parameters(
+        flip=jax.random.uniform(flip) < groups.flip,
+        intensity=_draw_intensity(intensity, groups.intensity),
+        distortion=_draw_distortion(distortion, groups.distortion, size),
+        crop=_draw_crop(crop, groups.crop, size),
+    )
+
+
+def _draw_intensity(key: jax.Array, probability: float) -> Intensity:
+    act, which, value = jax.random.uniform(key, (3,))
+    kind = jnp.where(act < probability, jnp.floor(3 * which), -1)
+    low, high = description.GAMMA_RANGE
+    return Intensity(
+        contrast=jnp.where(kind == 0, 1 + description.CONTRAST_LIMIT * (2 * value - 1), 1.0),
+        gamma=jnp.where(kind == 1, low + (high - low) * value, 1.0),
+        brightness=jnp.where(kind == 2, description.BRIGHTNESS_LIMIT * (2 * value - 1), 0.0),
+    )
+
+
+def _draw_distortion(key: jax.Array, probability: float, size: int) -> Distortion:
+    noise, uniform = jax.random.split(key)
+    cosines = _cosines(size).shape[1]
+    cells = 2 * (description.GRID_CELLS + 1)
+    act, which, optical, *rest = jax.random.uniform(uniform, (3 + 6 + cells,))
+    symmetric = 2 * jnp.stack([optical, *rest]) - 1
+    _, limit = description.elastic_affine(size)
+    return Distortion(
+        kind=jnp.where(act < probability, 1 + jnp.floor(3 * which).astype(jnp.int32), NO_DISTORTION),
+        # Uniform noise in -1..1 has variance 1/3, which an orthonormal transform keeps.
+        elastic_noise=jax.random.normal(noise, (2, cosines, cosines)) / np.sqrt(3),
+        elastic_corners=limit * symmetric[1:7].reshape(3, 2),
+        grid_widths=1 + description.GRID_LIMIT * symmetric[7:].reshape(2, -1),
+        optical=description.OPTICAL_LIMIT * symmetric[0],
+    )
+
+
+def _draw_crop(key: jax.Array, probability: float, size: int) -> Crop:
+    act, *values = jax.random.uniform(key, (4,))
+    low, high = description.crop_heights(size)
+    height = jnp.where(act < probability, _whole(values[0], low, high), size)
+    return Crop(height, left=_whole(values[1], 0, size - height), top=_whole(values[2], 0, size - height))
+
+
+def _whole(value: jax.Array, low: int | jax.Array, high: int | jax.Array) -> jax.Array:
+    """A uniform value in 0..1 as a whole number from low to high, both included."""
+    return jnp.minimum(low + jnp.floor(value * (high - low + 1)).astype(jnp.int32), high)
+
+
+def apply(parameters: Parameters, image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Augments a batch with given parameters.
+
+    Args:
+      parameters: with a leading axis B.
+      image, mask: uint8 (B, S, S) grey values and 0/1.
+
+    Returns:
+      float32 (B, S, S) grey values 0..255 and float32 (B, S, S) 0/1.
+    """
+    size = image.shape[-1]
+    smooth, nearest = jax.vmap(partial(_maps, size=size))(parameters)
+    image = jax.vmap(_intensify)(_bilinear(image, *smooth), parameters.intensity)
+    return image, _nearest(mask, *nearest).astype(jnp.float32)
+
+
+def _intensify(image: jax.Array, intensity: Intensity) -> jax.Array:
+    image = jnp.clip(image * intensity.contrast + 255 * intensity.brightness, 0, 255)
+    return jnp.where(intensity.gamma == 1, image, 255 * (image / 255) ** intensity.gamma)
+
+
+def _maps(parameters: Parameters, size: int) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """x and y, (S, S), of the input point that each output pixel shows: of the image, and of the mask.
+
+    The mask's crop takes whole pixels of the distorted mask, as reading one pixel after the other does.
+    """
+    row = jnp.arange(size, dtype=jnp.float32)
+    crop = parameters.crop
+    scale = crop.height / size
+    centre = jnp.clip((row + 0.5) * scale - 0.5, 0, crop.height - 1)
+    whole = jnp.clip(jnp.floor((row + 0.5) * scale), 0, crop.height - 1)
+    both = []
+    for position in (centre, whole):
+        x, y = _distort(parameters.distortion, crop.left + position, crop.top + position, size)
+        both.append((jnp.where(parameters.flip, size - 1 - x, x), y))
+    return tuple(both)
+
+
+def _distort(distortion: Distortion, x: jax.Array, y: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Input points x and y, (S, S), of the points in columns x (S,) and rows y (S,) of a distorted picture."""
+    kind = distortion.kind
+    # Grid: its cells depend on the column or on the row alone.
+    widths = distortion.grid_widths
+    grid_x = jnp.where(kind == GRID, _product("xc,c->x", _interpolate(_cells(size), x), widths[0]), x)
+    grid_y = jnp.where(kind == GRID, _product("yc,c->y", _interpolate(_cells(size), y), widths[1]), y)[:, None]
+    # Optical: OpenCV takes (S - 1) / 2 for the centre on this side of the map and S / 2 on the other.
+    k = jnp.where(kind == OPTICAL, distortion.optical, 0.0)
+    shift = jnp.where(kind == OPTICAL, 0.5, 0.0)
+    u, v = x - (size - 1) / 2, (y - (size - 1) / 2)[:, None]
+    square = (u * u + v * v) / size**2
+    stretch = k * square * (1 + square)
+    # Elastic: the displacement first, then the affine part.
+    field = _elastic_field(jnp.where(kind == ELASTIC, distortion.elastic_noise, 0.0), x, y, size)
+    point_x, point_y = grid_x + u * stretch + shift + field[0], grid_y + v * stretch + shift + field[1]
+    (a, b, c), (d, e, f) = _affine_change(jnp.where(kind == ELASTIC, distortion.elastic_corners, 0.0), size)
+    return point_x + (a * point_x + b * point_y + c), point_y + (d * point_x + e * point_y + f)
+
+
+def _elastic_field(noise: jax.Array, x: jax.Array, y: jax.Array, size: int) -> jax.Array:
+    """Displacement (2, S, S) in pixels, for x and y, at columns x and rows y."""
+    alpha, _ = description.elastic_field(size)
+    table = _cosines(size)
+    return alpha * _product("yk,dkl,xl->dyx", _interpolate(table, y), noise, _interpolate(table, x))
+
+
+def _affine_change(corners: jax.Array, size: int) -> jax.Array:
+    """(2, 3): by how much the map that takes the moved corners back differs from the identity."""
+    fixed, _ = description.elastic_affine(size)
+    moved = fixed + corners
+    (a, b), (c, d) = moved[1] - moved[0], moved[2] - moved[0]
+    inverse = jnp.array([[d, -b], [-c, a]]) / (a * d - b * c)
+    back = jnp.array([corners[0] - corners[1], corners[0] - corners[2]])
+    change = _product("ij,jk->ki", inverse, back)
+    return jnp.column_stack([change, -corners[0] - _product("ij,j->i", change, moved[0])])
+
+
+def _cosines(size: int) -> np.ndarray:
+    """(S, K) float32: the orthonormal cosines along a row, times what the elastic smoothing leaves of each."""
+    _, sigma = description.elastic_field(size)
+    k = np.arange(size)
+    left = np.exp(-((np.pi * k * sigma / size) ** 2) / 2)
+    k, left = k[left > _SMALLEST_COSINE], left[left > _SMALLEST_COSINE]
+    cosines = np.cos(np.pi * k * (np.arange(size)[:, None] + 0.5) / size)
+    return (cosines * np.where(k == 0, 1, np.sqrt(2)) / np.sqrt(size) * left).astype(np.float32)
+
+
+def _cells(size: int) -> np.ndarray:
+    """(S, GRID_CELLS + 1) float32: how much of each cell's width lies before each pixel, px.
+
+    Cells are size // GRID_CELLS wide, what remains is one more, and every cell holds both of its borders:
+    albumentations' `generate_grid`.
+    """
+    width = size // description.GRID_CELLS
+    cells = np.zeros((size, description.GRID_CELLS + 1), np.float32)
+    for i in range(description.GRID_CELLS + 1):
+        cell = slice(i * width, min((i + 1) * width, size))
+        cells[cell, i] = np.linspace(0, width, cell.stop - cell.start)
+        cells[cell.stop :, i] = width
+    return cells
+
+
+def _interpolate(table: np.ndarray, position: jax.Array) -> jax.Array:
+    """Rows of a table (S, N) at positions (S,) between them, linearly: (S, N)."""
+    below = jnp.clip(jnp.floor(position).astype(jnp.int32), 0, len(table) - 2)
+    share = (position - below)[:, None]
+    table = jnp.asarray(table)
+    return table[below] * (1 - share) + table[below + 1] * share
+
+
+def _bilinear(image: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """uint8 (B, S, S) at points (B, S, S), mirrored at the border without repeating its pixels: float32."""
+    size = image.shape[-1]
+    x, y = _reflect(x, size), _reflect(y, size)
+    left, top = jnp.floor(x), jnp.floor(y)
+    # One read instead of four: a pixel and its right, lower and lower right neighbour in 32 bits. Points on the
+    # last row or column give their neighbours beyond it no weight.
+    wide = jnp.pad(image, ((0, 0), (0, 1), (0, 1))).astype(jnp.uint32)
+    packed = wide[:, :-1, :-1] | wide[:, :-1, 1:] << 8 | wide[:, 1:, :-1] << 16 | wide[:, 1:, 1:] << 24
+    four = _read(packed, left, top)
+    a, b, c, d = ((four >> shift & 255).astype(jnp.float32) for shift in (0, 8, 16, 24))
+    right, down = x - left, y - top
+    upper, lower = a + right * (b - a), c + right * (d - c)
+    return upper + down * (lower - upper)
+
+
+def _nearest(mask: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """(B, S, S) at the pixels nearest to points (B, S, S), mirrored at the border."""
+    size = mask.shape[-1]
+    return _read(mask, jnp.round(_reflect(x, size)), jnp.round(_reflect(y, size)))
+
+
+def _reflect(position: jax.Array, size: int) -> jax.Array:
+    """Positions beyond 0..size - 1 mirrored back into it, as often as it takes."""
+    period = 2 * (size - 1)
+    return (size - 1) - jnp.abs(position - period * jnp.floor(position / period) - (size - 1))
+
+
+def _read(array: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """array (B, S, S) at whole positions x, y (B, S, S) inside it."""
+    index = (y * array.shape[-1] + x).astype(jnp.int32)
+    index += array[0].size * jnp.arange(len(array), dtype=jnp.int32)[:, None, None]
+    return array.reshape(-1).at[index].get(mode="promise_in_bounds")
