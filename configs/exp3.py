@@ -23,6 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.split = "random"  # the papers'; "patient" keeps a patient's images together; or a splits.json
     config.data.validation_fraction = 0.1
     config.data.split_seed = 0
+    config.data.fold = 0  # which one validates, where the split is a file of folds (`jaxpneumo split --folds 5`)
     config.data.workers = 0  # reading processes; 0 reads in threads
     config.data.resident = "auto"  # "on", "off": the whole training part as uint8 images and packed masks on the device
 
@@ -39,6 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.loss.dice = "image"  # soft Dice per image; "batch": over all pixels of the batch
 
     config.augment = ml_collections.ConfigDict()  # probabilities of the groups A1..A4
+    config.augment.engine = "device"  # "host": albumentations, in the threads that read the data
     config.augment.flip = 0.5
     config.augment.intensity = 0.3
     config.augment.distortion = 0.3

@@ -9,8 +9,12 @@ The same command again goes on where it stopped. --config.a.b=value changes one 
 files say what each means. --workdir is the run's folder, by default runs/ and the config's name. Exit codes:
 0 done, 2 wrong use or bad input, 3 some files to predict were set aside, 75 stopped by SIGTERM after saving,
 1 failure.
+
+A process uses all devices it sees. Several, on one machine or many, train together where JAX_COORDINATOR_ADDRESS,
+JAX_NUM_PROCESSES and JAX_PROCESS_ID are set, or as tasks of one Slurm step; all must see the same folders.
 """
 
+import logging
 import shutil
 import sys
 from collections.abc import Sequence
@@ -63,6 +67,8 @@ def _reason(error: Exception) -> str:
 def run(config: ConfigDict, workdir: Path) -> int:
     """All stages, evaluation and prediction of one config in one folder.
 
+    Several processes, where the environment names them, train together; the first evaluates and predicts.
+
     Args:
       config: as the files in configs/ return it.
       workdir: folder of the run; made, or gone on with.
@@ -74,6 +80,14 @@ def run(config: ConfigDict, workdir: Path) -> int:
       InputError: the config, the data or the folder cannot be used.
       TrainingError: training failed.
     """
+    from jaxpneumo.train.sharding import is_first, start_processes
+    from jaxpneumo.train.stop import end_on_sigterm
+
+    start_processes()
+    end_on_sigterm()  # after jax, which has a handler of its own for several processes
+    if not is_first():
+        logging.getLogger("jaxpneumo").setLevel(logging.WARNING)
+
     from jaxpneumo.evaluate.evaluate import evaluate_run, table
     from jaxpneumo.evaluate.report import write_report
     from jaxpneumo.predict.infer import load_predictor
@@ -82,6 +96,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
     run_report.place(workdir)
     train(config, workdir)
+    if not is_first():
+        return DONE  # and waits, at its end, for the first, which evaluates and predicts alone
     predictor = load_predictor(workdir)
     print(table(evaluate_run(predictor)))
 

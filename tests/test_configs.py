@@ -58,6 +58,7 @@ def test_study_arms_switch_groups_on():
         "A3": (0.0, 0.0, 0.3, 0.0),
         "A4": (0.0, 0.0, 0.0, 0.25),
     }
+    assert {augment[arm].engine for arm in ARMS} == {"device"}
     with pytest.raises(ValueError, match="none, A1, A2"):
         load_config("augmentation_study:A5")
 

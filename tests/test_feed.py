@@ -9,6 +9,7 @@ import pytest
 from conftest import load_config, shrink
 from test_train import assert_same, epoch_records
 
+from jaxpneumo.augment import device
 from jaxpneumo.data.source import train_batches
 from jaxpneumo.errors import InputError
 from jaxpneumo.train import feed, loop
@@ -37,17 +38,6 @@ def run(config, folder, resident):
     config.data.resident = resident
     data = StageData(config.data.directory, ROWS, VALIDATION)
     return train_stage(config, "stage1", data, folder, initialise(make_model(config), 0))
-
-
-def flip_and_brighten(keys, image, mask):
-    """A stand-in for augmentation on the device: each image is mirrored or not, and brightened."""
-
-    def one(key, image, mask):
-        image = image.astype(jnp.float32) + 20 * jax.random.uniform(key)
-        mirror = jax.random.bernoulli(jax.random.fold_in(key, 1))
-        return jnp.where(mirror, image[:, ::-1], image), jnp.where(mirror, mask[:, ::-1], mask).astype(jnp.float32)
-
-    return jax.vmap(one)(keys, image, mask)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +124,8 @@ def test_any_number_of_devices_augments_alike(config, prepared):
     batches = train_batches(prepared, 32, ROWS, 4, 0)
     two = jax.tree.map(lambda *x: np.stack(x), next(batches), next(batches))
     batches.close()
-    step = make_train_step(model, optimizer, "image", flip_and_brighten, seed=7)
+    augment = device.make_augment(flip=0.5, intensity=0.5, distortion=0.5, crop=0.5, size=32)
+    step = make_train_step(model, optimizer, "image", augment, seed=7)
     one_device = jax.jit(step)
     state = create_train_state(initialise(model, 0), optimizer)
     expected = []

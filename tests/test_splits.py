@@ -167,6 +167,18 @@ def test_file_of_folds(tmp_path):
     splits.write_splits(path, index.image_id, train, validation, "random", 0.1, 0)
     with pytest.raises(InputError, match="no folds, so there is no fold 1"):
         splits.split_rows(index, path, 0.1, 0, fold=1)
+    for split in ("random", "patient"):
+        with pytest.raises(InputError, match=rf"{split} split has no folds.*--method {split} --folds K"):
+            splits.split_rows(index, split, 0.1, 0, fold=1)
+
+
+def test_sides_of_a_fold_say_which_one_they_are(tmp_path):
+    index, path = make_index([True, False] * 3), tmp_path / "splits.json"
+    splits.write_splits(path, index.image_id, np.arange(4), np.arange(4, 6), "folds.json", 0.1, 0, fold=2, folds=3)
+    train, validation, description = splits.split_rows(index, path, 0.1, 0)
+    assert (train.tolist(), validation.tolist()) == ([0, 1, 2, 3], [4, 5])
+    assert (description["fold"], description["folds"]) == (2, 3)
+    assert "folds" not in splits.read_splits(path)  # there is nothing to choose from any more
 
 
 def test_file_of_the_user(tmp_path):
@@ -208,6 +220,8 @@ def test_file_brings_the_split_back(tmp_path):
         ("[]", "no list of image ids"),
         ('{"folds": []}', "no list of image ids"),
         ('{"folds": [["i000"], ["i000"]]}', "names i000 more than once"),
+        ('{"folds": [["i000"], ["i009"]]}', "names 1 images .* i009 first: they were not prepared, or have no label"),
+        ('{"folds": [[], ["i000"]]}', "fold 0 has no images"),
         ("{", "not valid JSON"),
     ],
 )

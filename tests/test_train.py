@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, load_config, shrink
 
-from jaxpneumo.data import dataset
+from jaxpneumo.data import dataset, split, splits
 from jaxpneumo.data.source import train_batches
-from jaxpneumo.errors import InputError, TrainingError
+from jaxpneumo.errors import DONE, InputError, TrainingError
 from jaxpneumo.train import checkpoint
 from jaxpneumo.train.feed import StageData
 from jaxpneumo.train.loop import batch_norm_momentum, make_model, train_stage
@@ -230,3 +230,62 @@ def test_config_problems_are_told_all_at_once(prepared, tmp_path):
     del config.predict.tta
     with pytest.raises(InputError, match=r"loss\.dice is missing; predict\.tta is missing; stage1\.schedule must be"):
         train(config, tmp_path)
+
+
+def test_an_unknown_augmentation_engine_is_refused(prepared, tmp_path):
+    config = small(prepared)
+    config.augment.engine = "gpu"
+    with pytest.raises(InputError, match=r'augment\.engine must be "device" or "host", not \'gpu\''):
+        train(config, tmp_path)
+    del config.augment.engine
+    with pytest.raises(InputError, match=r"augment\.engine is missing"):
+        train(config, tmp_path)
+
+
+def fold_of(prepared, file, fold):
+    config = small(prepared)
+    del config.stage2
+    config.stage1.epochs, config.stage1.swa_epochs, config.predict.size = 1, 0, 32
+    config.data.split, config.data.fold = str(file), fold
+    return config
+
+
+def test_each_fold_validates_once(prepared, tmp_path):
+    file = tmp_path / "folds.json"
+    command = ["--data", str(prepared), "--method", "patient", "--folds", "3", "--output", str(file), "--quiet"]
+    assert split.main(command) == DONE
+    index = dataset.read_index(prepared)
+    validated = []
+    for fold in range(3):
+        train(fold_of(prepared, file, fold), tmp_path / f"run_fold{fold}")
+        own = json.loads((tmp_path / f"run_fold{fold}/splits.json").read_text())
+        assert (own["part_of"], own["method"]) == ({"fold": fold, "folds": 3}, str(file))
+        assert sorted(own["train"] + own["validation"]) == sorted(index.image_id)
+        validated += own["validation"]
+    assert sorted(validated) == sorted(index.image_id)
+    # The run goes on with its own copy of the split, and not in the folder of another fold.
+    file.unlink()
+    train(fold_of(prepared, file, 2), tmp_path / "run_fold2")
+    with pytest.raises(InputError, match=r"differ in data\.fold"):
+        train(fold_of(prepared, file, 1), tmp_path / "run_fold2")
+
+
+def test_folds_that_cannot_be_are_refused_before_anything_is_written(prepared, tmp_path):
+    index, file, run = dataset.read_index(prepared), tmp_path / "folds.json", tmp_path / "run"
+    splits.write_folds(file, [index.image_id[:12], index.image_id[12:]], "mine", None)
+    for where, fold, words in (
+        (file, 2, "has the folds 0 to 1, not 2"),
+        (file, -1, "has the folds 0 to 1, not -1"),
+        ("random", 1, "random split has no folds"),
+    ):
+        with pytest.raises(InputError, match=words):
+            train(fold_of(prepared, where, fold), run)
+    splits.write_folds(file, [index.image_id[:12], np.array([*index.image_id[12:], "1.2.3"])], "mine", None)
+    for fold in (0, 1):
+        with pytest.raises(InputError, match=r"1\.2\.3 first: they were not prepared, or have no label"):
+            train(fold_of(prepared, file, fold), run)
+    config = small(prepared)
+    config.data.validation_fraction = 0.0
+    with pytest.raises(InputError, match="leaves 24 training and 0 validation images"):
+        train(config, run)
+    assert not run.exists()

@@ -88,7 +88,7 @@ def make_augment(flip: float, intensity: float, distortion: float, crop: float, 
     def augment(keys: jax.Array, image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         if image.shape[1:] != (size, size) or mask.shape != image.shape:
             raise ValueError(f"augmentation for {size}x{size} was given image {image.shape} and mask {mask.shape}")
-        return apply(jax.vmap(partial(draw, groups=groups, size=size))(keys), image, mask)
+        return jax.vmap(lambda key, *pictures: apply(draw(key, groups, size), *pictures))(keys, image, mask)
 
     return augment
 
@@ -145,19 +145,17 @@ def _whole(value: jax.Array, low: int | jax.Array, high: int | jax.Array) -> jax
 
 
 def apply(parameters: Parameters, image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Augments a batch with given parameters.
+    """Augments one example with given parameters.
 
     Args:
-      parameters: with a leading axis B.
-      image, mask: uint8 (B, S, S) grey values and 0/1.
+      parameters: as `draw` gives them.
+      image, mask: uint8 (S, S) grey values and 0/1.
 
     Returns:
-      float32 (B, S, S) grey values 0..255 and float32 (B, S, S) 0/1.
+      float32 (S, S) grey values 0..255 and float32 (S, S) 0/1.
     """
-    size = image.shape[-1]
-    smooth, nearest = jax.vmap(partial(_maps, size=size))(parameters)
-    image = jax.vmap(_intensify)(_bilinear(image, *smooth), parameters.intensity)
-    return image, _nearest(mask, *nearest).astype(jnp.float32)
+    smooth, nearest = _maps(parameters, len(image))
+    return _intensify(_bilinear(image, *smooth), parameters.intensity), _nearest(mask, *nearest).astype(jnp.float32)
 
 
 def _intensify(image: jax.Array, intensity: Intensity) -> jax.Array:
@@ -254,14 +252,13 @@ def _interpolate(table: np.ndarray, position: jax.Array) -> jax.Array:
 
 
 def _bilinear(image: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-    """uint8 (B, S, S) at points (B, S, S), mirrored at the border without repeating its pixels: float32."""
-    size = image.shape[-1]
-    x, y = _reflect(x, size), _reflect(y, size)
+    """uint8 (S, S) at points, mirrored at the border without repeating its pixels: float32."""
+    x, y = _reflect(x, len(image)), _reflect(y, len(image))
     left, top = jnp.floor(x), jnp.floor(y)
     # One read instead of four: a pixel and its right, lower and lower right neighbour in 32 bits. Points on the
     # last row or column give their neighbours beyond it no weight.
-    wide = jnp.pad(image, ((0, 0), (0, 1), (0, 1))).astype(jnp.uint32)
-    packed = wide[:, :-1, :-1] | wide[:, :-1, 1:] << 8 | wide[:, 1:, :-1] << 16 | wide[:, 1:, 1:] << 24
+    wide = jnp.pad(image, ((0, 1), (0, 1))).astype(jnp.uint32)
+    packed = wide[:-1, :-1] | wide[:-1, 1:] << 8 | wide[1:, :-1] << 16 | wide[1:, 1:] << 24
     four = _read(packed, left, top)
     a, b, c, d = ((four >> shift & 255).astype(jnp.float32) for shift in (0, 8, 16, 24))
     right, down = x - left, y - top
@@ -270,9 +267,8 @@ def _bilinear(image: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _nearest(mask: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-    """(B, S, S) at the pixels nearest to points (B, S, S), mirrored at the border."""
-    size = mask.shape[-1]
-    return _read(mask, jnp.round(_reflect(x, size)), jnp.round(_reflect(y, size)))
+    """(S, S) at the pixels nearest to points, mirrored at the border."""
+    return _read(mask, jnp.round(_reflect(x, len(mask))), jnp.round(_reflect(y, len(mask))))
 
 
 def _reflect(position: jax.Array, size: int) -> jax.Array:
@@ -282,7 +278,6 @@ def _reflect(position: jax.Array, size: int) -> jax.Array:
 
 
 def _read(array: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-    """array (B, S, S) at whole positions x, y (B, S, S) inside it."""
-    index = (y * array.shape[-1] + x).astype(jnp.int32)
-    index += array[0].size * jnp.arange(len(array), dtype=jnp.int32)[:, None, None]
+    """array (S, S) at whole positions x, y inside it."""
+    index = (y * len(array) + x).astype(jnp.int32)
     return array.reshape(-1).at[index].get(mode="promise_in_bounds")

@@ -169,9 +169,14 @@ def write_splits(
     method: str,
     fraction: float | None,
     seed: int | None,
+    **folds: int,
 ) -> None:
-    """Writes rows as the ids of their images, so that the file outlives a new preparation."""
+    """Writes rows as the ids of their images, so that the file outlives a new preparation.
+
+    `folds` says of which fold the sides are, as `split_rows` describes it: fold and folds.
+    """
     split = {"method": method, "seed": seed, "validation_fraction": fraction}
+    split |= {"part_of": folds} if folds else {}
     split |= {"train": image_id[train].tolist(), "validation": image_id[validation].tolist()}
     write_json(path, split)
 
@@ -194,7 +199,7 @@ def read_splits(path: Path | str, fold: int = 0) -> dict[str, Any]:
       them; of a file of folds also "folds", their number, and "fold".
 
     Raises:
-      InputError: the file is missing, malformed, or has no such fold.
+      InputError: the file is missing, malformed, or has no such fold or no images in it.
     """
     if Path(path).suffixes[-1:] == [".csv"] or Path(path).suffixes[-2:] == [".csv", ".gz"]:
         split = _read_csv(path)
@@ -204,6 +209,8 @@ def read_splits(path: Path | str, fold: int = 0) -> dict[str, Any]:
     if isinstance(folds, list) and folds and all(map(_are_ids, folds)):
         if not 0 <= fold < len(folds):
             raise InputError(f"{path} has the folds 0 to {len(folds) - 1}, not {fold}. Choose one of them.")
+        if not folds[fold]:
+            raise InputError(f"{path}: fold {fold} has no images. Make the folds anew with `jaxpneumo split --folds`.")
         train = [image_id for number, ids in enumerate(folds) if number != fold for image_id in ids]
         return split | {"folds": len(folds), "fold": fold, "train": train, "validation": folds[fold]}
     for side in SIDES:
@@ -235,9 +242,15 @@ def split_rows(
       validation_images_with_patient_in_training (None where patients are unknown).
 
     Raises:
-      InputError: the file names unknown images or one twice, or no patient is known for "patient".
+      InputError: the file names unknown images or one twice, it has no such fold, or no patient is known for
+        "patient".
     """
     settings = {"method": str(split), "seed": seed, "validation_fraction": fraction}
+    if fold and split in ("random", "patient"):
+        raise InputError(
+            f"A {split} split has no folds, so there is no fold {fold}. Make some with `jaxpneumo split --data DIR "
+            f"--method {split} --folds K --output folds.json`, and give the split as that file: data.split=folds.json."
+        )
     if split == "random":
         train, validation = random_split(index.positive, fraction, seed)
     elif split == "patient":
@@ -248,6 +261,7 @@ def split_rows(
         settings = {key: file.get(key) for key in settings} | {
             key: file[key] for key in ("folds", "fold") if key in file
         }
+        settings |= file["part_of"] if isinstance(file.get("part_of"), dict) else {}
         train, validation = _rows_of_file(index, split, file)
     shared = with_patient_in_training(index.patient, train, validation)
     description = {
@@ -278,8 +292,8 @@ def _rows_of_file(index: Index, path: str | Path, split: dict[str, Any]) -> tupl
     ids = split["train"] + split["validation"]
     if unknown := [image_id for image_id in ids if image_id not in row_of]:
         raise InputError(
-            f"{path} names {len(unknown)} images that the data set does not have, {unknown[0]} first. "
-            "Use the splits.json of this data set, or prepare all of the images."
+            f"{path} names {len(unknown)} images that the data set does not have, {unknown[0]} first: they were not "
+            "prepared, or have no label. Use a splits file of this data set, or prepare all of the images."
         )
     if len(set(ids)) < len(ids):
         twice = next(image_id for image_id, count in Counter(ids).items() if count > 1)

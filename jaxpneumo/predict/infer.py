@@ -24,7 +24,7 @@ from jaxpneumo.predict.native import Grid, NativeMask, native_grid, native_masks
 from jaxpneumo.train import checkpoint
 from jaxpneumo.train.config import read_config, stages_of
 from jaxpneumo.train.loop import make_model
-from jaxpneumo.train.sharding import check_batch_size, each_on_its_device, make_mesh, replicated, split
+from jaxpneumo.train.sharding import check_batch_size, each_on_its_device, make_local_mesh, replicated, split
 from jaxpneumo.train.state import initialise
 
 
@@ -41,6 +41,7 @@ class Predictor:
       probabilities: compiled, (variables, uint8 (B, S, S), mirror) -> float32 (2, B, S, S): without and with
         flip TTA; with mirror False only the first.
       native_masks: `native.native_masks`, compiled.
+      members: of an ensemble (`ensemble.load_ensemble`) its runs and their weights; `workdir` is the first of them.
     """
 
     config: ConfigDict
@@ -50,6 +51,7 @@ class Predictor:
     mesh: Mesh
     probabilities: Any
     native_masks: Any
+    members: tuple[tuple[Path, float], ...] = ()
 
 
 def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predictor:
@@ -68,7 +70,7 @@ def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predic
     if batch_size is not None:
         config.predict.batch_size = batch_size
     stage = stages_of(config)[-1]
-    model, mesh = make_model(config), make_mesh(batch_size)
+    model, mesh = make_model(config), make_local_mesh(batch_size)
     check_batch_size(config.predict.batch_size, mesh.size, "predict")
     template = jax.eval_shape(lambda: initialise(model, 0))
     variables, _ = checkpoint.restore_final(workdir / stage, template, replicated(mesh))

@@ -46,7 +46,9 @@ def open_checkpoints(stage_directory: Path) -> Iterator[ocp.CheckpointManager]:
       TrainingError: a checkpoint could not be written.
     """
     directory = (stage_directory / "checkpoints").absolute()
-    _check_metrics(directory)
+    if jax.process_index() == 0:
+        _check_metrics(directory)
+    meet(f"open {directory}")
     policy = checkpoint_managers.AnyPreservationPolicy(
         [
             checkpoint_managers.LatestN(n=2),
@@ -126,6 +128,7 @@ def restore_newest(
             return state.replace(**restored["model"], **restored["training"]), restored["progress"]
         except DamagedError as error:
             _set_aside(Path(manager.directory) / str(step), error)
+            meet(f"set aside {step}")
             manager.reload()
     return None
 
@@ -142,6 +145,7 @@ def restore_best(
             return step, _restore(manager, step, {"model": _abstract(variables, sharding)})["model"]
         except DamagedError as error:
             _set_aside(Path(manager.directory) / str(step), error)
+            meet(f"set aside {step}")
             manager.reload()
     raise TrainingError(f"{manager.directory} holds no checkpoint that is whole. Start the same command again.")
 
@@ -176,7 +180,11 @@ def restore_final(
             f"{stage_directory} holds no finished stage (no folder final/). Start its training command again: "
             "it goes on where it stopped."
         )
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    # Onto this process's own devices it reads alone, without waiting for others.
+    alone = {"primary_host": jax.process_index(), "active_processes": {jax.process_index()}}
+    processes = ocp.options.MultiprocessingOptions(**(alone if sharding.is_fully_addressable else {}))
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=processes))
+    with ocp.Checkpointer(handler, multiprocessing_options=processes) as checkpointer:
         try:
             restored = _restore(checkpointer, directory, {"model": _abstract(variables, sharding)})
         except DamagedError as error:
@@ -196,7 +204,14 @@ def restore_result(stage_directory: Path, variables: dict[str, Any], sharding: S
         return restore_final(stage_directory, variables, sharding)[0]
     except InputError as error:
         _set_aside(directory, error)
+        meet(f"set aside {directory}")
         return None
+
+
+def meet(name: str, seconds: int = 24 * 3600) -> None:
+    """Waits until all processes have come here. Orbax has the meeting point that keeps no device busy."""
+    if jax.process_count() > 1:
+        ocp.multihost.sync_global_processes(name, timeout=seconds)
 
 
 def final_directory(stage_directory: Path) -> Path:
@@ -265,16 +280,15 @@ def _check_metrics(directory: Path) -> None:
 
 
 def _set_aside(directory: Path, error: Exception) -> None:
-    """Renames a damaged checkpoint, by one process for all, and warns."""
+    """Renames a damaged checkpoint and warns; of several processes the first does."""
+    if jax.process_index() != 0:
+        return
     number, target = 0, directory.with_name(f"{directory.name}.damaged")
     while target.exists():
         number += 1
         target = directory.with_name(f"{directory.name}.damaged{number}")
     logger.warning("%s is damaged (%s) and is set aside as %s", directory, error, target.name)
-    if jax.process_index() == 0:
-        directory.rename(target)
-    if jax.process_count() > 1:
-        ocp.utils.sync_global_processes(f"set aside {directory.name}")
+    directory.rename(target)
 
 
 @contextmanager

@@ -11,10 +11,10 @@ STAGES = ("stage1", "stage2")
 
 _REQUIRED = {
     "": ("seed", "init_from", "data", "model", "loss", "augment", "predict"),
-    "data": ("directory", "split", "validation_fraction", "split_seed", "workers", "resident"),
+    "data": ("directory", "split", "validation_fraction", "split_seed", "fold", "workers", "resident"),
     "model": ("encoder", "dtype", "input_convolution", "momentum", "pretrained", "depths", "width"),
     "loss": ("dice",),
-    "augment": ("flip", "intensity", "distortion", "crop"),
+    "augment": ("engine", "flip", "intensity", "distortion", "crop"),
     "predict": (*("size", "batch_size", "tta", "threshold", "removal_threshold", "removal_rule", "input", "overlays"),),
 }
 _REQUIRED_OF_STAGE = ("size", "batch_size", "epochs", "schedule", "learning_rate", "swa_epochs")
@@ -57,6 +57,8 @@ def check_config(config: ConfigDict) -> None:
         problems.append(f'loss.dice must be "image" or "batch", not {config.loss.dice!r}')
     if not problems and config.data.resident not in ("auto", "on", "off"):
         problems.append(f'data.resident must be "auto", "on" or "off", not {config.data.resident!r}')
+    if not problems and config.augment.engine not in ("device", "host"):
+        problems.append(f'augment.engine must be "device" or "host", not {config.augment.engine!r}')
     if problems:
         raise InputError(
             "the config cannot be used: " + "; ".join(problems) + ". configs/exp5.py is a complete example."

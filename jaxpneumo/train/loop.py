@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxpneumo.augment import host
+from jaxpneumo.augment import device, host
 from jaxpneumo.data.source import eval_batches
 from jaxpneumo.errors import InputError, Stopped, TrainingError
 from jaxpneumo.model.unet import ENCODERS, UNet
@@ -28,7 +29,7 @@ from jaxpneumo.train import checkpoint
 from jaxpneumo.train.feed import StageData, ahead, load_resident, plan_calls, remaining, training_feed
 from jaxpneumo.train.log import MetricsLog
 from jaxpneumo.train.optimizer import Plateau, learning_rate_fn, make_optimizer, reduce_on_plateau
-from jaxpneumo.train.sharding import make_mesh, place, place_flag, replicated, split, split_calls
+from jaxpneumo.train.sharding import is_first, make_mesh, place, place_flag, replicated, split, split_calls
 from jaxpneumo.train.state import TrainState, create_train_state, update_average
 from jaxpneumo.train.step import make_eval_step, make_statistics_call, make_train_call, make_train_step
 from jaxpneumo.train.stop import sigterm_deferred
@@ -121,18 +122,19 @@ def train_stage(
     average_step = jax.jit(update_average, out_shardings=everywhere, donate_argnums=0).lower(state).compile()
     start = {"epoch": 0, "steps": 0, "totals": {}, "plateau": Plateau(stage.learning_rate)._asdict()}
     with sigterm_deferred() as asked, checkpoint.open_checkpoints(directory) as manager:
-        if restored := checkpoint.restore_newest(manager, state, everywhere):
+        restored = checkpoint.restore_newest(manager, state, everywhere)
+        if restored is not None:
             state, start = restored
-            logger.info(
-                "%s goes on after epoch %d of %d%s", name, start["epoch"], stage.epochs,
-                f" and {start['steps']} of the next one's {steps_per_epoch} steps" if start["steps"] else "",
-            )  # fmt: skip
+            within = f" and {start['steps']} of the next one's {steps_per_epoch} steps" if start["steps"] else ""
+            logger.info("%s goes on after epoch %d of %d%s", name, start["epoch"], stage.epochs, within)
+        elif (directory / "log.jsonl").exists():
+            logger.warning("no checkpoint that is whole is left: %s begins again", name)
         steps, totals, plateau = start["steps"], start["totals"], Plateau(**start["plateau"])
         lengths = [*remaining(calls, steps), *(calls * (stage.epochs - start["epoch"] - 1))]
         taken = start["epoch"] * steps_per_epoch + steps
         with (
             training_feed(config, data, stage, resident, on_host, lengths, taken, mesh) as feed,
-            MetricsLog(directory, start["epoch"]) as log,
+            MetricsLog(directory, start["epoch"]) if is_first() else nullcontext() as log,
         ):
             for epoch in range(start["epoch"], stage.epochs):
                 # --- one epoch of steps, or what an earlier start has left of it
@@ -157,16 +159,16 @@ def train_stage(
                     factor, patience = stage.plateau_factor, stage.plateau_patience
                     plateau = reduce_on_plateau(plateau, scores["validation_loss"], factor, patience)
                 train_metrics = {f"train_{key}": total / steps_per_epoch for key, total in totals.items()}
-                log.write(
-                    {
-                        "epoch": epoch,
-                        "step": (epoch + 1) * steps_per_epoch,
-                        "learning_rate": rate,
-                        **train_metrics,
-                        **scores,
-                        "images_per_second": round((steps - before) * stage.batch_size / seconds, 2),
-                    }
-                )
+                record = {
+                    "epoch": epoch,
+                    "step": (epoch + 1) * steps_per_epoch,
+                    "learning_rate": rate,
+                    **train_metrics,
+                    **scores,
+                    "images_per_second": round((steps - before) * stage.batch_size / seconds, 2),
+                }
+                if log is not None:
+                    log.write(record)
                 logger.info(
                     "%s epoch %d/%d: loss %.4f, validation loss %.4f, IoU %.4f",
                     name, epoch + 1, stage.epochs, train_metrics["train_loss"],
@@ -198,7 +200,9 @@ def _augmentations(config: ConfigDict, size: int) -> tuple[Any, Any]:
     probabilities = {group: config.augment[group] for group in ("flip", "intensity", "distortion", "crop")}
     if not any(probabilities.values()):
         return None, None
-    return host.make_augment(**probabilities, size=size), None
+    if config.augment.engine == "host":
+        return host.make_augment(**probabilities, size=size), None
+    return None, device.make_augment(**probabilities, size=size)
 
 
 def _train_epoch(
@@ -223,7 +227,8 @@ def _train_epoch(
     rate = place(np.float32(learning_rate), replicated(mesh))
     totals = dict(totals)
     pending = None
-    with progress(None, total=sum(calls) * batch_size, description=description, initial=steps * batch_size) as bar:
+    total, initial = sum(calls) * batch_size, steps * batch_size
+    with progress(None, total, description=description, quiet=not is_first(), initial=initial) as bar:
 
         def note(metrics: dict[str, jax.Array]) -> bool:
             values = jax.device_get(metrics)
@@ -300,7 +305,7 @@ def _statistics(
     carry = place((zeros, np.int32(0)), everywhere)
     with (
         training_feed(config, data, stage, resident, None, calls, 0, mesh) as feed,
-        progress(None, total=sum(calls), unit="batch", description="BatchNorm statistics") as bar,
+        progress(None, sum(calls), "batch", "BatchNorm statistics", quiet=not is_first()) as bar,
     ):
         stop = place(np.bool_(False), everywhere)
         for length, part in zip(calls, feed, strict=True):

@@ -18,7 +18,7 @@ from jaxpneumo.train.config import check_config, differences, read_config, stage
 from jaxpneumo.train.feed import StageData
 from jaxpneumo.train.loop import make_model, train_stage
 from jaxpneumo.train.provenance import record_start
-from jaxpneumo.train.sharding import check_batch_size, make_mesh, replicated
+from jaxpneumo.train.sharding import check_batch_size, is_first, make_mesh, replicated
 from jaxpneumo.train.state import initialise
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Trains all stages of a config, or what an earlier start of the same command has left to do.
+
+    Several processes (`sharding.start_processes`) all call this; the folder must be one that all of them see.
 
     Args:
       config: as the files in configs/ return it.
@@ -36,27 +38,32 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     Raises:
       InputError: config, data or folder cannot be used; nothing has been trained then.
-      TrainingError: the loss became infinite or not a number.
+      TrainingError: the loss became infinite or not a number, or a checkpoint cannot be written.
+      Stopped: SIGTERM came; the state is saved.
     """
     check_config(config)
-    for section in (*stages_of(config), "predict"):
+    for section in stages_of(config):
         check_batch_size(config[section].batch_size, jax.device_count(), section)
     run_report.process(jax.process_index())
+    check_batch_size(config.predict.batch_size, jax.local_device_count(), "predict")
     _check_folder(config, workdir)
-    make_synthetic_data(config)
+    if is_first():
+        make_synthetic_data(config)
+    checkpoint.meet("data")
     stages = stages_of(config)
     for stage in stages:
         dataset.open_arrays(config.data.directory, config[stage].size)
     dataset.open_arrays(config.data.directory, config.predict.size)
     resumed = (workdir / "config.json").is_file()
-    split = str(workdir / "splits.json") if resumed else config.data.split
-    data = _read_split(config, split)
+    data, folds = _read_split(config, workdir / "splits.json" if resumed else None)
     variables = _first_variables(config)
     # Only now: a start that was refused leaves nothing behind that stands in the next one's way.
-    if not resumed:
-        _write_split(config, workdir / "splits.json", data)
-    write_json(workdir / "config.json", config.to_dict())
-    record_start(workdir)
+    checkpoint.meet("checks")
+    if is_first():
+        if not resumed:
+            _write_split(config, workdir / "splits.json", data, folds)
+        write_json(workdir / "config.json", config.to_dict())
+        record_start(workdir)
 
     if config.init_from and "stage2" in stages:
         stages.remove("stage1")
@@ -106,22 +113,33 @@ def _check_folder(config: ConfigDict, workdir: Path) -> None:
         )
 
 
-def _read_split(config: ConfigDict, split: str) -> StageData:
+def _read_split(config: ConfigDict, own: Path | None) -> tuple[StageData, dict[str, int]]:
+    """The rows of the run's own splits file, or of the config's split; and of folds which one, of how many."""
     settings = config.data
     index = dataset.read_index(settings.directory)
-    train, validation, description = splits.split_rows(index, split, settings.validation_fraction, settings.split_seed)
+    split, fold = (own, 0) if own else (settings.split, settings.fold)
+    train, validation, description = splits.split_rows(
+        index, split, settings.validation_fraction, settings.split_seed, fold
+    )
+    if not len(train) or not len(validation):
+        raise InputError(
+            f"data.split={settings.split!r} leaves {len(train)} training and {len(validation)} validation images; "
+            "a run needs both. Set data.validation_fraction between 0 and 1, or choose another split."
+        )
     shared = description["validation_images_with_patient_in_training"]
+    folds = {key: description[key] for key in ("fold", "folds") if key in description}
     logger.info(
-        "%d training and %d validation images (split: %s)%s",
+        "%d training and %d validation images (split: %s%s)%s",
         len(train),
         len(validation),
         description["method"],
+        f", fold {folds['fold']} of 0 to {folds['folds'] - 1}" if folds else "",
         f"; {shared} validation images have their patient in training" if shared else "",
     )
-    return StageData(settings.directory, train, validation)
+    return StageData(settings.directory, train, validation), folds
 
 
-def _write_split(config: ConfigDict, path: Path, data: StageData) -> None:
+def _write_split(config: ConfigDict, path: Path, data: StageData, folds: dict[str, int]) -> None:
     """Keeps the split with the run, for its next start and for its evaluation."""
     settings = config.data
     splits.write_splits(
@@ -132,6 +150,7 @@ def _write_split(config: ConfigDict, path: Path, data: StageData) -> None:
         settings.split,
         settings.validation_fraction,
         settings.split_seed,
+        **folds,
     )
 
 

@@ -28,7 +28,8 @@ def sigterm_deferred() -> Iterator[Callable[[], bool]]:
     try:
         yield asked.is_set
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # None is a handler that Python did not set and cannot set again.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _raise_stopped(number: int, frame: FrameType | None) -> None:
