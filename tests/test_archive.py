@@ -169,6 +169,19 @@ def test_other_models_settings_and_users_are_refused(single, arguments, tmp_path
         archive.open_manifest(tmp_path / "out", header, tmp_path, []).__enter__()
 
 
+def test_an_ensemble_is_its_runs_and_their_weights(evaluated, files, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.dcm").write_bytes((files / "000/00000.dcm").read_bytes())
+    arguments = ["--workdir", f"{evaluated},{evaluated}", "--input", str(tmp_path / "in"), "--quiet"]
+    arguments += ["--output", str(tmp_path / "out"), "--overlays", "0"]
+    assert predict.main(arguments) == DONE
+    assert next(read_entries(tmp_path / "out" / MANIFEST))["settings"]["weights"] == [0.5, 0.5]
+    with pytest.raises(InputError, match=r"weights \[0.5, 0.5\], now"):
+        predict.main([*arguments, "--weights", "0.7,0.3"])
+    with pytest.raises(InputError, match=r"model [0-9a-f]{12}, now [0-9a-f]{12}"):
+        predict.main([*arguments, "--workdir", str(evaluated)])
+
+
 def test_a_run_predicts_anew_with_other_settings(evaluated, files, tmp_path):
     """What `jaxpneumo train` does when a config's predict section has changed."""
     from jaxpneumo.predict.infer import load_predictor

@@ -143,10 +143,9 @@ def _header(predictor: "Predictor", part: tuple[int, int] | None) -> dict[str, A
 
     settings = predictor.config.predict
     names = ("size", "tta", *thresholds.NAMES, *(name for name in thresholds.NAMES_OF_TRIPLET if name in settings))
-    chosen = {name: settings[name] for name in names} | {
-        "dtype": predictor.config.model.dtype,
-        "weights": [weight for _, weight in predictor.members],
-    }
+    chosen = {name: settings[name] for name in names} | {"dtype": predictor.config.model.dtype}
+    if predictor.members:
+        chosen["weights"] = [weight for _, weight in predictor.members]
     return make_header(predictor.model_id, chosen, software(), part)
 
 
