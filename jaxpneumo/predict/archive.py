@@ -88,8 +88,9 @@ def open_manifest(
             _compare(before, header, folder)
             file.write(json.dumps(before or header) + "\n")
             for entry in older:
-                place = bisect_left(sources, entry.get("file", ""))
-                if place < len(sources) and sources[place] == entry.get("file") and not done[place]:
+                source = str(entry.get("file", ""))
+                place = bisect_left(sources, source)
+                if place < len(sources) and sources[place] == source and not done[place]:
                     done[place] = _unchanged(root / sources[place], entry)
                     if done[place]:
                         file.write(json.dumps(entry) + "\n")

@@ -8,8 +8,10 @@ import csv
 import heapq
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -84,10 +86,9 @@ def write_results(manifests: Sequence[Path], submission: Path, quarantine: Path 
             run_report.set_aside(*row)
             yield tuple(_printable(field) for field in row)
 
-    submission.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=submission.parent, prefix=".sort-") as scratch:
-        write_submission(submission, images(Path(scratch)))
-        rows = set_aside(Path(scratch))
+    with _scratch(submission.parent) as scratch:
+        write_submission(submission, images(scratch))
+        rows = set_aside(scratch)
         first = next(rows, None)
         if quarantine is not None and first is not None:
             with write_atomically(quarantine) as file:
@@ -97,6 +98,18 @@ def write_results(manifests: Sequence[Path], submission: Path, quarantine: Path 
         for _ in rows:
             pass  # counted
     return Report(**counts, first=first[1] if first else "")
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder for sorting, always of the same name: what a killed process left there goes too."""
+    path = folder / ".sorting"
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def sort_rows(rows: Iterable[Sequence[str]], scratch: Path) -> Iterator[tuple[str, ...]]:
@@ -217,9 +230,8 @@ def merge(folder: Path, output: Path) -> Report:
     """Merges the parts below a folder; see HELP. Raises InputError as `find_parts` and `check_parts`."""
     manifests = find_parts(folder)
     place = output.parent if output.suffix == ".csv" else output
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place, prefix=".sort-") as scratch:
-        header = check_parts(manifests, Path(scratch))
+    with _scratch(place) as scratch:
+        header = check_parts(manifests, scratch)
     if output.suffix == ".csv":
         return write_results(manifests, output, None)
     report = write_results(manifests, output / "submission.csv", output / "quarantine.csv")

@@ -6,6 +6,7 @@ through a pipe.
 """
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -139,15 +140,16 @@ def find_radiographs(where: Path, leave_out: Path | None = None) -> tuple[Path, 
         raise InputError(f"{where} is neither a folder nor a file. Give the radiographs as --input.")
     left_out = leave_out.resolve() if leave_out else None
     found: list[str] = []
-    folders = [where]
+    folders = [""]
     while folders:
         below = folders.pop()
-        for path in below.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                if path.resolve() != left_out:
-                    folders.append(path)
-            elif ingest.may_be_image(path.name) and path.is_file():
-                found.append(path.relative_to(where).as_posix())
+        with os.scandir(where / below) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if Path(entry).resolve() != left_out:
+                        folders.append(f"{below}{entry.name}/")
+                elif ingest.may_be_image(entry.name) and entry.is_file():
+                    found.append(below + entry.name)
     if not found:
         raise InputError(f"{where} holds no .dcm, .png or .jpg files, and none without an ending.")
     return where, sorted(found)

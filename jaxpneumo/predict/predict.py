@@ -8,9 +8,11 @@ processes decode the next pictures and threads code the masks before. What is kn
 import argparse
 import os
 import re
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ from jaxpneumo import run_report
 from jaxpneumo.data import rle
 from jaxpneumo.data.dicom import read_image
 from jaxpneumo.data.workers import cores
-from jaxpneumo.errors import DONE, PARTIAL, InputError
+from jaxpneumo.errors import DONE, FAILED, PARTIAL, InputError
 from jaxpneumo.predict import thresholds
 from jaxpneumo.predict.archive import (
     MANIFEST,
@@ -61,14 +63,22 @@ examples:
   jaxpneumo predict --workdir runs/quickstart --input data/quickstart-test --output predictions
   jaxpneumo predict --workdir runs/exp5 --input stage_2_images --output out --overlays 0 --removal-threshold 0
   jaxpneumo predict --workdir runs/exp5 --input stage_2_images --output out --thresholds triplet
-  jaxpneumo predict --workdir runs/exp5 --input film.dcm --output out --batch-size 1
+  jaxpneumo predict --workdir runs/exp5 --input film.dcm --output out
   jaxpneumo predict --workdir runs/exp5 --input archive --output out --overlays 0 --num-parts 32 --part-id auto
 """
 
 
 def predict_folder(
+    predictor: "Predictor", where: Path, output: Path, overlays: int | None = None, **options: Any
+) -> Report:
+    """Predicts every radiograph that `find_radiographs` finds in `where`; otherwise as `predict_files`."""
+    return predict_files(predictor, *find_radiographs(where, output), output, overlays, **options)
+
+
+def predict_files(
     predictor: "Predictor",
-    where: Path,
+    root: Path,
+    listed: list[str],
     output: Path,
     overlays: int | None = None,
     quiet: bool = False,
@@ -76,14 +86,14 @@ def predict_folder(
     part: tuple[int, int] | None = None,
     anew: bool = False,
 ) -> Report:
-    """Predicts every radiograph below a folder; the settings are `predictor.config.predict`.
+    """Predicts radiographs; the settings are `predictor.config.predict`.
 
     Of what grows with the number of files only their paths are in memory, and image ids while the submission is
     written.
 
     Args:
       predictor: of `load_predictor`.
-      where: a folder, searched at any depth for DICOM, PNG and JPEG files, or one such file.
+      root, listed: of `pipeline.find_radiographs`.
       output: see HELP.
       overlays: how many pictures to write at most; None is one for every radiograph.
       quiet: no progress bar.
@@ -92,10 +102,8 @@ def predict_folder(
       anew: remove predictions of another model or other settings from `output` instead of refusing to mix with them.
 
     Raises:
-      InputError: there are no such files, not one of them all could be read, or `output` holds predictions of another
-        model or other settings.
+      InputError: not one of all files could be read, or `output` holds predictions of another model or other settings.
     """
-    root, listed = find_radiographs(where, output)
     sources = listed if part is None else [source for source in listed if part_of(source, part[1]) == part[0]]
     folder, settings = part_folder(output, part), predictor.config.predict
     header = _header(predictor, part)
@@ -169,7 +177,8 @@ def predict_codes(
         kept = remove_small(mask.unpack(), settings.removal_threshold, settings.removal_rule)
         if path is not None:
             # Read anew: keeping every radiograph until its mask is there would cost more than decoding a few twice.
-            write_overlay(path, read_image(folder / picture.source).image, kept)
+            with suppress(InputError):  # it may have gone meanwhile: its mask is there all the same
+                write_overlay(path, read_image(folder / picture.source).image, kept)
         return picture, rle.encode(kept), int(np.count_nonzero(kept))
 
     room = float("inf") if overlays is None else overlays
@@ -213,7 +222,11 @@ def main(arguments: Sequence[str]) -> int:
     )
     add("--removal-rule", choices=("image", "component"), help="default: the run's")
     add("--no-tta", action="store_true", help="predict without the mirror image")
-    add("--batch-size", type=int, help="radiographs in one call of the network (default: the run's)")
+    add(
+        "--batch-size",
+        type=int,
+        help="radiographs in one call of the network (default: the run's, 1 for a single file)",
+    )
     add("--workers", type=int, metavar="N", help="reading processes (default: one a core; 0: threads)")
     add("--num-parts", metavar="N", help="predict one of N parts of the files; a number or auto")
     add("--part-id", metavar="K", help="which one, from 0; a number or auto")
@@ -230,10 +243,11 @@ def main(arguments: Sequence[str]) -> int:
     if options.workers is not None and options.workers < 0:
         raise InputError(f"{options.workers} workers cannot read; give --workers 0 or more.")
     run_report.place(part_folder(options.output, part))
-    find_radiographs(options.input, options.output)
+    root, listed = find_radiographs(options.input, options.output)
     from jaxpneumo.predict.infer import load_predictor
 
-    predictor = load_predictor(options.workdir, options.batch_size)
+    batch_size = 1 if options.batch_size is None and len(listed) == 1 else options.batch_size
+    predictor = load_predictor(options.workdir, batch_size)
     settings = predictor.config.predict
     for name in single:
         if getattr(options, name) is not None:
@@ -241,9 +255,13 @@ def main(arguments: Sequence[str]) -> int:
     settings.tta = settings.tta and not options.no_tta
     if options.thresholds:
         thresholds.use(options.workdir, options.thresholds, settings)
-    report = predict_folder(
-        predictor, options.input, options.output, options.overlays, options.quiet, options.workers, part
-    )
+    try:
+        report = predict_files(
+            predictor, root, listed, options.output, options.overlays, options.quiet, options.workers, part
+        )
+    except OSError as error:
+        print(f"jaxpneumo predict: {error}. The same command goes on where this one stopped.", file=sys.stderr)
+        return FAILED
     folder = part_folder(options.output, part)
     print(
         f"{report.images} radiographs, pneumothorax outlined in {report.positive}, {report.set_aside} files set "
