@@ -178,6 +178,7 @@ def test_sides_of_a_fold_say_which_one_they_are(tmp_path):
     train, validation, description = splits.split_rows(index, path, 0.1, 0)
     assert (train.tolist(), validation.tolist()) == ([0, 1, 2, 3], [4, 5])
     assert (description["fold"], description["folds"]) == (2, 3)
+    assert "folds" not in splits.read_splits(path)  # there is nothing to choose from any more
 
 
 def test_file_of_the_user(tmp_path):

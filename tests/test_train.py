@@ -259,7 +259,7 @@ def test_each_fold_validates_once(prepared, tmp_path):
     for fold in range(3):
         train(fold_of(prepared, file, fold), tmp_path / f"run_fold{fold}")
         own = json.loads((tmp_path / f"run_fold{fold}/splits.json").read_text())
-        assert (own["fold"], own["folds"], own["method"]) == (fold, 3, str(file))
+        assert (own["part_of"], own["method"]) == ({"fold": fold, "folds": 3}, str(file))
         assert sorted(own["train"] + own["validation"]) == sorted(index.image_id)
         validated += own["validation"]
     assert sorted(validated) == sorted(index.image_id)

@@ -175,7 +175,8 @@ def write_splits(
 
     `folds` says of which fold the sides are, as `split_rows` describes it: fold and folds.
     """
-    split = {"method": method, "seed": seed, "validation_fraction": fraction, **folds}
+    split = {"method": method, "seed": seed, "validation_fraction": fraction}
+    split |= {"part_of": folds} if folds else {}
     split |= {"train": image_id[train].tolist(), "validation": image_id[validation].tolist()}
     write_json(path, split)
 
@@ -260,6 +261,7 @@ def split_rows(
         settings = {key: file.get(key) for key in settings} | {
             key: file[key] for key in ("folds", "fold") if key in file
         }
+        settings |= file["part_of"] if isinstance(file.get("part_of"), dict) else {}
         train, validation = _rows_of_file(index, split, file)
     shared = with_patient_in_training(index.patient, train, validation)
     description = {

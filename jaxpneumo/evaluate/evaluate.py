@@ -24,7 +24,9 @@ from jaxpneumo.evaluate.levels import write_levels
 from jaxpneumo.evaluate.scores import DISTANCES, REGIONS
 from jaxpneumo.evaluate.summary import summarise
 from jaxpneumo.files import write_atomically, write_json
-from jaxpneumo.predict.infer import Predictor, load_predictor
+from jaxpneumo.predict import members
+from jaxpneumo.predict.ensemble import load_ensemble
+from jaxpneumo.predict.infer import Predictor
 from jaxpneumo.predict.pictures import contact_sheet, overlay, write_png
 from jaxpneumo.predict.submission import write_submission
 
@@ -48,6 +50,9 @@ It writes to WORKDIR/evaluation (or --output)
 examples:
   jaxpneumo evaluate --workdir runs/exp5
   jaxpneumo evaluate --workdir runs/exp5 --data data/other-hospital --part all --output other-hospital
+  jaxpneumo evaluate --workdir runs/a --workdir runs/b --weights 0.7,0.3 --output ensemble
+
+With several runs their probabilities are averaged; all else is the first run's. They must be of one split.
 """
 
 
@@ -100,7 +105,7 @@ def evaluate(
             "labels_sha256": info["sha256"]["labels.csv"],
         },
         "split": split,
-        "run": {"workdir": predictor.workdir.name, "stage": predictor.stage, "mode": mode},
+        "run": {"workdir": predictor.workdir.name, "stage": predictor.stage, "mode": mode, **_members(predictor)},
         "input_size": settings.size,
         "scored_at": natives,
         "threshold": settings.threshold,
@@ -125,6 +130,12 @@ def evaluate(
     # Last: its presence says that the evaluation is complete.
     write_json(output / "summary.json", summary)
     return summary
+
+
+def _members(predictor: Predictor) -> dict[str, Any]:
+    """An ensemble's runs and weights."""
+    runs = [{"workdir": workdir.name, "weight": weight} for workdir, weight in predictor.members]
+    return {"members": runs} if runs else {}
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -179,16 +190,27 @@ def with_interval(value: float | None, ends: Sequence[float] | None) -> str:
 def evaluate_run(predictor: Predictor, quiet: bool = False) -> dict[str, Any]:
     """Scores a run on the validation images of its own split, into its own folder."""
     data = Path(predictor.config.data.directory)
-    rows, split = _part(predictor.workdir, data, "validation")
+    rows, split = _part([predictor.workdir], data, "validation")
     return evaluate(predictor, data, rows, split, predictor.workdir / "evaluation", quiet)
 
 
-def _part(workdir: Path, data: Path, part: str) -> tuple[np.ndarray, dict[str, Any]]:
+def _part(workdirs: Sequence[Path], data: Path, part: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """Rows and description of a part of the runs' split; InputError when they are not of one split."""
     index = dataset.read_index(data)
     if part == "all":
-        trained = np.isin(index.image_id, read_splits(workdir / "splits.json")["train"])
+        seen = [image_id for workdir in workdirs for image_id in read_splits(workdir / "splits.json")["train"]]
+        trained = np.isin(index.image_id, seen)
         return np.arange(len(index)), {"method": "none", "part": "whole", "images_in_training": int(trained.sum())}
-    train, validation, split = split_rows(index, str(workdir / "splits.json"), 0.0, 0)
+    train, validation, split = split_rows(index, str(workdirs[0] / "splits.json"), 0.0, 0)
+    for workdir in workdirs[1:]:
+        _, other, _ = split_rows(index, str(workdir / "splits.json"), 0.0, 0)
+        if not np.array_equal(validation, other):
+            common = len(np.intersect1d(validation, other))
+            raise InputError(
+                f"{workdirs[0]} and {workdir} do not validate on the same images ({common} in common, of "
+                f"{len(validation)} and {len(other)}), so that one was trained on images that the other is scored on. "
+                "Give runs of one split, or score them on other images: --part all --data OTHER."
+            )
     return (train if part == "train" else validation), {"part": part, **split}
 
 
@@ -196,7 +218,7 @@ def _mean_shape(predictor: Predictor) -> tuple[np.ndarray, dict[str, Any]] | Non
     """Of the run's own training images; None where these are not at hand."""
     data, size = Path(predictor.config.data.directory), predictor.config.predict.size
     try:
-        rows, _ = _part(predictor.workdir, data, "train")
+        rows, _ = _part([predictor.workdir], data, "train")
         _, masks = dataset.open_arrays(data, size)
         positive = dataset.read_index(data).positive
     except InputError:
@@ -261,7 +283,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="jaxpneumo evaluate", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workdir", type=Path, required=True, help="a finished training run")
+    members.add_arguments(parser)
     parser.add_argument("--data", type=Path, help="prepared data set (default: the run's)")
     parser.add_argument(
         "--part",
@@ -269,7 +291,9 @@ def main(arguments: Sequence[str]) -> int:
         default="validation",
         help="images to score: a part of the run's split, or all (default: validation)",
     )
-    parser.add_argument("--output", type=Path, help="folder to write to (default: WORKDIR/evaluation)")
+    parser.add_argument(
+        "--output", type=Path, help="folder to write to (default: WORKDIR/evaluation; needed with several)"
+    )
     parser.add_argument("--batch-size", type=int, help="default: the run's predict.batch_size")
     parser.add_argument("--replicates", type=int, default=bootstrap.REPLICATES, help="of the bootstrap")
     parser.add_argument("--seed", type=int, default=bootstrap.SEED, help="of the bootstrap")
@@ -278,12 +302,16 @@ def main(arguments: Sequence[str]) -> int:
 
     if options.replicates < 100:
         raise InputError(f"--replicates={options.replicates} is too few for an interval; give at least 100.")
-    predictor = load_predictor(options.workdir)
+    workdirs = members.read_workdirs(options.workdir)
+    weights = members.read_weights(options.weights, len(workdirs))
+    if len(workdirs) > 1 and options.output is None:
+        raise InputError("the scores of several runs belong into none of their folders: give --output FOLDER.")
+    predictor = load_ensemble(workdirs, weights)
     if options.batch_size is not None:
         predictor.config.predict.batch_size = options.batch_size
     data = options.data or Path(predictor.config.data.directory)
-    rows, split = _part(options.workdir, data, options.part)
-    output = options.output or options.workdir / "evaluation"
+    rows, split = _part(workdirs, data, options.part)
+    output = options.output or workdirs[0] / "evaluation"
     run_report.place(output)
     print(table(evaluate(predictor, data, rows, split, output, options.quiet, options.replicates, options.seed)))
     print(f"Written to {output}")

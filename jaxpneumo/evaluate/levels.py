@@ -6,6 +6,7 @@ a byte map of the levels, inside of the box that each level fills.
 """
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from zipfile import BadZipFile
@@ -114,6 +115,19 @@ def count_components(reached: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray
         kept = size[None, :] >= smallest[:, None]
         area[k], tp[k] = kept @ size, kept @ true
     return area, tp
+
+
+def pool(tables: Sequence[LevelCounts]) -> LevelCounts:
+    """The images of several tables one after the other. Raises InputError when levels or areas differ."""
+    first = tables[0]
+    for other in tables[1:]:
+        if not (np.array_equal(first.levels, other.levels) and np.array_equal(first.areas, other.areas)):
+            raise InputError(
+                "The evaluations counted at different levels: run `jaxpneumo evaluate` again for all runs."
+            )
+    per_image = [field.name for field in fields(LevelCounts) if field.name not in ("levels", "areas")]
+    joined = {name: np.concatenate([getattr(table, name) for table in tables]) for name in per_image}
+    return LevelCounts(first.levels, first.areas, **joined)
 
 
 def write_levels(path: Path, counts: LevelCounts) -> None:

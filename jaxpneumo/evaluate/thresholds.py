@@ -22,9 +22,10 @@ from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate import metrics
 from jaxpneumo.evaluate.bootstrap import clusters
 from jaxpneumo.evaluate.folds import folds
-from jaxpneumo.evaluate.levels import LevelCounts, read_levels
+from jaxpneumo.evaluate.levels import LevelCounts, pool, read_levels
 from jaxpneumo.evaluate.results import read_summary, rows_of
 from jaxpneumo.files import write_json
+from jaxpneumo.predict.members import read_workdirs
 from jaxpneumo.predict.postprocess import NATIVE_AREA
 from jaxpneumo.predict.thresholds import path_of
 from jaxpneumo.train.config import read_config
@@ -52,6 +53,10 @@ examples:
   jaxpneumo thresholds --workdir runs/exp5
   jaxpneumo thresholds --workdir runs/exp5 --rule image --choose half --name by-image
   jaxpneumo predict --workdir runs/exp5 --input images --output out --thresholds triplet
+  jaxpneumo thresholds --workdir runs/exp5_fold0 --workdir runs/exp5_fold1 --name folds
+
+With several runs, whose validation images must be different ones, as those of folds are, the thresholds are chosen
+on the images of all of them, each as predicted by the run that was not trained on it; every run gets the same file.
 """
 
 
@@ -218,12 +223,56 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def read_pooled(workdirs: Sequence[Path]) -> tuple[LevelCounts, np.ndarray, dict[str, Any]]:
+    """The evaluated images of one run, or of several that were evaluated on different images.
+
+    Returns:
+      Their counts one after the other, (N,) str patients, and in words what they are.
+
+    Raises:
+      InputError: a run was not evaluated, or several do not belong together.
+    """
+    summaries = [read_summary(workdir) for workdir in workdirs]
+    counts = [read_levels(workdir / "evaluation/levels.npz") for workdir in workdirs]
+    configs = [read_config(workdir) for workdir in workdirs]
+    for workdir, summary, config in zip(workdirs[1:], summaries[1:], configs[1:], strict=True):
+        one, other = configs[0].predict, config.predict
+        if (one.size, bool(one.tta)) != (other.size, bool(other.tta)):
+            raise InputError(
+                f"{workdirs[0]} predicts at size {one.size} with tta={bool(one.tta)}, {workdir} at {other.size} with "
+                f"tta={bool(other.tta)}: thresholds hold for one of these only. Choose them apart."
+            )
+        if summaries[0]["data"]["labels_sha256"] != summary["data"]["labels_sha256"]:
+            raise InputError(f"{workdirs[0]} and {workdir} were evaluated on different data sets. Choose apart.")
+    pooled = pool(counts)
+    ids, times = np.unique(pooled.image_id, return_counts=True)
+    if (times > 1).any():
+        raise InputError(
+            f"{(times > 1).sum()} images were evaluated by more than one of the runs, {ids[times > 1][0]} first. Give "
+            "runs of different folds (`jaxpneumo split --folds`, data.fold): each image counts once."
+        )
+    patient = [
+        (index := dataset.read_index(config.data.directory)).patient[rows_of(index, table.image_id, workdir)]
+        for config, table, workdir in zip(configs, counts, workdirs, strict=True)
+    ]
+    chosen_on = {"data": summaries[0]["data"], "split": summaries[0]["split"]}
+    if len(workdirs) > 1:
+        runs = zip(workdirs, summaries, strict=True)
+        chosen_on["split"] = {
+            "part": "validation parts of several runs",
+            "runs": [{"workdir": workdir.name, **summary["split"]} for workdir, summary in runs],
+        }
+    return pooled, np.concatenate(patient), chosen_on
+
+
 def main(arguments: Sequence[str]) -> int:
     """The verb: see HELP."""
     parser = argparse.ArgumentParser(
         prog="jaxpneumo thresholds", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workdir", type=Path, required=True, help="an evaluated run")
+    parser.add_argument(
+        "--workdir", action="append", required=True, help="an evaluated run; several, or A,B, such as the k folds"
+    )
     parser.add_argument("--rule", choices=RULES, default="triplet", help="which to save (default: triplet)")
     parser.add_argument("--name", help="name to save them under (default: the rule's)")
     parser.add_argument("--score", choices=tuple(SCORES), default="dice", help="what to maximise (default: dice)")
@@ -233,29 +282,28 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the folds (default: 0)")
     options = parser.parse_args(arguments)
 
-    name = options.name or options.rule
-    target = path_of(options.workdir, name)
-    run_report.place(options.workdir / "evaluation/thresholds.json")
-    config = read_config(options.workdir)
-    summary = read_summary(options.workdir)
-    counts = read_levels(options.workdir / "evaluation/levels.npz")
-    index = dataset.read_index(config.data.directory)
-    rows = rows_of(index, counts.image_id, options.workdir)
-    result = choose_all(counts, index.patient[rows], options.score, options.choose, options.seed)
-    write_json(options.workdir / "evaluation/thresholds.json", result)
-    chosen = result["rules"][options.rule]
-    write_json(
-        target,
-        {
-            "rule": options.rule,
-            **chosen["thresholds"],
-            "tta": bool(config.predict.tta),
-            "size": config.predict.size,
-            "chosen_by": {key: result[key] for key in ("score", "method", "seed", "unit", "n_images")},
-            "chosen_on": {"data": summary["data"], "split": summary["split"]},
-            **{key: chosen[key] for key in ("in_sample", "held_out", "optimism")},
-        },
-    )
+    name, workdirs = options.name or options.rule, read_workdirs(options.workdir)
+    targets = [path_of(workdir, name) for workdir in workdirs]
+    run_report.place(workdirs[0] / "evaluation/thresholds.json")
+    counts, patient, chosen_on = read_pooled(workdirs)
+    result = choose_all(counts, patient, options.score, options.choose, options.seed)
+    if len(workdirs) == 1:
+        write_json(workdirs[0] / "evaluation/thresholds.json", result)
+    chosen, settings = result["rules"][options.rule], read_config(workdirs[0]).predict
+    for target in targets:
+        write_json(
+            target,
+            {
+                "rule": options.rule,
+                **chosen["thresholds"],
+                "tta": bool(settings.tta),
+                "size": settings.size,
+                "chosen_by": {key: result[key] for key in ("score", "method", "seed", "unit", "n_images")},
+                "chosen_on": chosen_on,
+                **{key: chosen[key] for key in ("in_sample", "held_out", "optimism")},
+            },
+        )
     print(table(result))
-    print(f"Saved {options.rule} as {target}; use it with `jaxpneumo predict --thresholds {name}`.")
+    files = ", ".join(str(target) for target in targets)
+    print(f"Saved {options.rule} as {files}; use it with `jaxpneumo predict --thresholds {name}`.")
     return DONE

@@ -41,6 +41,7 @@ class Predictor:
       probabilities: compiled, (variables, uint8 (B, S, S), mirror) -> float32 (2, B, S, S): without and with
         flip TTA; with mirror False only the first.
       native_masks: `native.native_masks`, compiled.
+      members: of an ensemble (`ensemble.load_ensemble`) its runs and their weights; `workdir` is the first of them.
     """
 
     config: ConfigDict
@@ -50,6 +51,7 @@ class Predictor:
     mesh: Mesh
     probabilities: Any
     native_masks: Any
+    members: tuple[tuple[Path, float], ...] = ()
 
 
 def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predictor:

@@ -24,7 +24,7 @@ from jaxpneumo.data import rle
 from jaxpneumo.data.dicom import read_image
 from jaxpneumo.data.workers import cores
 from jaxpneumo.errors import DONE, FAILED, PARTIAL, InputError
-from jaxpneumo.predict import thresholds
+from jaxpneumo.predict import members, thresholds
 from jaxpneumo.predict.archive import (
     MANIFEST,
     choose_part,
@@ -65,6 +65,9 @@ examples:
   jaxpneumo predict --workdir runs/exp5 --input stage_2_images --output out --thresholds triplet
   jaxpneumo predict --workdir runs/exp5 --input film.dcm --output out
   jaxpneumo predict --workdir runs/exp5 --input archive --output out --overlays 0 --num-parts 32 --part-id auto
+  jaxpneumo predict --workdir runs/exp5_fold0 --workdir runs/exp5_fold1 --input images --output out
+
+With several runs their probabilities are averaged, --weights 0.7,0.3 unequally; all else is the first run's.
 """
 
 
@@ -141,7 +144,10 @@ def _header(predictor: "Predictor", part: tuple[int, int] | None) -> dict[str, A
 
     settings = predictor.config.predict
     names = ("size", "tta", *thresholds.NAMES, *(name for name in thresholds.NAMES_OF_TRIPLET if name in settings))
-    chosen = {name: settings[name] for name in names} | {"dtype": predictor.config.model.dtype}
+    chosen = {name: settings[name] for name in names} | {
+        "dtype": predictor.config.model.dtype,
+        "weights": [weight for _, weight in predictor.members],
+    }
     return make_header(fingerprint(predictor.variables), chosen, software(), part)
 
 
@@ -208,8 +214,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="jaxpneumo predict", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    members.add_arguments(parser)
     add = parser.add_argument
-    add("--workdir", type=Path, required=True, help="a finished training run")
     add("--input", type=Path, required=True, help="a folder, searched at any depth, or a file")
     add("--output", type=Path, required=True, help="folder to write to")
     add("--overlays", type=int, help="write at most this many pictures (default: all)")
@@ -243,18 +249,20 @@ def main(arguments: Sequence[str]) -> int:
     if options.workers is not None and options.workers < 0:
         raise InputError(f"{options.workers} workers cannot read; give --workers 0 or more.")
     run_report.place(part_folder(options.output, part))
+    workdirs = members.read_workdirs(options.workdir)
+    weights = members.read_weights(options.weights, len(workdirs))
     root, listed = find_radiographs(options.input, options.output)
-    from jaxpneumo.predict.infer import load_predictor
+    from jaxpneumo.predict.ensemble import load_ensemble
 
     batch_size = 1 if options.batch_size is None and len(listed) == 1 else options.batch_size
-    predictor = load_predictor(options.workdir, batch_size)
+    predictor = load_ensemble(workdirs, weights, batch_size)
     settings = predictor.config.predict
     for name in single:
         if getattr(options, name) is not None:
             settings[name] = getattr(options, name)
     settings.tta = settings.tta and not options.no_tta
     if options.thresholds:
-        thresholds.use(options.workdir, options.thresholds, settings)
+        thresholds.use(workdirs[0], options.thresholds, settings)
     try:
         report = predict_files(
             predictor, root, listed, options.output, options.overlays, options.quiet, options.workers, part

@@ -1,0 +1,199 @@
+"""Several runs predict as one: the weighted mean of probabilities, in `predict`, `evaluate` and `thresholds`."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import load_config, shrink
+
+from jaxpneumo.data import dataset, splits
+from jaxpneumo.errors import DONE, InputError
+from jaxpneumo.evaluate import evaluate, thresholds
+from jaxpneumo.predict import members, predict
+from jaxpneumo.predict.ensemble import load_ensemble
+from jaxpneumo.predict.infer import load_predictor
+from jaxpneumo.predict.submission import read_submission
+from jaxpneumo.train.run import train
+
+
+def one_stage(data):
+    """The config of the fixture `evaluated`, to train with another seed or split."""
+    config = shrink(load_config("exp2"), data)
+    config.data.split, config.data.validation_fraction = "patient", 0.4
+    config.model.dtype = "float32"
+    config.stage1.learning_rate = 0.01
+    config.predict.threshold = 0.3
+    return config
+
+
+@pytest.fixture(scope="module")
+def second(prepared, tmp_path_factory):
+    """A run on the split of `evaluated`, of other weights."""
+    folder = tmp_path_factory.mktemp("second") / "run"
+    config = one_stage(prepared)
+    config.seed = 7
+    train(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folds(prepared, tmp_path_factory):
+    """Two evaluated runs, each validated on one of two folds."""
+    folder = tmp_path_factory.mktemp("folds")
+    index = dataset.read_index(prepared)
+    fold = splits.patient_folds(index.positive, index.patient, 2, 0)
+    splits.write_folds(folder / "folds.json", [index.image_id[fold == number] for number in (0, 1)], "patient", 0)
+    for number in (0, 1):
+        config = one_stage(prepared)
+        config.data.split, config.data.fold = str(folder / "folds.json"), number
+        train(config, folder / f"fold{number}")
+        assert evaluate.main(["--workdir", str(folder / f"fold{number}"), "--quiet"]) == DONE
+    return [folder / "fold0", folder / "fold1"]
+
+
+@pytest.fixture(scope="module")
+def images(prepared):
+    return np.asarray(dataset.open_arrays(prepared, 32)[0][:4])
+
+
+def probabilities(predictor, images, mirror=True):
+    return np.asarray(predictor.probabilities(predictor.variables, images, mirror))
+
+
+def test_an_ensemble_is_the_weighted_mean(evaluated, second, images):
+    a, b = (probabilities(load_predictor(run), images) for run in (evaluated, second))
+    assert np.abs(a - b).max() > 0.01
+    ensemble = load_ensemble([evaluated, second], [0.7, 0.3])
+    mean = probabilities(ensemble, images)
+    assert mean.shape == (2, 4, 32, 32)
+    np.testing.assert_allclose(mean, 0.7 * a + 0.3 * b, atol=1e-5)
+    np.testing.assert_allclose(probabilities(ensemble, images, mirror=False), mean[:1], atol=1e-5)
+    assert ensemble.members == ((evaluated, 0.7), (second, 0.3))
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(ensemble.variables)} == {2}
+
+
+def test_twice_the_same_run_and_weight_0_are_that_run(evaluated, second, images):
+    alone = probabilities(load_predictor(evaluated), images)
+    np.testing.assert_allclose(
+        probabilities(load_ensemble([evaluated, evaluated], [0.5, 0.5]), images), alone, atol=1e-6
+    )
+    np.testing.assert_allclose(probabilities(load_ensemble([evaluated, second], [1.0, 0.0]), images), alone, atol=1e-6)
+    np.testing.assert_array_equal(probabilities(load_ensemble([evaluated], [1.0]), images), alone)
+
+
+def test_runs_of_another_network_or_size_are_refused(evaluated, second, tmp_path):
+    other = shutil.copytree(second, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["predict"]["size"] = 64
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"differ in predict\.size \(32 and 64\)"):
+        load_ensemble([evaluated, other], [0.5, 0.5])
+    config["model"]["dtype"] = "bfloat16"
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"differ in model\.dtype \('float32' and 'bfloat16'\), predict\.size"):
+        load_ensemble([evaluated, other], [0.5, 0.5])
+    with pytest.raises(InputError, match="is not a run"):
+        load_ensemble([evaluated, tmp_path], [0.5, 0.5])
+
+
+def test_weights_and_folders_of_the_command_line(tmp_path):
+    (tmp_path / "a,b").mkdir()
+    assert [str(path) for path in members.read_workdirs(["x,y", "z"])] == ["x", "y", "z"]
+    assert members.read_workdirs([str(tmp_path / "a,b")]) == [tmp_path / "a,b"]
+    assert members.read_weights(None, 4) == [0.25] * 4
+    assert members.read_weights("3,1", 2) == [0.75, 0.25]
+    with pytest.raises(InputError, match="empty name"):
+        members.read_workdirs(["x,"])
+    for value, words in (
+        ("1,a", "not numbers"),
+        ("1,-1", "0 or more"),
+        ("0,0", "not all of them 0"),
+        ("1,nan", "0 or more"),
+        ("1,inf", "0 or more"),
+        ("1", "are 1 for 2 runs"),
+        ("1,1,1", "are 3 for 2 runs"),
+    ):
+        with pytest.raises(InputError, match=words):
+            members.read_weights(value, 2)
+
+
+def test_predict_takes_several_runs(evaluated, second, radiographs, tmp_path):
+    def predicted(*flags):
+        output = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        arguments = [*flags, "--input", str(radiographs / "dicom"), "--output", str(output), "--overlays", "0"]
+        arguments += ["--quiet", "--threshold", "0.3", "--removal-threshold", "0", "--workers", "0"]
+        assert predict.main(arguments) == DONE
+        return read_submission(output / "submission.csv")
+
+    first, other = predicted("--workdir", str(evaluated)), predicted("--workdir", str(second))
+    assert first != other
+    both = ["--workdir", str(evaluated), "--workdir", str(second)]
+    assert predicted(*both, "--weights", "1,0") == first
+    assert predicted("--workdir", f"{evaluated},{second}", "--weights", "0,2") == other
+    assert predicted(*both) not in (first, other)
+
+
+def test_evaluate_scores_an_ensemble_into_its_own_folder(evaluated, second, tmp_path):
+    both = ["--workdir", str(evaluated), "--workdir", str(second), "--quiet"]
+    with pytest.raises(InputError, match="give --output FOLDER"):
+        evaluate.main(both)
+    assert evaluate.main([*both, "--weights", "1,0", "--output", str(tmp_path / "first")]) == DONE
+    summary = json.loads((tmp_path / "first/summary.json").read_text())
+    alone = json.loads((evaluated / "evaluation/summary.json").read_text())
+    assert summary["scores"] == alone["scores"]
+    assert summary["split"] == alone["split"]
+    assert summary["run"]["members"] == [
+        {"workdir": evaluated.name, "weight": 1.0},
+        {"workdir": second.name, "weight": 0.0},
+    ]
+    assert "members" not in alone["run"]
+    assert not (second / "evaluation").exists()
+
+
+def test_runs_of_different_folds_are_not_scored_together(folds, tmp_path):
+    both = ["--workdir", f"{folds[0]},{folds[1]}", "--quiet", "--output", str(tmp_path / "out")]
+    with pytest.raises(InputError, match=r"do not validate on the same images \(0 in common, of 12 and 12\)"):
+        evaluate.main(both)
+    assert evaluate.main([*both, "--part", "all"]) == DONE
+    split = json.loads((tmp_path / "out/summary.json").read_text())["split"]
+    assert split["images_in_training"] == 24
+
+
+def test_out_of_fold_counts_choose_the_thresholds_of_all_runs(folds, radiographs, tmp_path):
+    command = ["--workdir", str(folds[0]), "--workdir", str(folds[1]), "--rule", "image", "--name", "both"]
+    before = (folds[0] / "evaluation/thresholds.json").read_bytes()
+    assert thresholds.main(command) == DONE
+    saved = [json.loads((run / "thresholds/both.json").read_text()) for run in folds]
+    assert saved[0] == saved[1]
+    assert saved[0]["chosen_by"]["n_images"] == 24
+    assert [run["fold"] for run in saved[0]["chosen_on"]["split"]["runs"]] == [0, 1]
+    assert (folds[0] / "evaluation/thresholds.json").read_bytes() == before
+    # Each image counts as much as in its own run: the pooled mean is the mean of both runs at these thresholds.
+    tables = [thresholds.read_pooled([run])[0] for run in folds]
+    level = int(np.argmin(np.abs(tables[0].levels - saved[0]["threshold"])))
+    area = tables[0].areas.tolist().index(saved[0]["removal_threshold"])
+    each = [thresholds.surface(table, "image")[level, area] for table in tables]
+    assert saved[0]["in_sample"] == pytest.approx(np.average(each, weights=[len(table.pixels) for table in tables]))
+    arguments = ["--workdir", f"{folds[0]},{folds[1]}", "--input", str(radiographs / "dicom"), "--quiet"]
+    arguments += ["--output", str(tmp_path / "out"), "--overlays", "0", "--thresholds", "both", "--workers", "0"]
+    assert predict.main(arguments) == DONE
+
+
+def test_thresholds_refuse_runs_that_do_not_belong_together(evaluated, folds, tmp_path):
+    with pytest.raises(InputError, match="12 images were evaluated by more than one of the runs"):
+        thresholds.main(["--workdir", f"{folds[0]},{folds[0]}"])
+    other = shutil.copytree(folds[1], tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["predict"]["tta"] = False
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"tta=True.*tta=False: thresholds hold for one of these only"):
+        thresholds.main(["--workdir", f"{folds[0]},{other}"])
+    config["predict"] |= {"tta": True, "size": 64}
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"at size 32 .* at 64"):
+        thresholds.main(["--workdir", f"{folds[0]},{other}"])
+    shutil.rmtree(other / "evaluation")
+    with pytest.raises(InputError, match="was not evaluated"):
+        thresholds.main(["--workdir", f"{folds[0]},{other}"])
