@@ -158,7 +158,8 @@ def test_predict():
     assert len(result["repeats"]) == len(result["whole"]["repeats"]) == 2
     single = bench_predict(TINY, 32, 2, 1, 1, Rates({"float32": 1e9, "bfloat16": 1e9}, 1e9), False, 64)
     both, one = (found["roofline"]["counted"]["operations"] for found in (result, single))
-    assert both == pytest.approx(2 * one)
+    # Kernels that are rewritten for one grey channel cost the same for any number of images.
+    assert 1.95 * one < both < 2 * one
 
 
 def test_input(tmp_path):

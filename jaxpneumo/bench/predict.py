@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxpneumo.bench.measure import (
@@ -30,7 +31,7 @@ from jaxpneumo.model.folding import fold
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.predict.infer import Predictor, for_prediction, predict_masks, predict_probabilities
 from jaxpneumo.predict.native import native_masks
-from jaxpneumo.train.sharding import check_batch_size, each_on_its_device, make_mesh, replicated, split
+from jaxpneumo.train.sharding import check_batch_size, each_on_its_device, make_local_mesh, replicated, split
 from jaxpneumo.train.state import initialise
 
 NATIVE = 1024
@@ -65,7 +66,7 @@ def bench_predict(
     Raises:
       InputError: the batch does not divide among the devices.
     """
-    mesh = make_mesh()
+    mesh = make_local_mesh(batch)
     check_batch_size(batch, mesh.size, "predict")
     variables = fold(initialise(model, 0), model.encoder, jnp.dtype(model.dtype))
     variables, model = jax.device_put(variables, replicated(mesh)), for_prediction(model)
@@ -77,7 +78,7 @@ def bench_predict(
     on_device = jax.device_put(images, split(mesh))
     jitted = jax.jit(masks, in_shardings=(replicated(mesh), split(mesh)))
     compiled = jitted.lower(variables, on_device).compile()
-    predictor = _predictor(model, variables, size, batch)
+    predictor = _predictor(model, variables, mesh, size, batch)
 
     def whole() -> None:
         stream = ((key, image, (native, native)) for key, image in enumerate(images))
@@ -96,13 +97,12 @@ def bench_predict(
         "peak_bytes": peak_bytes(),
     }
     if device:
-        result["roofline"] = rooflines(compiled, counted_work(jitted, variables, on_device), result, device)
+        result["roofline"] = rooflines(compiled, counted_work(jitted, variables, on_device), result, device, mesh.size)
     return result
 
 
-def _predictor(model: UNet, variables: dict[str, Any], size: int, batch: int) -> Predictor:
+def _predictor(model: UNet, variables: dict[str, Any], mesh: Mesh, size: int, batch: int) -> Predictor:
     """What `load_predictor` makes of a run, without one."""
-    mesh = make_mesh()
     settings = {"size": size, "batch_size": batch, "threshold": THRESHOLD, "removal_threshold": REMOVAL}
     probabilities = jax.jit(
         functools.partial(predict_probabilities, model),

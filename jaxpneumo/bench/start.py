@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxpneumo.errors import DONE, TrainingError
+from jaxpneumo.runtime import prepare_process
 
 # Nothing else up here: the processes that are measured start in this module.
 
@@ -62,9 +63,11 @@ def _start(arguments: list[str], cache: Path) -> dict[str, float]:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
     command = [sys.executable, "-m", "jaxpneumo.bench.start", *arguments]
+    # Every start sets itself up, as a user's does.
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | settings
     # The clock is the system's and the same in both processes.
     start = time.monotonic()
-    process = subprocess.run(command, env=os.environ | settings, stdout=subprocess.PIPE, text=True, check=False)
+    process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if process.returncode:
         raise TrainingError(f"the start that was to be measured failed with exit code {process.returncode}; see above.")
     moments = json.loads(process.stdout.splitlines()[-1])
@@ -119,4 +122,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    prepare_process()
     print(json.dumps(_first_step(sys.argv[1:])))

@@ -97,17 +97,17 @@ def bench_step(
         "peak_bytes": peak_bytes(),
     }
     if device:
-        result["roofline"] = rooflines(prepared.compiled, prepared.counted, result, device)
+        result["roofline"] = rooflines(prepared.compiled, prepared.counted, result, device, jax.device_count())
     return result
 
 
-def rooflines(compiled: Any, counted: Work, result: dict[str, Any], device: Rates) -> dict[str, Any]:
+def rooflines(compiled: Any, counted: Work, result: dict[str, Any], device: Rates, devices: int) -> dict[str, Any]:
     """Both counts of a measured program's work beside its time: {"compiled", "counted"}."""
     line = functools.partial(roofline, result["seconds"], rates=device, dtype=result["dtype"])
     # XLA's analysis is of the program of one device, the count of the whole batch.
     return {
         "compiled": line(compiled_work(compiled)),
-        "counted": line(counted, devices=jax.device_count()),
+        "counted": line(counted, devices=devices),
     }
 
 

@@ -94,7 +94,7 @@ def read_info(directory: Path | str) -> dict[str, Any]:
     version = info.get("format_version") if isinstance(info, dict) else None
     if version != FORMAT_VERSION:
         raise InputError(f"{directory} has format {version}; this jaxpneumo reads {FORMAT_VERSION}. Prepare it again.")
-    run_report.read(directory, info["counts"]["images"])
+    run_report.read(directory)
     return info
 
 
