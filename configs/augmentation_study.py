@@ -37,6 +37,7 @@ def get_config(arm: str = "") -> ml_collections.ConfigDict:
     config.data.split_seed = 0
     config.data.fold = 0  # which one validates, where the split is a file of folds (`jaxpneumo split --folds 5`)
     config.data.workers = 0  # reading processes; 0 reads in threads
+    config.data.resident = "auto"  # "on", "off": the whole training part as uint8 images and packed masks on the device
 
     config.model = ml_collections.ConfigDict()
     config.model.encoder = "resnet34_preact"  # the papers' network; "resnet34" is torchvision's

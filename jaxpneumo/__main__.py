@@ -3,7 +3,9 @@
 import sys
 from importlib import import_module
 
-from jaxpneumo.errors import BAD_INPUT, DONE, exit_code
+from jaxpneumo.command import OPTIONS, run
+from jaxpneumo.errors import BAD_INPUT, DONE
+from jaxpneumo.runtime import prepare_process
 
 VERBS = {
     "synthesize": ("jaxpneumo.data.synthetic", "make synthetic radiographs as DICOM files with labels"),
@@ -18,7 +20,9 @@ VERBS = {
     "tables": ("jaxpneumo.evaluate.tables", "the papers' tables beside our runs"),
     "report": ("jaxpneumo.evaluate.report", "write one HTML page about a run"),
     "predict": ("jaxpneumo.predict.predict", "outline pneumothorax in a folder of radiographs"),
-    "bench": ("jaxpneumo.bench", "measure how fast the parts are, beside what they could be"),
+    "merge": ("jaxpneumo.predict.merge", "one submission of the parts of an archive"),
+    "validate": ("jaxpneumo.predict.validate", "check a submission, also beside a sample"),
+    "bench": ("jaxpneumo.bench.main", "measure how fast the parts are, beside what they could be"),
 }
 
 
@@ -28,12 +32,14 @@ def main() -> int:
     if verb in ("-h", "--help"):
         print("usage: jaxpneumo VERB ...   (jaxpneumo VERB --help says more, with examples)\n")
         print("\n".join(f"  {name:12} {purpose}" for name, (_, purpose) in VERBS.items()))
+        print(f"\n{OPTIONS}")
         print("\nFinds and outlines pneumothorax in chest radiographs. Not a medical device.")
         return DONE
     if verb not in VERBS:
         print(f"jaxpneumo: there is no verb {verb!r}; choose one of {', '.join(VERBS)}.", file=sys.stderr)
         return BAD_INPUT
-    return exit_code(import_module(VERBS[verb][0]).main, arguments)
+    prepare_process()
+    return run(verb, lambda rest: import_module(VERBS[verb][0]).main(rest), arguments)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
-"""The two failures that have a message for the user, and the exit codes of every verb.
+"""The failures that have a message for the user, and the exit codes of every verb.
 
-0 done, 2 wrong use or bad input, 3 partial (some inputs were set aside), 1 failure.
+0 done, 2 wrong use or bad input, 3 partial (some inputs were set aside), 75 stopped by a signal after saving,
+1 failure.
 """
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 
 DONE, FAILED, BAD_INPUT, PARTIAL = 0, 1, 2, 3
+# sysexits.h's EX_TEMPFAIL: try again later
+STOPPED = 75
 
 
 class InputError(ValueError):
@@ -15,6 +19,13 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what to change."""
+
+
+class Stopped(BaseException):
+    """SIGTERM came, and what had to be saved is saved.
+
+    No Exception, as KeyboardInterrupt is none: nothing that goes on after a failure may go on after this.
+    """
 
 
 def exit_code(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
@@ -31,6 +42,15 @@ def exit_code(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) ->
     except TrainingError as error:
         print(f"jaxpneumo: {error}", file=sys.stderr)
         return FAILED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        where = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        print(f"jaxpneumo: {where}. What was finished is kept; make room and repeat the command.", file=sys.stderr)
+        return FAILED
+    except Stopped:
+        print("jaxpneumo: stopped by a signal, all is saved; the same command goes on.", file=sys.stderr)
+        return STOPPED
     except KeyboardInterrupt:
         print("jaxpneumo: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
         return 130

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from jaxpneumo import run_report
 from jaxpneumo.errors import InputError
 
 
@@ -31,6 +32,7 @@ def write_atomically(path: Path | str, mode: str = "w") -> Iterator[IO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        run_report.wrote(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -46,8 +48,10 @@ def write_json(path: Path | str, value: Any) -> None:
 def read_json(path: Path | str) -> Any:
     """Reads a JSON file. Raises InputError when it is missing or is not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}). Restore it or make it anew.") from error
+    run_report.read(path)
+    return value

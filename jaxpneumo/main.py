@@ -7,7 +7,11 @@
 
 The same command again goes on where it stopped. --config.a.b=value changes one value of the config; the config
 files say what each means. --workdir is the run's folder, by default runs/ and the config's name. Exit codes:
-0 done, 2 wrong use or bad input, 3 some files to predict were set aside, 1 failure.
+0 done, 2 wrong use or bad input, 3 some files to predict were set aside, 75 stopped by SIGTERM after saving,
+1 failure.
+
+A process uses all devices it sees. Several, on one machine or many, train together where JAX_COORDINATOR_ADDRESS,
+JAX_NUM_PROCESSES and JAX_PROCESS_ID are set, or as tasks of one Slurm step; all must see the same folders.
 """
 
 import logging
@@ -19,7 +23,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxpneumo.errors import DONE, PARTIAL, InputError, exit_code
+from jaxpneumo import command, run_report
+from jaxpneumo.errors import DONE, PARTIAL, InputError
+from jaxpneumo.runtime import prepare_process
 
 # JAX and everything above it are imported inside `run`: Grain's worker processes import this module again.
 
@@ -48,8 +54,6 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"--config={config_file} cannot be used: {_reason(error)}") from error
     if rest:
         raise InputError(f"{' '.join(rest)} is not understood: flags have the form --config.stage1.epochs=2.")
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("jaxpneumo").setLevel(logging.INFO)
     name = config_file.removesuffix(".py").replace(".py:", "_").rsplit("/", 1)[-1]
     return run(_CONFIG.value, Path(_WORKDIR.value or f"runs/{name}"))
 
@@ -63,6 +67,8 @@ def _reason(error: Exception) -> str:
 def run(config: ConfigDict, workdir: Path) -> int:
     """All stages, evaluation and prediction of one config in one folder.
 
+    Several processes, where the environment names them, train together; the first evaluates and predicts.
+
     Args:
       config: as the files in configs/ return it.
       workdir: folder of the run; made, or gone on with.
@@ -74,19 +80,32 @@ def run(config: ConfigDict, workdir: Path) -> int:
       InputError: the config, the data or the folder cannot be used.
       TrainingError: training failed.
     """
+    from jaxpneumo.train.sharding import is_first, start_processes
+    from jaxpneumo.train.stop import end_on_sigterm
+
+    start_processes()
+    end_on_sigterm()  # after jax, which has a handler of its own for several processes
+    if not is_first():
+        logging.getLogger("jaxpneumo").setLevel(logging.WARNING)
+
     from jaxpneumo.evaluate.evaluate import evaluate_run, table
     from jaxpneumo.evaluate.report import write_report
     from jaxpneumo.predict.infer import load_predictor
     from jaxpneumo.predict.predict import predict_folder
     from jaxpneumo.train.run import train
 
+    run_report.place(workdir)
     train(config, workdir)
+    if not is_first():
+        return DONE  # and waits, at its end, for the first, which evaluates and predicts alone
     predictor = load_predictor(workdir)
     print(table(evaluate_run(predictor)))
 
     set_aside = 0
     if config.predict.input:
-        report = predict_folder(predictor, Path(config.predict.input), workdir / "predictions", config.predict.overlays)
+        report = predict_folder(
+            predictor, Path(config.predict.input), workdir / "predictions", config.predict.overlays, anew=True
+        )
         set_aside = report.set_aside
         print(f"Predicted {report.images} radiographs of {config.predict.input}, set aside {set_aside} files.")
     else:
@@ -99,4 +118,5 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main, sys.argv[1:]))
+    prepare_process()
+    sys.exit(command.run("train", main, sys.argv[1:]))

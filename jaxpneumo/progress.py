@@ -4,6 +4,9 @@ from collections.abc import Iterable
 
 from tqdm import tqdm
 
+# No bars at all, whatever is asked for; the option --quiet of every verb.
+silent = False
+
 
 def progress(
     items: Iterable | None = None,
@@ -11,12 +14,22 @@ def progress(
     unit: str = "image",
     description: str = "",
     quiet: bool = False,
+    initial: int = 0,
 ) -> tqdm:
     """A progress bar over `items`, or one to be moved by `update(n)` when there are none.
 
     Outside a terminal (a log file, a batch system) it draws a line every ten seconds only.
     """
-    bar = tqdm(items, total=total, unit=unit, desc=description, disable=quiet, dynamic_ncols=True, smoothing=0.1)
-    if not quiet and not bar.fp.isatty():
+    bar = tqdm(
+        items,
+        total=total,
+        unit=unit,
+        desc=description,
+        disable=quiet or silent,
+        dynamic_ncols=True,
+        smoothing=0.1,
+        initial=initial,
+    )
+    if not bar.disable and not bar.fp.isatty():
         bar.mininterval, bar.maxinterval = 10.0, 30.0
     return bar

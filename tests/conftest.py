@@ -4,8 +4,13 @@ import importlib.util
 import os
 from pathlib import Path
 
-# Before JAX starts: two devices of the one CPU, and compilation that does not optimise for long.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+from jaxpneumo import runtime
+
+# Before JAX starts: the flags that users have, two devices of the one CPU, and compilation that does not optimise
+# for long.
+os.environ.setdefault(
+    "XLA_FLAGS", runtime.xla_flags("--xla_force_host_platform_device_count=2", runtime.jaxlib_version())
+)
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import numpy as np

@@ -130,11 +130,13 @@ def test_folder_is_predicted_with_its_bad_files_set_aside(predictor, workdir, ra
 
 def test_one_file_is_predicted_by_itself(workdir, radiographs, tmp_path, capsys):
     file = sorted((radiographs / "dicom").rglob("*.dcm"))[0]
-    arguments = ["--workdir", str(workdir), "--input", str(file), "--output", str(tmp_path), "--batch-size", "1"]
+    arguments = ["--workdir", str(workdir), "--input", str(file), "--output", str(tmp_path)]
     assert predict.main([*arguments, "--quiet"]) == DONE
     assert list(read_submission(tmp_path / "submission.csv")) == [read(file).uid]
     assert [path.stem for path in (tmp_path / "overlays").iterdir()] == [read(file).uid]
-    assert predict.main([*arguments, "--quiet", "--removal-rule", "component", "--removal-threshold", "1"]) == DONE
+    output = tmp_path / "rule"
+    assert predict.main([*arguments[:-1], str(output), "--quiet", "--removal-rule", "component"]) == DONE
+    assert len(read_submission(output / "submission.csv")) == 1
 
 
 def test_help_and_wrong_use_do_without_jax():

@@ -112,26 +112,30 @@ def marked(augment, image, mask, rng):
     return augmented, mask
 
 
-def test_restoring_in_the_middle_of_an_epoch_gives_the_same_batches(batches):
-    running = batches(augment=everything())
-    take(running, 3)
-    state = running.get_state()
-    expected = take(running, 5)
-    running.set_state(state)
-    assert_same(take(running, 5), expected)
-    fresh = batches(augment=everything())
-    fresh.set_state(state)
-    assert_same(take(fresh, 5), expected)
+def test_a_start_in_the_middle_of_an_epoch_gives_the_same_batches(batches):
+    expected = take(batches(augment=everything()), 8)[3:]
+    assert_same(take(batches(augment=everything(), start=3), 5), expected)
 
 
-def test_the_slices_of_two_processes_make_up_the_batches_of_one(batches):
+def test_the_shares_of_two_processes_make_up_the_batches_of_one_in_its_order(batches):
     whole = take(batches(augment=everything()), 8)
-    parts = [take(batches(augment=everything(), process_index=i, process_count=2), 8) for i in range(2)]
-    for batch, left, right in zip(whole, *parts, strict=True):
-        for key in batch:
-            assert len(left[key]) == len(right[key]) == 2
-            np.testing.assert_array_equal(batch[key][0::2], left[key])
-            np.testing.assert_array_equal(batch[key][1::2], right[key])
+    for start in (0, 5):
+        parts = [take(batches(augment=everything(), process_index=i, process_count=2, start=start), 3) for i in (0, 1)]
+        for batch, left, right in zip(whole[start:], *parts, strict=False):
+            for key in batch:
+                np.testing.assert_array_equal(batch[key], np.concatenate([left[key], right[key]]))
+
+
+@pytest.mark.parametrize(("start", "process"), [(0, (0, 1)), (7, (1, 2))])
+def test_index_batches_are_the_order_of_the_batches(batches, start, process):
+    rows = np.array([20, 3, 7, 8, 9, 1, 0, 22, 15])
+    indices = source.index_batches(len(rows), 4, 1, *process, start)
+    taken = take(indices, 9)
+    indices.close()
+    assert taken[0]["index"].dtype == np.int32
+    options = {"process_index": process[0], "process_count": process[1], "start": start}
+    streamed = rows_of(take(batches(rows=rows, augment=partial(marked, everything()), **options), 9))
+    np.testing.assert_array_equal(rows[np.concatenate([batch["index"] for batch in taken])], streamed)
 
 
 def platform_in_corner(augment, image, mask, rng):
@@ -142,21 +146,18 @@ def platform_in_corner(augment, image, mask, rng):
     return image, mask
 
 
-def test_two_workers_give_the_batches_of_none_and_can_be_restored(batches):
+def test_two_workers_give_the_batches_of_none_from_any_start(batches):
     augment = partial(platform_in_corner, everything())
     expected = take(batches(augment=augment), 7)
     working = batches(augment=augment, workers=2)
-    first = take(working, 3)
-    state = working.get_state()
-    got = first + take(working, 4)
+    got = take(working, 7)
     for batch in got:
         np.testing.assert_array_equal(batch["image"][:, -1, -1], 1)
         batch["image"][:, -1, -1] = 0
     for batch in expected:
         batch["image"][:, -1, -1] = 0
     assert_same(got, expected)
-    working.set_state(state)
-    again = take(working, 2)
+    again = take(batches(augment=augment, workers=2, start=3), 2)
     np.testing.assert_array_equal([batch["mask"] for batch in again], [batch["mask"] for batch in expected[3:5]])
 
 

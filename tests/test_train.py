@@ -18,12 +18,13 @@ from jaxpneumo.data import dataset, split, splits
 from jaxpneumo.data.source import train_batches
 from jaxpneumo.errors import DONE, InputError, TrainingError
 from jaxpneumo.train import checkpoint
-from jaxpneumo.train.loop import StageData, batch_norm_momentum, make_model, train_stage
+from jaxpneumo.train.feed import StageData
+from jaxpneumo.train.loop import batch_norm_momentum, make_model, train_stage
 from jaxpneumo.train.optimizer import make_optimizer
 from jaxpneumo.train.run import train
 from jaxpneumo.train.sharding import check_batch_size
 from jaxpneumo.train.state import create_train_state, initialise, update_average
-from jaxpneumo.train.step import make_statistics_step, make_train_step, unpack
+from jaxpneumo.train.step import make_statistics_call, make_train_step, unpack
 
 
 def small(prepared, **stage1):
@@ -78,14 +79,16 @@ def test_train_step_is_adam_on_the_gradient(prepared):
     np.testing.assert_allclose(moved, 1e-3, rtol=1e-3)
 
 
-def test_statistics_step_gives_the_batchs_own_mean_and_variance(prepared):
+def test_statistics_call_gives_the_batchs_own_mean_and_variance(prepared):
     config = small(prepared)
     model = make_model(config)
     variables = initialise(model, 0)
     batch = next(train_batches(prepared, 32, np.arange(8), 4, 0))
     zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
-    step = jax.jit(make_statistics_step(model, batch_norm_momentum(config)))
-    statistics = step(variables["params"], zeros, batch)
+    call = jax.jit(make_statistics_call(model, batch_norm_momentum(config)))
+    feed = jax.tree.map(lambda x: x[None], batch)
+    (statistics, count), stop = call(variables["params"], (zeros, np.int32(0)), {}, feed, np.array([False, True]))
+    assert (count, stop) == (1, True)
     grey = batch["image"].astype(np.float32) / 255
     np.testing.assert_allclose(statistics["encoder"]["bn_data"]["mean"], np.full(3, grey.mean()), rtol=1e-4)
     np.testing.assert_allclose(statistics["encoder"]["bn_data"]["var"], np.full(3, grey.var()), rtol=1e-3)
@@ -99,7 +102,8 @@ def test_result_is_the_average_with_its_own_statistics(prepared, tmp_path):
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     final, progress = checkpoint.restore_final(tmp_path / "stage1", template, sharding)
     with checkpoint.open_checkpoints(tmp_path / "stage1") as manager:
-        epochs = [checkpoint.restore_model(manager, epoch, template, sharding) for epoch in (2, 3)]
+        model = {"model": checkpoint._abstract(template, sharding)}
+        epochs = [checkpoint._restore(manager, step, model)["model"] for step in manager.all_steps()]
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *(epoch["params"] for epoch in epochs))
     for a, b in zip(jax.tree.leaves(final["params"]), jax.tree.leaves(mean), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
@@ -120,8 +124,8 @@ def test_same_seed_gives_the_same_bits_also_in_two_parts(prepared, tmp_path):
     stop_after = 1
     original = checkpoint.save
 
-    def save_then_stop(manager, state, progress):
-        original(manager, state, progress)
+    def save_then_stop(manager, step, state, progress):
+        original(manager, step, state, progress)
         if progress["epoch"] == stop_after:
             manager.wait_until_finished()
             raise KeyboardInterrupt
@@ -149,7 +153,7 @@ def test_killed_process_goes_on_from_its_last_checkpoint(prepared, tmp_path):
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run/stage2/checkpoints/2").is_dir() and time.monotonic() < deadline:
+    while not (tmp_path / "run/stage2/checkpoints/10").is_dir() and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -186,7 +190,8 @@ def test_without_averaging_the_best_epoch_is_the_result(prepared, tmp_path):
         jax.sharding.SingleDeviceSharding(jax.devices()[0]),
     )
     kept = {int(path.name) for path in (tmp_path / "stage1/checkpoints").iterdir()}
-    assert kept == {best, 5, 6}, "the newest two and the best"
+    steps = records[0]["step"]
+    assert kept == {best * steps, 5 * steps, 6 * steps}, "the newest two and the best"
     assert progress["weights"] == f"epoch {best}, the best validation IoU"
     assert progress["validation_iou"] == pytest.approx(records[best - 1]["validation_iou"])
 

@@ -27,6 +27,7 @@ import cv2
 import numpy as np
 
 import jaxpneumo
+from jaxpneumo import run_report
 from jaxpneumo.data import labels
 from jaxpneumo.errors import InputError
 from jaxpneumo.files import read_json, write_atomically, write_json
@@ -93,6 +94,7 @@ def read_info(directory: Path | str) -> dict[str, Any]:
     version = info.get("format_version") if isinstance(info, dict) else None
     if version != FORMAT_VERSION:
         raise InputError(f"{directory} has format {version}; this jaxpneumo reads {FORMAT_VERSION}. Prepare it again.")
+    run_report.read(directory)
     return info
 
 
@@ -168,6 +170,8 @@ def write_labels(directory: Path | str, codes: dict[str, str]) -> None:
 
 def write_quarantine(directory: Path | str, rows: list[dict[str, str]], name: str = "quarantine.csv") -> None:
     """Writes quarantine.csv: dictionaries with file, ImageId, reason, detail."""
+    for row in rows:
+        run_report.set_aside(row["file"], row["reason"])
     _write_csv(Path(directory) / name, ["file", "ImageId", "reason", "detail"], rows)
 
 
@@ -233,6 +237,7 @@ def create_arrays(directory: Path | str, count: int, sizes: tuple[int, ...]) -> 
     """Makes the files of all arrays for `count` images, filled with zeros that take no disk space yet."""
     for path, shape in array_files(directory, count, sizes):
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        run_report.wrote(path)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from jaxpneumo import run_report
 from jaxpneumo.data import dataset, dicom, reconcile
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data import workers as processes
@@ -78,6 +79,7 @@ def find_files(images: Path) -> list[Path]:
         raise InputError(
             f"{images} holds no radiographs (.dcm, .dicom, no ending, .png, .jpg, .jpeg). Give the right folder."
         )
+    run_report.read(images, len(files))
     return sorted(files, key=lambda path: (dicom.file_id(path), path))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxpneumo import run_report
 from jaxpneumo.data import rle
 from jaxpneumo.errors import InputError
 
@@ -57,6 +58,7 @@ def read_rows(path: Path | str, columns: tuple[str, ...]) -> Iterator[tuple[int,
       InputError: the file cannot be read, lacks a column, or has a row of another length than its header.
     """
     path = Path(path)
+    run_report.read(path)
     open_text = gzip.open if path.suffix == ".gz" else open
     try:
         with open_text(path, "rt", encoding="utf-8-sig", newline="") as file:

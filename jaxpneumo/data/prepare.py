@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxpneumo
+from jaxpneumo import run_report
 from jaxpneumo.data import dataset, dicom, ingest, reconcile, splits
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data import workers as processes
@@ -280,6 +281,7 @@ def _finished_folder(partial: Path, output: Path) -> Iterator[Path]:
     folder.mkdir()
     yield folder
     os.replace(folder, output)
+    run_report.moved(folder, output)
     shutil.rmtree(partial)
 
 
@@ -345,18 +347,23 @@ def _by_reason(reasons: dict[str, int]) -> str:
 def main(argv: list[str]) -> int:
     """`jaxpneumo prepare`; returns the exit code: 0 clean, 3 some set aside, 1 failed, 2 wrong use or bad input."""
     args = _parser().parse_args(argv)
+    run_report.place(args.output)
     try:
         report = prepare(**vars(args))
     except InputError as error:
+        run_report.failed(error)
         print(f"jaxpneumo prepare: {error}", file=sys.stderr)
         return BAD_INPUT
     except SetAsideError as error:
+        run_report.failed(error)
         print(f"jaxpneumo prepare: {error}", file=sys.stderr)
         return FAILED
     except (OSError, RuntimeError) as error:
+        run_report.failed(error)
         print(f"jaxpneumo prepare: {error}. The same command goes on where this one stopped.", file=sys.stderr)
         return FAILED
     count = sum(report.set_aside.values())
+    run_report.skipped("images prepared by an earlier start", report.resumed)
     resumed = f", {report.resumed} of them before" if report.resumed else ""
     print(
         f"{report.images} images, {report.positive} positive, {report.images - report.positive} negative, "

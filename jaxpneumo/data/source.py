@@ -6,8 +6,9 @@ stay bit-packed and images uint8: both are widened on the device.
 """
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def train_batches(
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    start: int = 0,
 ) -> grain.DatasetIterator:
     """Endless training batches, shuffled anew each epoch; a batch may begin in one epoch and end in the next.
 
@@ -81,31 +83,27 @@ def train_batches(
       directory: a prepared data set.
       size: height and width of the images in pixels.
       rows: (n,) the training rows.
-      batch_size: records of a global batch; each process gets its share of every batch.
+      batch_size: records of a global batch; each process gets its share of every batch, a block of it.
       seed: 0 to 2**32 - 1; decides the order and the augmentation.
       augment: `augment(image (S, S) uint8, mask (S, S) uint8 0/1, rng) -> (image, mask)`; picklable when
         workers > 0.
       workers: reading processes; 0 reads in threads of this process. Workers import the main module and
         never touch an accelerator.
       process_index, process_count: this process's place among those that train together.
+      start: global batches to leave out at the beginning, those that a run has taken before: what follows is the
+        same whichever workers and processes there were.
 
     Returns:
       An iterator of {"image": (b, S, S) uint8, "mask": (b, S, S / 8) uint8 packed, "weight": (b,) float32
-      ones} with `get_state()` and `set_state(state)` (only between iterators with the same worker and process
-      counts) and `close()`. Take the state before `next()` to come back to the batch that `next()` gives.
+      ones}, to be closed by `close()`.
 
     Raises:
       InputError: there are no rows, or the batch does not divide among the processes.
     """
     if len(rows) == 0:
         raise InputError(f"no training images are left in {directory}: check the split.")
-    share = _share(batch_size, process_count)
-    batches = grain.MapDataset.source(PreparedSource(directory, size, rows)).seed(seed).shuffle().repeat()
-    # Before the slice: here a record's number is the global one, from which Grain derives its random key;
-    # behind the slice the k-th records of all processes would be augmented alike.
-    batches = batches.random_map(partial(_training_record, augment))
-    # Nothing is ever dropped from an endless data set; without this, Grain's length overflows at batch 1.
-    batches = batches[process_index::process_count].batch(share, drop_remainder=True)
+    records = _shuffled(PreparedSource(directory, size, rows), seed).random_map(partial(_training_record, augment))
+    batches = _shares(records, batch_size, start, process_index, process_count)
     # Grain would keep 500 elements ready, and here an element is a batch.
     threads = max(1, min(MAXIMUM_THREADS, (os.cpu_count() or 1) // max(1, workers)))
     batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
@@ -113,6 +111,31 @@ def train_batches(
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         batches = batches.mp_prefetch(options, worker_init_fn=_keep_off_accelerators)
     return iter(batches)
+
+
+def index_batches(
+    count: int, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1, start: int = 0
+) -> grain.DatasetIterator:
+    """The order of `train_batches` without the records: {"index": (b,) int32}, places in its `rows`, endless."""
+    batches = _shares(_shuffled(range(count), seed), batch_size, start, process_index, process_count)
+    batches = batches.map(lambda index: {"index": index.astype(np.int32)})
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64)))
+
+
+def _shuffled(records: Sequence, seed: int) -> grain.MapDataset:
+    """The one global order: shuffled, again and again."""
+    return grain.MapDataset.source(records).seed(seed).shuffle().repeat()
+
+
+def _shares(
+    records: grain.MapDataset, batch_size: int, start: int, process_index: int, process_count: int
+) -> grain.MapDataset:
+    """One process's share of every global batch from batch `start` on."""
+    # Nothing is ever dropped from an endless data set; without this, Grain's length overflows at batch 1.
+    blocks = records.batch(_share(batch_size, process_count), drop_remainder=True)
+    # The slice comes last: before it a record's number is the global one, from which Grain derives its random
+    # key, and a global batch lies over the processes' devices in the order in which one process has it.
+    return blocks[start * process_count + process_index :: process_count]
 
 
 def eval_batches(
@@ -183,6 +206,8 @@ def _training_record(augment: Augment | None, record: Record, rng: np.random.Gen
 
 def _keep_off_accelerators(worker: int, workers: int) -> None:
     """Runs in a new worker process."""
+    # Batch systems signal all processes of a job; the one that trains still needs its workers to save and end.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Grain may have imported JAX here already, which then no longer reads the variable.
     os.environ["JAX_PLATFORMS"] = "cpu"
     if "jax" in sys.modules:

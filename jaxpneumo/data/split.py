@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpneumo import run_report
 from jaxpneumo.data import dataset, leaks, splits, tables
 from jaxpneumo.data.dataset import Index
 from jaxpneumo.errors import DONE, InputError
@@ -97,6 +98,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     output = _output(args)
     report_file = output.with_suffix(".leaks.json")
+    run_report.place(output)
     index = _index(args)
     sides = _make(args, index)
     report_file.unlink(missing_ok=True)  # it is of the split that is replaced now

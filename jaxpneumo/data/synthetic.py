@@ -21,6 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from jaxpneumo import run_report
 from jaxpneumo.data import anatomy, dicom, rle
 from jaxpneumo.data.anatomy import Frame, Patient
 from jaxpneumo.data.exposure import expose, position, view_position
@@ -337,6 +338,7 @@ def main(argv: list[str]) -> int:
     add("--workers", type=int, help="processes (one a core)")
     add("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(argv)
+    run_report.place(options.directory)
     write(**vars(options))
     cases = plan(options.count, options.seed, options.positive_fraction)
     patients, positive = len({case.patient for case in cases}), sum(case.positive for case in cases)

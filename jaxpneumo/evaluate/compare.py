@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpneumo import run_report
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate import bootstrap
 from jaxpneumo.evaluate.images import MODES
@@ -136,6 +137,8 @@ def main(arguments: Sequence[str]) -> int:
 
     if options.replicates < 100:
         raise InputError(f"--replicates={options.replicates} is too few for an interval; give at least 100.")
+    if options.output:
+        run_report.place(options.output)
     result = compare(options.a, options.b, options.mode, options.replicates, options.seed)
     print(table(result))
     if options.output:

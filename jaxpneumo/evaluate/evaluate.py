@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from jaxpneumo import run_report
 from jaxpneumo.data import dataset, rle
 from jaxpneumo.data.splits import read_splits, split_rows
 from jaxpneumo.errors import DONE, InputError
@@ -311,6 +312,7 @@ def main(arguments: Sequence[str]) -> int:
     data = options.data or Path(predictor.config.data.directory)
     rows, split = _part(workdirs, data, options.part)
     output = options.output or workdirs[0] / "evaluation"
+    run_report.place(output)
     print(table(evaluate(predictor, data, rows, split, output, options.quiet, options.replicates, options.seed)))
     print(f"Written to {output}")
     return DONE

@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from ml_collections import ConfigDict
 
+from jaxpneumo import run_report
 from jaxpneumo.data import dataset
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate import bootstrap, report_pictures, scores
@@ -25,9 +26,10 @@ from jaxpneumo.evaluate.results import read_metrics, read_summary
 from jaxpneumo.evaluate.tables import TABLES, VALIDATION
 from jaxpneumo.files import read_json, write_atomically
 from jaxpneumo.predict.postprocess import NATIVE_AREA
+from jaxpneumo.software import software
 from jaxpneumo.train.config import read_config, stages_of
 from jaxpneumo.train.log import read_log
-from jaxpneumo.train.provenance import read_starts, software
+from jaxpneumo.train.provenance import read_starts
 
 IMAGES = 200
 MODES = {"plain": "no TTA", "tta": "TTA", "removal": "R-TH", "tta_removal": "TTA + R-TH"}
@@ -278,6 +280,7 @@ def main(arguments: Sequence[str]) -> int:
         "--experiment", help="whose figures of the papers to show (default: the run's folder's name, if it is one)"
     )
     options = parser.parse_args(arguments)
+    run_report.place(options.workdir / "report")
     path, lacking = write_report(options.workdir, options.data, options.images, options.experiment)
     for sentence in lacking:
         print(sentence)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxpneumo import run_report
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate.results import read_summary
 from jaxpneumo.files import write_json
@@ -181,6 +182,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, help="write the tables as JSON, too")
     options = parser.parse_args(arguments)
 
+    if options.output:
+        run_report.place(options.output)
     tables = collect(options.runs)
     print(text(tables))
     if options.output:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpneumo import run_report
 from jaxpneumo.data import dataset
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate import metrics
@@ -283,6 +284,7 @@ def main(arguments: Sequence[str]) -> int:
 
     name, workdirs = options.name or options.rule, read_workdirs(options.workdir)
     targets = [path_of(workdir, name) for workdir in workdirs]
+    run_report.place(workdirs[0] / "evaluation/thresholds.json")
     counts, patient, chosen_on = read_pooled(workdirs)
     result = choose_all(counts, patient, options.score, options.choose, options.seed)
     if len(workdirs) == 1:

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxpneumo.model.resnet import ModuleFactory, PreactivationResNet, ResNet, convolution
+from jaxpneumo.model.resnet import ModuleFactory, Norm, PreactivationResNet, ResNet, convolution, convolve, he_uniform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,22 +33,71 @@ def upsample(x: jax.Array) -> jax.Array:
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
+def convolve_upsampled(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`upsample` and then a 3x3 convolution, without the enlarged map: 16 products for every 36.
+
+    A row of the result sees two rows of x, since of the three enlarged rows under the kernel two are equal: the
+    even rows see row y - 1 through the kernel's first row and row y through the sum of the others, the odd ones
+    mirrored. With columns alike, one 2x2 convolution gives the four neighbours of a result as channels.
+
+    Args:
+      x: (B, H, W, C).
+      kernel: (3, 3, C, O).
+
+    Returns:
+      (B, 2 H, 2 W, O), equal to the plain convolution to rounding.
+    """
+    batch, height, width, channels = x.shape
+    # (column parity, column tap, row parity, row tap, C, O); odd before even, see the crop below
+    kernels = _taps_of_pairs(jnp.moveaxis(_taps_of_pairs(kernel), 2, 0))
+    kernels = kernels.transpose(3, 1, 4, 2, 0, 5).reshape(2, 2, channels, -1)
+    y = convolve(x, kernels, 1, 1).reshape(batch, height + 1, width + 1, 2, 2, -1)
+    # An even result lies one place later than the odd one before it: odd first, they interleave in order, with one
+    # row and column too many at each border.
+    y = y.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height + 2, 2 * width + 2, -1)
+    return y[:, 1:-1, 1:-1]
+
+
+def _taps_of_pairs(kernel: jax.Array) -> jax.Array:
+    """Three taps on enlarged rows (3, ...) as two taps on the rows themselves (2 parities, odd first; 2 taps, ...)."""
+    first, middle, last = kernel
+    return jnp.stack([jnp.stack([first + middle, last]), jnp.stack([first, middle + last])])
+
+
+class UpsampledConvolution(nn.Module):
+    """conv3x3 over the enlarged x and the skip, as `convolve_upsampled` plus a convolution of the skip alone."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, skip: jax.Array | None) -> jax.Array:
+        channels = x.shape[-1]
+        total = channels if skip is None else channels + skip.shape[-1]
+        kernel = self.param("kernel", he_uniform, (3, 3, total, self.features)).astype(self.dtype)
+        y = convolve_upsampled(x.astype(self.dtype), kernel[:, :, :channels])
+        return y if skip is None else y + convolve(skip.astype(self.dtype), kernel[:, :, channels:], 1, 1)
+
+
 class DecoderBlock(nn.Module):
     """Nearest x2, concatenation of the skip where there is one, then (conv3x3, BN, ReLU) twice."""
 
     features: int
     norm: ModuleFactory
     dtype: jnp.dtype
+    fold_upsampling: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, skip: jax.Array | None) -> jax.Array:
-        x = upsample(x)
-        if skip is not None:
-            x = jnp.concatenate([x, skip], axis=-1)
-        for i in (1, 2):
-            x = convolution(self.features, 3, dtype=self.dtype, name=f"conv{i}")(x)
-            x = nn.relu(self.norm(name=f"bn{i}")(x))
-        return x
+        if self.fold_upsampling:
+            x = UpsampledConvolution(self.features, self.dtype, name="conv1")(x, skip)
+        else:
+            x = upsample(x)
+            x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
+            x = convolution(self.features, 3, dtype=self.dtype, name="conv1")(x)
+        x = nn.relu(self.norm(name="bn1")(x))
+        x = convolution(self.features, 3, dtype=self.dtype, name="conv2")(x)
+        return nn.relu(self.norm(name="bn2")(x))
 
 
 class Decoder(nn.Module):
@@ -57,13 +106,14 @@ class Decoder(nn.Module):
     features: Sequence[int]
     norm: ModuleFactory
     dtype: jnp.dtype
+    fold_upsampling: bool
 
     @nn.compact
     def __call__(self, features: Sequence[jax.Array]) -> jax.Array:
         *skips, x = features
         for i, width in enumerate(self.features):
             skip = skips[-1 - i] if i < len(skips) else None
-            x = DecoderBlock(width, norm=self.norm, dtype=self.dtype, name=f"block{i}")(x, skip)
+            x = DecoderBlock(width, self.norm, self.dtype, self.fold_upsampling, name=f"block{i}")(x, skip)
         return x
 
 
@@ -77,6 +127,9 @@ class UNet(nn.Module):
       input_convolution: learn a 1x1 convolution from the grey channel to three (Exp1) instead of repeating it.
       momentum: of the BatchNorm statistics (weight of the old value); None is the source library's.
       depths, width: units of each stage and channels of the first; smaller ones make a tiny network for tests.
+      grey_stem: convolve a grey image as one channel, with the first kernel summed over its three; False repeats the
+        image. Same variables and, to rounding, same results.
+      fold_upsampling: never make the decoder's enlarged maps (`convolve_upsampled`). Same variables and results.
     """
 
     encoder: str = "resnet34_preact"
@@ -85,6 +138,8 @@ class UNet(nn.Module):
     momentum: float | None = None
     depths: Sequence[int] = (3, 4, 6, 3)
     width: int = 64
+    grey_stem: bool = True
+    fold_upsampling: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool) -> jax.Array:
@@ -106,7 +161,7 @@ class UNet(nn.Module):
             raise ValueError(f"image height and width must be multiples of 32, not {image.shape[1:3]}")
         kind = ENCODERS[self.encoder]
         norm = functools.partial(
-            nn.BatchNorm,
+            Norm,
             use_running_average=not train,
             momentum=kind.momentum if self.momentum is None else self.momentum,
             dtype=self.dtype,
@@ -114,7 +169,7 @@ class UNet(nn.Module):
         x = image.astype(self.dtype)
         if self.input_convolution:
             x = nn.Conv(3, (1, 1), dtype=self.dtype, name="input_convolution")(x)
-        elif x.shape[-1] == 1:
+        elif x.shape[-1] == 1 and not self.grey_stem:
             x = jnp.repeat(x, 3, axis=-1)
         features = kind.module(
             norm=functools.partial(norm, epsilon=kind.epsilon),
@@ -127,6 +182,7 @@ class UNet(nn.Module):
             [4 * self.width, 2 * self.width, self.width, self.width // 2, self.width // 4],
             norm=functools.partial(norm, epsilon=kind.decoder_epsilon),
             dtype=self.dtype,
+            fold_upsampling=self.fold_upsampling,
             name="decoder",
         )(features)
         logits = nn.Conv(

@@ -6,6 +6,7 @@ through a pipe.
 """
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import cv2
 import numpy as np
 
 from jaxpneumo.data import dicom, ingest, workers
-from jaxpneumo.data.radiograph import RadiographError
+from jaxpneumo.data.radiograph import RadiographError, file_id
 from jaxpneumo.data.squash import squash
 from jaxpneumo.errors import InputError
 
@@ -35,6 +36,8 @@ class Picture:
     Attributes:
       source: the file's path below the folder, with slashes.
       reason: "" for a radiograph; what follows is then known.
+      stamp: size in bytes and time of change in ns of the file that was read; (0, 0) where reading it failed, which
+        may go better the next time.
       sha256: of the file, hexadecimal; "" when it could not even be read.
       uid: SOP instance UID, or a picture file's name.
       image: uint8 (S, S), shrunk by area average.
@@ -43,6 +46,7 @@ class Picture:
 
     source: str
     reason: str = ""
+    stamp: tuple[int, int] = (0, 0)
     sha256: str = ""
     uid: str = ""
     image: np.ndarray | None = None
@@ -84,7 +88,7 @@ def read_ahead(
         )
         for (place, source), result in results:
             if isinstance(result, workers.Lost):
-                result = Picture(source, f"decoding it {result.why}. Export it again.")
+                result = Picture(source, f"decoding it {result.why}. Export it again.", _stamp(folder / source))
             arrived[place] = result
             while (picture := arrived.pop(number, None)) is not None:
                 # The slot belongs to a later file as soon as the next result is asked for.
@@ -96,19 +100,25 @@ def read_ahead(
 def read(folder: Path, source: str, size: int) -> Picture:
     """Reads one file here and now."""
     path = folder / source
-    digest = ""
+    about = {"source": source}
     try:
-        length = path.stat().st_size
-        if length > dicom.MAX_BYTES:
-            return Picture(source, f"{source} has {length >> 20} MiB; no radiograph has that. Export it again.")
+        stamp = ingest.stamp(path)
+        if stamp[0] > dicom.MAX_BYTES:
+            return Picture(
+                source, f"{source} has {stamp[0] >> 20} MiB; no radiograph has that. Export it again.", stamp
+            )
         data = path.read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
-        radiograph = dicom.parse_image(data, source)
     except OSError as error:
-        return Picture(source, f"{source} cannot be read: {error.strerror}.", digest)
+        return Picture(source, f"{source} cannot be read: {error.strerror}.")
+    about |= {"stamp": stamp, "sha256": hashlib.sha256(data).hexdigest()}
+    try:
+        radiograph = dicom.parse_image(data, source)
     except RadiographError as error:
-        return Picture(source, str(error), digest)
-    return Picture(source, "", digest, radiograph.uid, squash(radiograph.image, (size,))[0], *radiograph.image.shape)
+        return Picture(reason=str(error), **about)
+    # File names, which pictures have for ids, may hold bytes that are no text.
+    uid = (radiograph.uid or file_id(source)).encode("utf-8", "backslashreplace").decode()
+    height, width = radiograph.image.shape
+    return Picture(**about, uid=uid, image=squash(radiograph.image, (size,))[0], height=height, width=width)
 
 
 def find_radiographs(where: Path, leave_out: Path | None = None) -> tuple[Path, list[str]]:
@@ -130,15 +140,16 @@ def find_radiographs(where: Path, leave_out: Path | None = None) -> tuple[Path, 
         raise InputError(f"{where} is neither a folder nor a file. Give the radiographs as --input.")
     left_out = leave_out.resolve() if leave_out else None
     found: list[str] = []
-    folders = [where]
+    folders = [""]
     while folders:
         below = folders.pop()
-        for path in below.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                if path.resolve() != left_out:
-                    folders.append(path)
-            elif ingest.may_be_image(path.name) and path.is_file():
-                found.append(path.relative_to(where).as_posix())
+        with os.scandir(where / below) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if Path(entry).resolve() != left_out:
+                        folders.append(f"{below}{entry.name}/")
+                elif ingest.may_be_image(entry.name) and entry.is_file():
+                    found.append(below + entry.name)
     if not found:
         raise InputError(f"{where} holds no .dcm, .png or .jpg files, and none without an ending.")
     return where, sorted(found)
@@ -154,6 +165,13 @@ def _read_in_threads(folder: Path, sources: Sequence[str], size: int) -> Iterato
                 yield ahead.popleft().result()
         for picture in ahead:
             yield picture.result()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        return ingest.stamp(path)
+    except OSError:
+        return 0, 0
 
 
 @contextmanager

@@ -1,28 +1,44 @@
 """`jaxpneumo predict`: a folder of radiographs in, a submission csv and outlined pictures out.
 
 Reading (`pipeline.py`), the device, and coding with writing run beside each other: while the device has a batch,
-processes decode the next pictures and threads code the masks before.
+processes decode the next pictures and threads code the masks before. What is known of a file goes to the manifest
+(`archive.py`) at once, and the submission is written from there.
 """
 
 import argparse
-import csv
+import os
+import re
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from jaxpneumo import run_report
 from jaxpneumo.data import rle
 from jaxpneumo.data.dicom import read_image
 from jaxpneumo.data.workers import cores
-from jaxpneumo.errors import DONE, PARTIAL, InputError
-from jaxpneumo.files import write_atomically
+from jaxpneumo.errors import DONE, FAILED, PARTIAL, InputError
 from jaxpneumo.predict import members, thresholds
+from jaxpneumo.predict.archive import (
+    MANIFEST,
+    choose_part,
+    discard_other,
+    end_entry,
+    make_header,
+    open_manifest,
+    part_folder,
+    part_of,
+)
+from jaxpneumo.predict.merge import Report, write_results
 from jaxpneumo.predict.pictures import write_overlay
 from jaxpneumo.predict.pipeline import Picture, find_radiographs, read_ahead
 from jaxpneumo.predict.postprocess import remove_small
-from jaxpneumo.predict.submission import write_submission
 from jaxpneumo.progress import progress
 
 # What needs JAX is imported where it is used: --help, wrong flags and the reading processes do without.
@@ -37,93 +53,121 @@ It writes to --output
   submission.csv   ImageId,EncodedPixels at each radiograph's own size; -1 where nothing was found
   overlays/        one PNG a radiograph with the outline (none with --overlays 0)
   quarantine.csv   files that could not be read, with the reason, when there are any (exit code 3)
+  manifest.jsonl   model, settings and software, then every file's checksum and result
+
+Killed or stopped, it goes on where it was when the same command is given again. With --num-parts N --part-id K
+(0 to N-1, or auto: of a Slurm array or an indexed Kubernetes job) it predicts one of N parts of the files, to
+OUTPUT/part-K-of-N; `jaxpneumo merge` makes one submission of all parts.
 
 examples:
   jaxpneumo predict --workdir runs/quickstart --input data/quickstart-test --output predictions
   jaxpneumo predict --workdir runs/exp5 --input stage_2_images --output out --overlays 0 --removal-threshold 0
   jaxpneumo predict --workdir runs/exp5 --input stage_2_images --output out --thresholds triplet
-  jaxpneumo predict --workdir runs/exp5 --input film.dcm --output out --batch-size 1
+  jaxpneumo predict --workdir runs/exp5 --input film.dcm --output out
+  jaxpneumo predict --workdir runs/exp5 --input archive --output out --overlays 0 --num-parts 32 --part-id auto
   jaxpneumo predict --workdir runs/exp5_fold0 --workdir runs/exp5_fold1 --input images --output out
 
 With several runs their probabilities are averaged, --weights 0.7,0.3 unequally; all else is the first run's.
 """
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a prediction did: radiographs read, with a finding, and files set aside."""
-
-    images: int
-    positive: int
-    set_aside: int
-
-
 def predict_folder(
+    predictor: "Predictor", where: Path, output: Path, overlays: int | None = None, **options: Any
+) -> Report:
+    """Predicts every radiograph that `find_radiographs` finds in `where`; otherwise as `predict_files`."""
+    return predict_files(predictor, *find_radiographs(where, output), output, overlays, **options)
+
+
+def predict_files(
     predictor: "Predictor",
-    where: Path,
+    root: Path,
+    listed: list[str],
     output: Path,
     overlays: int | None = None,
     quiet: bool = False,
     workers: int | None = None,
+    part: tuple[int, int] | None = None,
+    anew: bool = False,
 ) -> Report:
-    """Predicts every radiograph below a folder; the settings are `predictor.config.predict`.
+    """Predicts radiographs; the settings are `predictor.config.predict`.
+
+    Of what grows with the number of files only their paths are in memory, and image ids while the submission is
+    written.
 
     Args:
       predictor: of `load_predictor`.
-      where: a folder, searched at any depth for DICOM, PNG and JPEG files, or one such file.
+      root, listed: of `pipeline.find_radiographs`.
       output: see HELP.
       overlays: how many pictures to write at most; None is one for every radiograph.
       quiet: no progress bar.
       workers: as `team` of `pipeline.read_ahead`.
+      part: (K, N) to predict part K of N only; None is all.
+      anew: remove predictions of another model or other settings from `output` instead of refusing to mix with them.
 
     Raises:
-      InputError: there are no such files, or not one could be read.
+      InputError: not one of all files could be read, or `output` holds predictions of another model or other settings.
     """
-    folder, files = find_radiographs(where, output)
-    codes: dict[str, str] = {}
-    set_aside: list[tuple[str, str]] = []
+    sources = listed if part is None else [source for source in listed if part_of(source, part[1]) == part[0]]
+    folder, settings = part_folder(output, part), predictor.config.predict
+    header = _header(predictor, part)
+    if anew:
+        discard_other(folder, header)
+    with open_manifest(folder, header, root, sources) as (left, append):
 
-    def usable() -> Iterator[Picture]:
-        seen: set[str] = set()
-        for picture in read_ahead(folder, files, predictor.config.predict.size, workers):
-            if picture.reason or picture.uid in seen:
-                again = f"a second file of image {picture.uid}; the first one was used"
-                set_aside.append((picture.source, picture.reason or again))
+        def usable() -> Iterator[Picture]:
+            for picture in read_ahead(root, left, settings.size, workers):
+                if picture.reason:
+                    append({**_entry(picture), "state": "set aside", "reason": picture.reason})
+                    bar.update()
+                else:
+                    yield picture
+
+        with progress(None, total=len(sources), description="predict", quiet=quiet) as bar:
+            bar.update(len(sources) - len(left))
+            for picture, code, area in predict_codes(predictor, root, usable(), folder / "overlays", overlays):
+                found = {"state": "done", "size": [picture.height, picture.width], "positive": area > 0, "area": area}
+                append({**_entry(picture), "uid": picture.uid, **found, "code": code})
                 bar.update()
-            else:
-                seen.add(picture.uid)
-                yield picture
+        append(end_entry(listed, len(sources)))
+        run_report.read(root, len(left))
+        run_report.skipped("files predicted by an earlier start", len(sources) - len(left))
+    report = write_results([folder / MANIFEST], folder / "submission.csv", folder / "quarantine.csv")
+    if part is None and not report.images:
+        (folder / "submission.csv").unlink()
+        raise InputError(f"none of the {len(sources)} files below {root} could be read; the first: {report.first}")
+    return report
 
-    with progress(None, total=len(files), description="predict", quiet=quiet) as bar:
-        for picture, code in predict_codes(predictor, folder, usable(), output / "overlays", overlays):
-            codes[picture.uid] = code
-            bar.update()
 
-    if not codes:
-        raise InputError(f"none of the {len(files)} files below {folder} could be read; the first: {set_aside[0][1]}")
-    write_submission(output / "submission.csv", sorted(codes.items()))
-    if set_aside:
-        with write_atomically(output / "quarantine.csv") as file:
-            csv.writer(file, lineterminator="\n").writerows([("file", "reason"), *set_aside])
-    else:
-        (output / "quarantine.csv").unlink(missing_ok=True)
-    return Report(len(codes), sum(code != rle.EMPTY for code in codes.values()), len(set_aside))
+def _header(predictor: "Predictor", part: tuple[int, int] | None) -> dict[str, Any]:
+    from jaxpneumo.software import software
+
+    settings = predictor.config.predict
+    names = ("size", "tta", *thresholds.NAMES, *(name for name in thresholds.NAMES_OF_TRIPLET if name in settings))
+    chosen = {name: settings[name] for name in names} | {"dtype": predictor.config.model.dtype}
+    if predictor.members:
+        chosen["weights"] = [weight for _, weight in predictor.members]
+    return make_header(predictor.model_id, chosen, software(), part)
+
+
+def _entry(picture: Picture) -> dict[str, Any]:
+    return {"file": picture.source, "stamp": list(picture.stamp), "sha256": picture.sha256}
 
 
 def predict_codes(
     predictor: "Predictor", folder: Path, pictures: Iterable[Picture], draw_to: Path, overlays: int | None
-) -> Iterator[tuple[Picture, str]]:
+) -> Iterator[tuple[Picture, str, int]]:
     """Run-length codes of pictures' masks, and outlined pictures of the first ones.
 
     Args:
       predictor: of `load_predictor`.
       folder: that the pictures' files lie in.
       pictures: of `pipeline.read_ahead`; none that could not be read.
-      draw_to: folder for the outlined pictures.
-      overlays: how many of them to write; None is all.
+      draw_to: folder for the outlined pictures; one that is there already and newer than the file stays.
+      overlays: how many there may be; None is one for each.
 
     Yields:
-      (picture, without its image; code) in the order of the pictures. What is to be drawn of it is on the disk.
+      (picture, without its image; code; area in native pixels) in the order of the pictures. What is to be drawn of
+      it is on the disk.
     """
     from jaxpneumo.predict.infer import predict_masks
 
@@ -131,23 +175,36 @@ def predict_codes(
     view = int(settings.tta)
     stream = ((replace(picture, image=None), picture.image, (picture.height, picture.width)) for picture in pictures)
 
-    def finish(picture: Picture, mask: "NativeMask", draw: bool) -> tuple[Picture, str]:
-        if mask.area == 0 and not draw:
-            return picture, rle.EMPTY
+    def finish(picture: Picture, mask: "NativeMask", path: Path | None) -> tuple[Picture, str, int]:
+        if mask.area == 0 and path is None:
+            return picture, rle.EMPTY, 0
         kept = remove_small(mask.unpack(), settings.removal_threshold, settings.removal_rule)
-        if draw:
+        if path is not None:
             # Read anew: keeping every radiograph until its mask is there would cost more than decoding a few twice.
-            write_overlay(draw_to / f"{picture.uid}.png", read_image(folder / picture.source).image, kept)
-        return picture, rle.encode(kept)
+            with suppress(InputError):  # it may have gone meanwhile: its mask is there all the same
+                write_overlay(path, read_image(folder / picture.source).image, kept)
+        return picture, rle.encode(kept), int(np.count_nonzero(kept))
 
+    room = float("inf") if overlays is None else overlays
+    if overlays and draw_to.is_dir():
+        room -= sum(path.suffix == ".png" for path in draw_to.iterdir())
     with ThreadPoolExecutor(cores()) as pool:
-        waiting: deque = deque()
-        for number, (picture, masks) in enumerate(predict_masks(predictor, stream, [view])):
-            waiting.append(pool.submit(finish, picture, masks[view], overlays is None or number < overlays))
-            while len(waiting) > 2 * settings.batch_size or (waiting and waiting[0].done()):
-                yield waiting.popleft().result()
+        waiting: deque[tuple[Path | None, Future]] = deque()
+        for picture, masks in predict_masks(predictor, stream, [view]):
+            path = draw_to / f"{re.sub('[^A-Za-z0-9._-]', '_', picture.uid)}.png"
+            if room <= 0 or _is_newer(path, picture) or any(path == other for other, _ in waiting):
+                path = None
+            else:
+                room -= 1
+            waiting.append((path, pool.submit(finish, picture, masks[view], path)))
+            while len(waiting) > 2 * settings.batch_size or (waiting and waiting[0][1].done()):
+                yield waiting.popleft()[1].result()
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting.popleft()[1].result()
+
+
+def _is_newer(path: Path, picture: Picture) -> bool:
+    return path.exists() and path.stat().st_mtime_ns >= picture.stamp[1]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -156,23 +213,28 @@ def main(arguments: Sequence[str]) -> int:
         prog="jaxpneumo predict", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     members.add_arguments(parser)
-    parser.add_argument("--input", type=Path, required=True, help="a folder, searched at any depth, or a file")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--overlays", type=int, help="write at most this many pictures (default: all)")
-    parser.add_argument(
-        "--thresholds", metavar="NAME", help="thresholds that `jaxpneumo thresholds` saved by this name"
-    )
-    parser.add_argument("--threshold", type=float, help="probability threshold (default: the run's)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--input", type=Path, required=True, help="a folder, searched at any depth, or a file")
+    add("--output", type=Path, required=True, help="folder to write to")
+    add("--overlays", type=int, help="write at most this many pictures (default: all)")
+    add("--thresholds", metavar="NAME", help="thresholds that `jaxpneumo thresholds` saved by this name")
+    add("--threshold", type=float, help="probability threshold (default: the run's)")
+    add(
         "--removal-threshold",
         type=int,
         help="smallest area in pixels of a 1024x1024 image (default: the run's; 0 = keep all)",
     )
-    parser.add_argument("--removal-rule", choices=("image", "component"), help="default: the run's")
-    parser.add_argument("--no-tta", action="store_true", help="predict without the mirror image")
-    parser.add_argument("--batch-size", type=int, help="radiographs in one call of the network (default: the run's)")
-    parser.add_argument("--workers", type=int, metavar="N", help="reading processes (default: one a core; 0: threads)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add("--removal-rule", choices=("image", "component"), help="default: the run's")
+    add("--no-tta", action="store_true", help="predict without the mirror image")
+    add(
+        "--batch-size",
+        type=int,
+        help="radiographs in one call of the network (default: the run's, 1 for a single file)",
+    )
+    add("--workers", type=int, metavar="N", help="reading processes (default: one a core; 0: threads)")
+    add("--num-parts", metavar="N", help="predict one of N parts of the files; a number or auto")
+    add("--part-id", metavar="K", help="which one, from 0; a number or auto")
+    add("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)
 
     single = ("threshold", "removal_threshold", "removal_rule")
@@ -181,14 +243,17 @@ def main(arguments: Sequence[str]) -> int:
             "--thresholds sets the probability and removal thresholds: leave out --threshold, --removal-threshold "
             "and --removal-rule."
         )
+    part = choose_part(options.num_parts, options.part_id, os.environ)
     if options.workers is not None and options.workers < 0:
         raise InputError(f"{options.workers} workers cannot read; give --workers 0 or more.")
+    run_report.place(part_folder(options.output, part))
     workdirs = members.read_workdirs(options.workdir)
     weights = members.read_weights(options.weights, len(workdirs))
-    find_radiographs(options.input, options.output)
+    root, listed = find_radiographs(options.input, options.output)
     from jaxpneumo.predict.ensemble import load_ensemble
 
-    predictor = load_ensemble(workdirs, weights, options.batch_size)
+    batch_size = 1 if options.batch_size is None and len(listed) == 1 else options.batch_size
+    predictor = load_ensemble(workdirs, weights, batch_size)
     settings = predictor.config.predict
     for name in single:
         if getattr(options, name) is not None:
@@ -196,11 +261,18 @@ def main(arguments: Sequence[str]) -> int:
     settings.tta = settings.tta and not options.no_tta
     if options.thresholds:
         thresholds.use(workdirs[0], options.thresholds, settings)
-    report = predict_folder(predictor, options.input, options.output, options.overlays, options.quiet, options.workers)
+    try:
+        report = predict_files(
+            predictor, root, listed, options.output, options.overlays, options.quiet, options.workers, part
+        )
+    except OSError as error:
+        print(f"jaxpneumo predict: {error}. The same command goes on where this one stopped.", file=sys.stderr)
+        return FAILED
+    folder = part_folder(options.output, part)
     print(
         f"{report.images} radiographs, pneumothorax outlined in {report.positive}, {report.set_aside} files set "
-        f"aside; {options.output / 'submission.csv'}. Not a medical device."
+        f"aside; {folder / 'submission.csv'}. Not a medical device."
     )
     if report.set_aside:
-        print(f"What was set aside and why: {options.output / 'quarantine.csv'}")
+        print(f"What was set aside and why: {folder / 'quarantine.csv'}")
     return PARTIAL if report.set_aside else DONE

@@ -11,7 +11,7 @@ STAGES = ("stage1", "stage2")
 
 _REQUIRED = {
     "": ("seed", "init_from", "data", "model", "loss", "augment", "predict"),
-    "data": ("directory", "split", "validation_fraction", "split_seed", "fold", "workers"),
+    "data": ("directory", "split", "validation_fraction", "split_seed", "fold", "workers", "resident"),
     "model": ("encoder", "dtype", "input_convolution", "momentum", "pretrained", "depths", "width"),
     "loss": ("dice",),
     "augment": ("engine", "flip", "intensity", "distortion", "crop"),
@@ -24,7 +24,7 @@ _REQUIRED_OF_SCHEDULE = {
 }
 
 # Where the data lie, how they are read and what is predicted do not change what is trained.
-_FREE = ("data.directory", "data.workers", "data.synthetic", "predict.")
+_FREE = ("data.directory", "data.workers", "data.resident", "data.synthetic", "predict.")
 
 
 def stages_of(config: ConfigDict) -> list[str]:
@@ -55,6 +55,8 @@ def check_config(config: ConfigDict) -> None:
         ]
     if not problems and config.loss.dice not in ("image", "batch"):
         problems.append(f'loss.dice must be "image" or "batch", not {config.loss.dice!r}')
+    if not problems and config.data.resident not in ("auto", "on", "off"):
+        problems.append(f'data.resident must be "auto", "on" or "off", not {config.data.resident!r}')
     if not problems and config.augment.engine not in ("device", "host"):
         problems.append(f'augment.engine must be "device" or "host", not {config.augment.engine!r}')
     if problems:

@@ -20,7 +20,7 @@ class MetricsLog:
 
     log.jsonl            one JSON object a record, out of this process before `write` returns
     tensorboard/         the same numbers as scalars
-    progress.png         the curves so far, redrawn after each epoch
+    progress.png         the curves so far, redrawn after each epoch unless drawing would take over 5 % of the time
 
     On a resumed run the records from `start_epoch` on, which that run makes again, are dropped from log.jsonl
     and from the curves, and TensorBoard is told to hide them.
@@ -46,6 +46,7 @@ class MetricsLog:
         self._epochs = [record for record in kept if "validation_loss" in record]
         self._purge_step = max(map(_tensorboard_step, kept), default=-1) + 1 if old else None
         self._tensorboard = None
+        self._draw_at, self._undrawn = 0.0, False
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (close() closes it)
 
     def write(self, record: Record) -> None:
@@ -62,11 +63,21 @@ class MetricsLog:
 
         if "validation_loss" in record:
             self._epochs.append(record)
-            progress_picture(self.directory / "progress.png", self._epochs)
+            self._undrawn = True
+            if time.monotonic() >= self._draw_at:
+                self._draw()
+
+    def _draw(self) -> None:
+        started = time.monotonic()
+        progress_picture(self.directory / "progress.png", self._epochs)
+        ended = time.monotonic()
+        self._draw_at, self._undrawn = ended + 20 * (ended - started), False
 
     def close(self) -> None:
-        """Writes out what TensorBoard's writer still holds. A second call does nothing."""
+        """Draws the last epochs and writes out what TensorBoard's writer still holds. A second call does nothing."""
         self._file.close()
+        if self._undrawn:
+            self._draw()
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None

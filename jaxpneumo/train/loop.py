@@ -9,7 +9,8 @@ Which start wins, in this order:
 import logging
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +20,21 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxpneumo.augment.host import make_augment
-from jaxpneumo.data.source import eval_batches, train_batches
-from jaxpneumo.errors import InputError, TrainingError
+from jaxpneumo.augment import device, host
+from jaxpneumo.data.source import eval_batches
+from jaxpneumo.errors import InputError, Stopped, TrainingError
 from jaxpneumo.model.unet import ENCODERS, UNet
 from jaxpneumo.progress import progress
 from jaxpneumo.train import checkpoint
+from jaxpneumo.train.feed import StageData, ahead, load_resident, plan_calls, remaining, training_feed
 from jaxpneumo.train.log import MetricsLog
 from jaxpneumo.train.optimizer import Plateau, learning_rate_fn, make_optimizer, reduce_on_plateau
-from jaxpneumo.train.sharding import make_mesh, replicated, shard_batch, split
+from jaxpneumo.train.sharding import is_first, make_mesh, place, place_flag, replicated, split, split_calls
 from jaxpneumo.train.state import TrainState, create_train_state, update_average
-from jaxpneumo.train.step import make_eval_step, make_statistics_step, make_train_step
+from jaxpneumo.train.step import make_eval_step, make_statistics_call, make_train_call, make_train_step
+from jaxpneumo.train.stop import sigterm_deferred
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StageData:
-    """Where a stage's images are: the prepared data set and the rows of each part."""
-
-    directory: str
-    train_rows: np.ndarray
-    validation_rows: np.ndarray
 
 
 def make_model(config: ConfigDict) -> UNet:
@@ -84,16 +78,17 @@ def train_stage(
 
     Raises:
       InputError: the batch size does not fit the devices or the data.
-      TrainingError: the loss became infinite or not a number.
+      TrainingError: the loss became infinite or not a number, or a checkpoint cannot be written.
+      Stopped: SIGTERM came; the state is saved.
     """
     stage = config[name]
     mesh = make_mesh()
     everywhere, along_data = replicated(mesh), split(mesh)
 
     # --- what is there already
-    if checkpoint.final_directory(directory).is_dir():
-        logger.info("%s is complete: reading its result from %s", name, directory)
-        return checkpoint.restore_final(directory, variables, everywhere)[0]
+    if result := checkpoint.restore_result(directory, variables, everywhere):
+        logger.info("%s is complete: its result is read from %s", name, directory)
+        return result
 
     # --- checks and data
     steps_per_epoch = len(data.train_rows) // stage.batch_size
@@ -102,187 +97,221 @@ def train_stage(
             f"{name}.batch_size={stage.batch_size} is more than the {len(data.train_rows)} training images: "
             f"use --config.{name}.batch_size={len(data.train_rows)} or less."
         )
-    augment_settings = {k: v for k, v in config.augment.items() if k != "engine"}
-    augment = make_augment(**augment_settings, size=stage.size) if any(augment_settings.values()) else None
+    calls = plan_calls(steps_per_epoch)
+    on_host, on_device = _augmentations(config, stage.size)
+    resident = load_resident(config.data.resident, on_host is not None, data, stage.size, mesh)
 
     # --- model, optimizer, compiled functions
     model, optimizer = make_model(config), make_optimizer()
-    train_step = jax.jit(
-        make_train_step(model, optimizer, config.loss.dice),
-        in_shardings=(everywhere, along_data, everywhere),
-        out_shardings=(everywhere, everywhere),
+    train_call = jax.jit(
+        make_train_call(make_train_step(model, optimizer, config.loss.dice, on_device, config.seed)),
+        in_shardings=(everywhere, everywhere, split_calls(mesh), everywhere, along_data),
+        out_shardings=everywhere,
         donate_argnums=0,
     )
     eval_step = jax.jit(
         make_eval_step(model, config.loss.dice, config.predict.threshold),
-        in_shardings=(everywhere, everywhere, along_data),
+        in_shardings=(everywhere, everywhere, along_data, along_data),
         out_shardings=everywhere,
     )
-    average_step = jax.jit(update_average, donate_argnums=0)
+    create = jax.jit(lambda start: create_train_state(start, optimizer), out_shardings=everywhere)
 
     # --- state: fresh, or the newest checkpoint's
-    state = jax.device_put(create_train_state(variables, optimizer), everywhere)
-    plateau = Plateau(stage.learning_rate)
-    batches = _batches(config, data, stage, augment)
-    start_epoch = 0
-    with checkpoint.open_checkpoints(directory) as manager:
-        if manager.latest_step() is not None:
-            state, saved = checkpoint.restore(manager, manager.latest_step(), state, everywhere)
-            start_epoch, plateau = saved["epoch"], Plateau(**saved["plateau"])
-            batches.set_state(saved["batches"])
-            logger.info("%s goes on after epoch %d of %d", name, start_epoch, stage.epochs)
-
-        with MetricsLog(directory, start_epoch) as log:
-            for epoch in range(start_epoch, stage.epochs):
-                # --- one epoch of steps
+    state = create(place(jax.device_get(variables), everywhere))
+    # Compiled now: no epoch but the first is to wait for a compilation.
+    average_step = jax.jit(update_average, out_shardings=everywhere, donate_argnums=0).lower(state).compile()
+    start = {"epoch": 0, "steps": 0, "totals": {}, "plateau": Plateau(stage.learning_rate)._asdict()}
+    with sigterm_deferred() as asked, checkpoint.open_checkpoints(directory) as manager:
+        restored = checkpoint.restore_newest(manager, state, everywhere)
+        if restored is not None:
+            state, start = restored
+            within = f" and {start['steps']} of the next one's {steps_per_epoch} steps" if start["steps"] else ""
+            logger.info("%s goes on after epoch %d of %d%s", name, start["epoch"], stage.epochs, within)
+        elif (directory / "log.jsonl").exists():
+            logger.warning("no checkpoint that is whole is left: %s begins again", name)
+        steps, totals, plateau = start["steps"], start["totals"], Plateau(**start["plateau"])
+        lengths = [*remaining(calls, steps), *(calls * (stage.epochs - start["epoch"] - 1))]
+        taken = start["epoch"] * steps_per_epoch + steps
+        with (
+            training_feed(config, data, stage, resident, on_host, lengths, taken, mesh) as feed,
+            MetricsLog(directory, start["epoch"]) if is_first() else nullcontext() as log,
+        ):
+            for epoch in range(start["epoch"], stage.epochs):
+                # --- one epoch of steps, or what an earlier start has left of it
                 rate = learning_rate_fn(stage, epoch, plateau)
-                started = time.perf_counter()
-                state, train_metrics = _train_epoch(
-                    train_step, state, batches, rate, steps_per_epoch, mesh,
+                started, before = time.perf_counter(), steps
+                state, steps, totals, stopped = _train_epoch(
+                    train_call, state, resident, feed, calls, rate, steps, totals, asked, mesh,
                     f"{name} epoch {epoch + 1}/{stage.epochs}", stage.batch_size,
                 )  # fmt: skip
                 seconds = time.perf_counter() - started
-                if epoch >= stage.epochs - stage.swa_epochs:
-                    state = average_step(state)
 
                 # --- validation, log, checkpoint: in this order, so that a resumed run repeats none of them
-                scores = evaluate_rows(eval_step, state.params, state.batch_stats, data, stage, mesh)
+                scores = None if stopped else _evaluate(eval_step, state, data, stage, asked, mesh)
+                if scores is None:
+                    place_of_stop = {"epoch": epoch, "steps": steps, "totals": totals, "plateau": plateau._asdict()}
+                    checkpoint.save(manager, epoch * steps_per_epoch + steps, state, place_of_stop)
+                    checkpoint.wait(manager)
+                    raise Stopped
+                if epoch >= stage.epochs - stage.swa_epochs:
+                    state = average_step(state)
                 if stage.schedule == "plateau":
                     factor, patience = stage.plateau_factor, stage.plateau_patience
                     plateau = reduce_on_plateau(plateau, scores["validation_loss"], factor, patience)
-                log.write(
-                    {
-                        "epoch": epoch,
-                        "step": (epoch + 1) * steps_per_epoch,
-                        "learning_rate": rate,
-                        **train_metrics,
-                        **scores,
-                        "images_per_second": round(steps_per_epoch * stage.batch_size / seconds, 2),
-                    }
-                )
+                train_metrics = {f"train_{key}": total / steps_per_epoch for key, total in totals.items()}
+                record = {
+                    "epoch": epoch,
+                    "step": (epoch + 1) * steps_per_epoch,
+                    "learning_rate": rate,
+                    **train_metrics,
+                    **scores,
+                    "images_per_second": round((steps - before) * stage.batch_size / seconds, 2),
+                }
+                if log is not None:
+                    log.write(record)
                 logger.info(
                     "%s epoch %d/%d: loss %.4f, validation loss %.4f, IoU %.4f",
                     name, epoch + 1, stage.epochs, train_metrics["train_loss"],
                     scores["validation_loss"], scores["validation_iou"],
                 )  # fmt: skip
-                saved = {
-                    "epoch": epoch + 1,
-                    "plateau": plateau._asdict(),
-                    "batches": batches.get_state(),
-                    **scores,
-                }
-                checkpoint.save(manager, state, saved)
-        batches.close()
-        manager.wait_until_finished()
+                steps, totals = 0, {}
+                finished = {"epoch": epoch + 1, "steps": 0, "totals": {}, "plateau": plateau._asdict(), **scores}
+                checkpoint.save(manager, (epoch + 1) * steps_per_epoch, state, finished)
+        checkpoint.wait(manager)
 
         # --- the stage's result
         if stage.swa_epochs:
-            chosen = {"weights": f"average of the last {int(state.swa_count)} epochs"}
-            batch_stats = _statistics(model, config, state, data, stage, mesh)
+            chosen = {"weights": f"average of the last {int(jax.device_get(state.swa_count))} epochs"}
+            batch_stats = _statistics(model, config, state, data, stage, resident, calls, asked, mesh)
             result = {"params": state.swa_params, "batch_stats": batch_stats}
         else:
-            best = manager.best_step()  # the newest of equals
-            chosen = {"weights": f"epoch {best}, the best validation IoU"}
-            result = checkpoint.restore_model(manager, best, variables, everywhere)
-        scores = evaluate_rows(eval_step, result["params"], result["batch_stats"], data, stage, mesh)
+            best, result = checkpoint.restore_best(manager, variables, everywhere)
+            chosen = {"weights": f"epoch {best // steps_per_epoch}, the best validation IoU"}
+        scores = _evaluate(eval_step, state.replace(**result), data, stage, asked, mesh)
+        if scores is None:
+            raise Stopped
         checkpoint.save_final(directory, result, {"stage": name, **chosen, **scores})
         logger.info("%s is complete (%s): validation IoU %.4f", name, chosen["weights"], scores["validation_iou"])
         return result
 
 
-def _batches(config: ConfigDict, data: StageData, stage: ConfigDict, augment: Any) -> Any:
-    """This process's share of the stage's endless training batches."""
-    return train_batches(
-        data.directory,
-        stage.size,
-        data.train_rows,
-        stage.batch_size,
-        config.seed,
-        augment,
-        config.data.workers,
-        jax.process_index(),
-        jax.process_count(),
-    )
+def _augmentations(config: ConfigDict, size: int) -> tuple[Any, Any]:
+    """The augmentation of the host's engine and that of the device's; at most one of them is not None."""
+    probabilities = {group: config.augment[group] for group in ("flip", "intensity", "distortion", "crop")}
+    if not any(probabilities.values()):
+        return None, None
+    if config.augment.engine == "host":
+        return host.make_augment(**probabilities, size=size), None
+    return None, device.make_augment(**probabilities, size=size)
 
 
 def _train_epoch(
-    train_step: Any,
+    train_call: Any,
     state: TrainState,
-    batches: Any,
+    resident: dict[str, jax.Array],
+    feed: Iterator[Any],
+    calls: list[int],
     learning_rate: float,
     steps: int,
+    totals: dict[str, float],
+    asked: Callable[[], bool],
     mesh: Mesh,
     description: str,
     batch_size: int,
-) -> tuple[TrainState, dict[str, float]]:
-    """Takes one epoch of steps and returns the state and the means of their metrics."""
-    rate = jax.device_put(jnp.float32(learning_rate), replicated(mesh))
-    totals: dict[str, float] = {}
+) -> tuple[TrainState, int, dict[str, float], bool]:
+    """Takes the calls of an epoch that are left after `steps` steps, or those until a process is asked to stop.
+
+    Returns:
+      The state, the epoch's steps so far, the sums of their metrics, and whether to stop.
+    """
+    rate = place(np.float32(learning_rate), replicated(mesh))
+    totals = dict(totals)
     pending = None
-    with progress(None, total=steps * batch_size, description=description) as bar:
+    total, initial = sum(calls) * batch_size, steps * batch_size
+    with progress(None, total, description=description, quiet=not is_first(), initial=initial) as bar:
 
-        def note(metrics: dict[str, jax.Array]) -> None:
-            values = {key: float(value) for key, value in jax.device_get(metrics).items()}
-            if not math.isfinite(values["loss"]):
-                raise TrainingError(
-                    f"{description}: the loss became {values['loss']}. Nothing was saved after the last finished "
-                    "epoch; lower the stage's learning_rate or use --config.model.dtype=float32, then start the "
-                    "same command again."
-                )
-            for key, value in values.items():
-                totals[key] = totals.get(key, 0.0) + value
-            bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-            bar.update(batch_size)
+        def note(metrics: dict[str, jax.Array]) -> bool:
+            values = jax.device_get(metrics)
+            stop = bool(values.pop("stop"))
+            for i, loss in enumerate(values["loss"].tolist()):
+                if not math.isfinite(loss):
+                    raise TrainingError(
+                        f"{description}: the loss became {loss}. Nothing was saved after that; lower the stage's "
+                        "learning_rate or use --config.model.dtype=float32, then start the same command again."
+                    )
+                for key, value in values.items():
+                    totals[key] = totals.get(key, 0.0) + float(value[i])
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                bar.update(batch_size)
+            return stop
 
-        for _ in range(steps):
-            state, metrics = train_step(state, shard_batch(next(batches), mesh), rate)
-            # The step before is read while the device works on this one, so that neither waits.
-            if pending is not None:
-                note(pending)
+        stop = False
+        for length in remaining(calls, steps):
+            state, metrics = train_call(state, resident, next(feed), rate, place_flag(asked(), mesh))
+            steps += length
+            # The call before is read while the device works on this one, so that neither waits.
+            stop = pending is not None and note(pending)
             pending = metrics
-        note(pending)
-    return state, {f"train_{key}": total / steps for key, total in totals.items()}
+            if stop:
+                break
+        stop = (pending is not None and note(pending)) or stop
+    return state, steps, totals, stop
 
 
-def evaluate_rows(
-    eval_step: Any, params: Any, batch_stats: Any, data: StageData, stage: ConfigDict, mesh: Mesh
-) -> dict[str, float]:
-    """Mean loss, IoU and Dice over the validation images at the stage's size, each image counted once."""
+def _evaluate(
+    eval_step: Any, state: TrainState, data: StageData, stage: ConfigDict, asked: Callable[[], bool], mesh: Mesh
+) -> dict[str, float] | None:
+    """Mean loss, IoU and Dice over the validation images at the stage's size, each counted once; None: stop."""
+    here = (jax.process_index(), jax.process_count())
+    batches = eval_batches(data.directory, stage.size, data.validation_rows, stage.batch_size, *here)
+    keys = ("image", "mask", "weight")
+    placed = ahead(place({key: batch[key] for key in keys}, split(mesh)) for batch in batches)
+    sums = (eval_step(state.params, state.batch_stats, batch, place_flag(asked(), mesh)) for batch in placed)
     totals: dict[str, float] = {}
-    for batch in eval_batches(
-        data.directory,
-        stage.size,
-        data.validation_rows,
-        stage.batch_size,
-        jax.process_index(),
-        jax.process_count(),
-    ):
-        batch.pop("row")
-        for key, value in jax.device_get(eval_step(params, batch_stats, shard_batch(batch, mesh))).items():
+    for metrics in ahead(sums, 1):
+        for key, value in jax.device_get(metrics).items():
             totals[key] = totals.get(key, 0.0) + float(value)
+        if totals["stop"]:
+            return None
     count = totals.pop("weight")
+    del totals["stop"]
     return {f"validation_{key}": total / count for key, total in totals.items()}
 
 
 def _statistics(
-    model: UNet, config: ConfigDict, state: TrainState, data: StageData, stage: ConfigDict, mesh: Mesh
+    model: UNet,
+    config: ConfigDict,
+    state: TrainState,
+    data: StageData,
+    stage: ConfigDict,
+    resident: dict[str, jax.Array],
+    calls: list[int],
+    asked: Callable[[], bool],
+    mesh: Mesh,
 ) -> Any:
     """BatchNorm statistics of the averaged weights: the mean over one pass of training data, not augmented.
 
     The running statistics belong to the weights of single epochs; averaged weights have none until then.
+    Raises Stopped when a process is asked to stop: the last checkpoint holds everything.
     """
-    statistics_step = jax.jit(
-        make_statistics_step(model, batch_norm_momentum(config)),
-        in_shardings=(replicated(mesh), replicated(mesh), split(mesh)),
-        out_shardings=replicated(mesh),
+    everywhere = replicated(mesh)
+    statistics_call = jax.jit(
+        make_statistics_call(model, batch_norm_momentum(config)),
+        in_shardings=(everywhere, everywhere, everywhere, split_calls(mesh), split(mesh)),
+        out_shardings=everywhere,
+        donate_argnums=1,
     )
-    zeros = jax.tree.map(jnp.zeros_like, state.batch_stats)
-    batches = _batches(config, data, stage, augment=None)
-    steps = len(data.train_rows) // stage.batch_size
-    mean = zeros
-    bar = progress(range(steps), total=steps, unit="batch", description="BatchNorm statistics")
-    for i in bar:
-        batch = statistics_step(state.swa_params, zeros, shard_batch(next(batches), mesh))
-        mean = jax.tree.map(lambda m, b, n=i + 1: m + (b - m) / n, mean, batch)
-    batches.close()
-    return mean
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), state.batch_stats)
+    carry = place((zeros, np.int32(0)), everywhere)
+    with (
+        training_feed(config, data, stage, resident, None, calls, 0, mesh) as feed,
+        progress(None, sum(calls), "batch", "BatchNorm statistics", quiet=not is_first()) as bar,
+    ):
+        stop = place(np.bool_(False), everywhere)
+        for length, part in zip(calls, feed, strict=True):
+            before = stop
+            carry, stop = statistics_call(state.swa_params, carry, resident, part, place_flag(asked(), mesh))
+            if jax.device_get(before):
+                raise Stopped
+            bar.update(length)
+    return carry[0]

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from jaxpneumo import run_report
 from jaxpneumo.data import dataset, splits, synthetic
 from jaxpneumo.data.prepare import prepare
 from jaxpneumo.errors import InputError
@@ -14,9 +15,10 @@ from jaxpneumo.files import write_json
 from jaxpneumo.model import pretrained
 from jaxpneumo.train import checkpoint
 from jaxpneumo.train.config import check_config, differences, read_config, stages_of
-from jaxpneumo.train.loop import StageData, make_model, train_stage
+from jaxpneumo.train.feed import StageData
+from jaxpneumo.train.loop import make_model, train_stage
 from jaxpneumo.train.provenance import record_start
-from jaxpneumo.train.sharding import check_batch_size, make_mesh, replicated
+from jaxpneumo.train.sharding import check_batch_size, is_first, make_mesh, replicated
 from jaxpneumo.train.state import initialise
 
 logger = logging.getLogger(__name__)
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Trains all stages of a config, or what an earlier start of the same command has left to do.
+
+    Several processes (`sharding.start_processes`) all call this; the folder must be one that all of them see.
 
     Args:
       config: as the files in configs/ return it.
@@ -34,13 +38,18 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     Raises:
       InputError: config, data or folder cannot be used; nothing has been trained then.
-      TrainingError: the loss became infinite or not a number.
+      TrainingError: the loss became infinite or not a number, or a checkpoint cannot be written.
+      Stopped: SIGTERM came; the state is saved.
     """
     check_config(config)
-    for section in (*stages_of(config), "predict"):
+    for section in stages_of(config):
         check_batch_size(config[section].batch_size, jax.device_count(), section)
+    run_report.process(jax.process_index())
+    check_batch_size(config.predict.batch_size, jax.local_device_count(), "predict")
     _check_folder(config, workdir)
-    make_synthetic_data(config)
+    if is_first():
+        make_synthetic_data(config)
+    checkpoint.meet("data")
     stages = stages_of(config)
     for stage in stages:
         dataset.open_arrays(config.data.directory, config[stage].size)
@@ -49,15 +58,20 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     data, folds = _read_split(config, workdir / "splits.json" if resumed else None)
     variables = _first_variables(config)
     # Only now: a start that was refused leaves nothing behind that stands in the next one's way.
-    if not resumed:
-        _write_split(config, workdir / "splits.json", data, folds)
-    write_json(workdir / "config.json", config.to_dict())
-    record_start(workdir)
+    checkpoint.meet("checks")
+    if is_first():
+        if not resumed:
+            _write_split(config, workdir / "splits.json", data, folds)
+        write_json(workdir / "config.json", config.to_dict())
+        record_start(workdir)
 
     if config.init_from and "stage2" in stages:
         stages.remove("stage1")
     for stage in stages:
+        if checkpoint.final_directory(workdir / stage).is_dir():
+            run_report.skipped(f"training of {stage}, complete before")
         variables = train_stage(config, stage, data, workdir / stage, variables)
+        run_report.wrote(checkpoint.final_directory(workdir / stage))
     return variables
 
 

@@ -1,8 +1,11 @@
-"""The compiled functions of a stage: train step, evaluation step, BatchNorm statistics.
+"""The compiled functions of a stage: train step, several of them in a call, evaluation step, BatchNorm statistics.
 
-Batches arrive small, as uint8 images and bit-packed masks, and are unpacked on the device. All three are pure;
-`loop.py` compiles them with the state's and the batch's shardings, under which BatchNorm, losses and sums are
-over the global batch.
+Batches arrive small, as uint8 images and bit-packed masks, or as places in a training part that lies on the
+device; they are unpacked and augmented there. All functions are pure; `loop.py` compiles them with the state's and
+the batch's shardings, under which BatchNorm, losses and sums are over the global batch.
+
+`stop` is one flag a device, true where the process has been asked to stop. It goes through the compiled functions so
+that all processes learn of it at the same step, without a further exchange.
 """
 
 from collections.abc import Callable
@@ -18,6 +21,8 @@ from jaxpneumo.train.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+# (keys (B,), image uint8 (B, S, S), mask uint8 0/1 (B, S, S)) -> image float32 0..255, mask float32
+DeviceAugment = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def unpack(batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -27,12 +32,28 @@ def unpack(batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 
 def make_train_step(
-    model: UNet, optimizer: optax.GradientTransformation, dice: str
+    model: UNet,
+    optimizer: optax.GradientTransformation,
+    dice: str,
+    augment: DeviceAugment | None = None,
+    seed: int = 0,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-    """Builds train_step(state, batch, learning_rate) -> (state, {"loss", "bce", "dice_loss"})."""
+    """Builds train_step(state, batch, learning_rate) -> (state, {"loss", "bce", "dice_loss"}).
+
+    With `augment`, each image of the global batch has its own random key, made from `seed`, the state's step and its
+    place in the batch: any number of devices and processes draws alike.
+    """
+
+    def prepare(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        if augment is None:
+            return unpack(batch)
+        image, mask = batch["image"], jnp.unpackbits(batch["mask"], axis=-1)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), len(image))
+        image, mask = augment(keys, image, mask)
+        return image[..., None] / 255.0, mask
 
     def train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[TrainState, Metrics]:
-        image, mask = unpack(batch)
+        image, mask = prepare(state, batch)
 
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
             variables = {"params": params, "batch_stats": state.batch_stats}
@@ -54,14 +75,48 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(model: UNet, dice: str, threshold: float) -> Callable[[Any, Any, Batch], Metrics]:
-    """Builds eval_step(params, batch_stats, batch) -> sums over the batch of loss, IoU, Dice and weight.
+def make_train_call(
+    train_step: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]],
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Builds train_call(state, resident, feed, learning_rate, stop) -> (state, metrics), of several steps.
+
+    `feed` holds k stacked batches, or their places in `resident` (`feed.py`). The metrics are those of train_step, of
+    shape (k,), and "stop": whether any process was asked to.
+    """
+
+    def train_call(
+        state: TrainState, resident: Batch, feed: Batch, learning_rate: jax.Array, stop: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        def body(state: TrainState, element: Batch) -> tuple[TrainState, Metrics]:
+            return train_step(state, take_batch(resident, element), learning_rate)
+
+        state, metrics = _scan(body, state, feed)
+        return state, {**metrics, "stop": stop.any()}
+
+    return train_call
+
+
+def take_batch(resident: Batch, element: Batch) -> Batch:
+    """One step's batch: `element` itself, or the images of `resident` at its "index", all of weight 1."""
+    if not resident:
+        return element
+    batch = {key: value[element["index"]] for key, value in resident.items()}
+    return {**batch, "weight": jnp.ones(element["index"].shape, jnp.float32)}
+
+
+def _scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, feed: Batch) -> tuple[Any, Any]:
+    # One step is left outside of a loop: on the CPU, XLA's loops run convolutions many times slower.
+    return jax.lax.scan(body, carry, feed, unroll=len(jax.tree.leaves(feed)[0]) == 1)
+
+
+def make_eval_step(model: UNet, dice: str, threshold: float) -> Callable[..., Metrics]:
+    """Builds eval_step(params, batch_stats, batch, stop) -> sums over the batch of loss, IoU, Dice and weight, "stop".
 
     IoU and Dice are per image at the stage's size, at probability `threshold`; empty on empty scores 1 (the
     challenge's rule). Divide the sums of all batches by the sum of the weights.
     """
 
-    def eval_step(params: Any, batch_stats: Any, batch: Batch) -> Metrics:
+    def eval_step(params: Any, batch_stats: Any, batch: Batch, stop: jax.Array) -> Metrics:
         image, mask = unpack(batch)
         weight = batch["weight"]
         logits = model.apply({"params": params, "batch_stats": batch_stats}, image, train=False)
@@ -78,23 +133,34 @@ def make_eval_step(model: UNet, dice: str, threshold: float) -> Callable[[Any, A
             "iou": (iou * weight).sum(),
             "dice": (dice_score * weight).sum(),
             "weight": count,
+            "stop": stop.any(),
         }
 
     return eval_step
 
 
-def make_statistics_step(model: UNet, momentum: float) -> Callable[[Any, Any, Batch], Any]:
-    """Builds statistics_step(params, zero_stats, batch) -> the batch's own BatchNorm means and variances.
+def make_statistics_call(model: UNet, momentum: float) -> Callable[..., tuple[Any, jax.Array]]:
+    """Builds statistics_call(params, (mean, count), resident, feed, stop) -> ((mean, count), stop).
 
-    Starting from statistics of zero, one update leaves (1 - momentum) times the batch's value, which is divided
-    out again. The mean over many batches replaces the running statistics of averaged weights.
+    `mean` is over the BatchNorm means and variances of `count` batches, each by its own, and becomes that over these
+    and those of `feed`. Starting from statistics of zero, one update leaves (1 - momentum) times the batch's value,
+    which is divided out again. The mean over many batches replaces the running statistics of averaged weights.
     """
 
-    def statistics_step(params: Any, zero_stats: Any, batch: Batch) -> Any:
-        image, _ = unpack(batch)
-        _, updated = model.apply(
-            {"params": params, "batch_stats": zero_stats}, image, train=True, mutable=["batch_stats"]
-        )
-        return jax.tree.map(lambda s: s / (1.0 - momentum), updated["batch_stats"])
+    def statistics_call(
+        params: Any, carry: tuple[Any, jax.Array], resident: Batch, feed: Batch, stop: jax.Array
+    ) -> tuple[tuple[Any, jax.Array], jax.Array]:
+        def body(carry: tuple[Any, jax.Array], element: Batch) -> tuple[tuple[Any, jax.Array], None]:
+            mean, count = carry[0], carry[1] + 1
+            image, _ = unpack(take_batch(resident, element))
+            zeros = jax.tree.map(jnp.zeros_like, mean)
+            _, updated = model.apply(
+                {"params": params, "batch_stats": zeros}, image, train=True, mutable=["batch_stats"]
+            )
+            own = jax.tree.map(lambda s: s / (1.0 - momentum), updated["batch_stats"])
+            return (jax.tree.map(lambda m, s: m + (s - m) / count, mean, own), count), None
 
-    return statistics_step
+        carry, _ = _scan(body, carry, feed)
+        return carry, stop.any()
+
+    return statistics_call

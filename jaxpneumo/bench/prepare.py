@@ -1,4 +1,4 @@
-"""`jaxpneumo bench`: how fast the parts of the system are on this machine, beside what they could be.
+"""`jaxpneumo bench prepare`: DICOM files to arrays, beside pure decoding of the same files.
 
 Machines are shared and clocks vary: every figure stands beside its yardstick, measured in turns with it, and
 the ratio is what counts.
@@ -9,7 +9,6 @@ import csv
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,14 +22,11 @@ import numpy as np
 from jaxpneumo.data import dicom, ingest, labels
 from jaxpneumo.data import prepare as preparation
 from jaxpneumo.data.workers import cores, keep_memory, peak_memory
-from jaxpneumo.errors import BAD_INPUT, DONE, InputError
+from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.files import write_json
 from jaxpneumo.progress import progress
 
 _context = get_context("spawn")
-
-
-# prepare
 
 
 def bench_prepare(
@@ -82,7 +78,7 @@ def bench_prepare(
     busy: dict[str, list[float]] = {"decode": [], "kept": [], "prepare": []}
     seconds, parents, team_peaks = [], [], []
     try:
-        files = _repeat_files(Path(images), labels_path, folder, count, quiet)
+        files = repeat_files(Path(images), labels_path, folder, count, quiet)
         os.sync()  # so that the copies are not still being written while something is measured
         for _ in progress(range(repeats), unit="repeat", description="decode and prepare", quiet=quiet):
             measured = {"decode": _decode_rate(files, team, False), "kept": _decode_rate(files, team, True)}
@@ -118,7 +114,7 @@ def bench_prepare(
     }
 
 
-def _repeat_files(images: Path, labels_path: Path | None, folder: Path, count: int, quiet: bool) -> list[Path]:
+def repeat_files(images: Path, labels_path: Path | None, folder: Path, count: int, quiet: bool) -> list[Path]:
     """Writes `count` files and their labels below `folder`: the images again and again under new UIDs."""
     originals = ingest.find_files(images)
     codes = labels.read_labels(labels_path).codes if labels_path else {}
@@ -206,7 +202,8 @@ def _prepare_once(folder: Path, sizes: tuple[int, ...], team: int) -> tuple[floa
     return report.images_per_second, report.busy_seconds, seconds, peak_memory(), max(report.worker_peaks, default=0)
 
 
-def _prepare_verb(argv: list[str]) -> int:
+def main(argv: list[str]) -> int:
+    """The verb `jaxpneumo bench prepare`."""
     parser = argparse.ArgumentParser(
         prog="jaxpneumo bench prepare",
         description=bench_prepare.__doc__.split("\n\n")[0],
@@ -241,20 +238,3 @@ def _prepare_verb(argv: list[str]) -> int:
         f"{result['worker_peak_bytes'] * mega:.0f} MiB largest worker"
     )
     return DONE
-
-
-BENCHMARKS = {"prepare": (_prepare_verb, "DICOM files to arrays, beside pure decoding")}
-
-
-def main(argv: list[str]) -> int:
-    """The verb `jaxpneumo bench`. Returns 0, or 2 for wrong use; raises InputError for bad input."""
-    name = argv[0] if argv else "--help"
-    if name in BENCHMARKS:
-        return BENCHMARKS[name][0](argv[1:])
-    print("usage: jaxpneumo bench WHAT ...   (jaxpneumo bench WHAT --help says more)\n")
-    print("\n".join(f"  {each:12} {purpose}" for each, (_, purpose) in BENCHMARKS.items()))
-    print("\nexample:\n  jaxpneumo bench prepare --images siim/dicom-images-train --labels siim/train-rle.csv")
-    if name in ("-h", "--help"):
-        return DONE
-    print(f"\njaxpneumo bench: there is no {name!r}.", file=sys.stderr)
-    return BAD_INPUT

@@ -1,0 +1,1 @@
+"""`jaxpneumo bench`: how fast the parts of the system are on this machine, beside what they could be."""

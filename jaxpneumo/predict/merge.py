@@ -1,0 +1,265 @@
+"""Manifests to a submission, and `jaxpneumo merge`: the parts of an archive to what a single run would have written.
+
+Both are one and the same: a single run is the merge of one part. Rows are sorted on the disk, not in memory.
+"""
+
+import argparse
+import csv
+import heapq
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from jaxpneumo import run_report
+from jaxpneumo.data import rle
+from jaxpneumo.errors import DONE, PARTIAL, InputError
+from jaxpneumo.files import write_atomically, write_json
+from jaxpneumo.predict.archive import MANIFEST, NOTE, listing_digest, part_folder, part_of, read_entries
+from jaxpneumo.predict.submission import write_submission
+
+CHUNK = 8 << 20  # characters of rows that are sorted in memory
+
+HELP = """\
+Merges the parts of `jaxpneumo predict --num-parts N --part-id K` to what one run over all files would have written.
+
+It checks first that all parts are there and complete, of one model, settings and listing of files, and that every
+file is in one of them and in no other. It writes to --output, a folder or a .csv file
+  submission.csv   ImageId,EncodedPixels of all files; of an image in several files the first in order counts
+  quarantine.csv   what was set aside, with the reason, when there is anything (exit code 3)
+  merged.json      model, settings, software and counts
+
+exit codes: 0 done; 3 done, but files were set aside; 2 something is missing or does not fit: nothing is written
+
+examples:
+  jaxpneumo merge --input predictions --output predictions
+  jaxpneumo merge --input predictions --output submission.csv
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a prediction did: radiographs read, with a finding, and files set aside; `first` says why the first was."""
+
+    images: int
+    positive: int
+    set_aside: int
+    first: str = ""
+
+
+def write_results(manifests: Sequence[Path], submission: Path, quarantine: Path | None) -> Report:
+    """Writes the submission and what was set aside from manifests, both sorted, both atomically.
+
+    Of several files of one image the first counts; the others are set aside.
+
+    Args:
+      manifests: complete ones, of one model.
+      submission: the csv file.
+      quarantine: the csv file, removed when nothing was set aside; None: not written.
+    """
+    counts = {"images": 0, "positive": 0, "set_aside": 0}
+    others: list[tuple[str, str]] = []
+
+    def entries(state: str) -> Iterator[dict[str, Any]]:
+        return (entry for path in manifests for entry in read_entries(path) if entry.get("state") == state)
+
+    def images(scratch: Path) -> Iterator[tuple[str, str]]:
+        last = None
+        for uid, source, code in sort_rows(((e["uid"], e["file"], e["code"]) for e in entries("done")), scratch):
+            if uid == last:
+                others.append((source, f"a second file of image {uid}; the first one was used"))
+                continue
+            last = uid
+            counts["images"] += 1
+            counts["positive"] += code != rle.EMPTY
+            yield uid, code
+
+    def set_aside(scratch: Path) -> Iterator[tuple[str, str]]:
+        for row in sort_rows(chain(((e["file"], e["reason"]) for e in entries("set aside")), others), scratch):
+            counts["set_aside"] += 1
+            run_report.set_aside(*row)
+            yield tuple(_printable(field) for field in row)
+
+    with _scratch(submission.parent) as scratch:
+        write_submission(submission, images(scratch))
+        rows = set_aside(scratch)
+        first = next(rows, None)
+        if quarantine is not None and first is not None:
+            with write_atomically(quarantine) as file:
+                csv.writer(file, lineterminator="\n").writerows(chain([("file", "reason"), first], rows))
+        elif quarantine is not None:
+            quarantine.unlink(missing_ok=True)
+        for _ in rows:
+            pass  # counted
+    return Report(**counts, first=first[1] if first else "")
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder for sorting, always of the same name: what a killed process left there goes too."""
+    path = folder / ".sorting"
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def sort_rows(rows: Iterable[Sequence[str]], scratch: Path) -> Iterator[tuple[str, ...]]:
+    """Rows of text in order; no more than CHUNK characters are in memory at once, the others in files in `scratch`."""
+    rows, sorted_files = iter(rows), []
+    while chunk := sorted(_take(rows)):
+        with tempfile.NamedTemporaryFile("w", dir=scratch, delete=False) as file:
+            file.writelines(json.dumps(row) + "\n" for row in chunk)
+        sorted_files.append(Path(file.name))
+        del chunk
+    yield from heapq.merge(*map(_read_rows, sorted_files))
+    for path in sorted_files:
+        path.unlink()
+
+
+def _take(rows: Iterator[Sequence[str]]) -> Iterator[tuple[str, ...]]:
+    length = 0
+    while length < CHUNK and (row := next(rows, None)) is not None:
+        length += sum(map(len, row))
+        yield tuple(row)
+
+
+def _read_rows(path: Path) -> Iterator[tuple[str, ...]]:
+    with open(path) as file:
+        for line in file:
+            yield tuple(json.loads(line))
+
+
+def _printable(text: str) -> str:
+    """File names may hold bytes that are no text."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+# The verb
+
+
+def find_parts(folder: Path) -> list[Path]:
+    """The manifests of all parts below a folder, in order.
+
+    Raises:
+      InputError: there are none, of several numbers of parts, or some are missing or not complete; all are named.
+    """
+    names = sorted(path.name for path in folder.glob("part-*-of-*")) if folder.is_dir() else []
+    found = {name: re.fullmatch(r"part-(\d{5,})-of-(\d{5,})", name) for name in names}
+    numbers = sorted({int(match[2]) for match in found.values() if match})
+    if not numbers:
+        raise InputError(
+            f"{folder} holds no parts (part-00000-of-00003 ...). Give the --output of `jaxpneumo predict --num-parts`."
+        )
+    if len(numbers) > 1:
+        raise InputError(f"{folder} holds parts of {' and of '.join(map(str, numbers))}. Keep one kind in a folder.")
+    manifests = [part_folder(folder, (part, numbers[0])) / MANIFEST for part in range(numbers[0])]
+    problems = []
+    for part, manifest in enumerate(manifests):
+        state = _state(manifest)
+        if state:
+            problems.append(f"part {part} of {numbers[0]} {state}")
+    if problems:
+        raise InputError(
+            f"{folder} cannot be merged: {'; '.join(problems)}. Start `jaxpneumo predict` for each of them (again): "
+            "it goes on where it stopped."
+        )
+    return manifests
+
+
+def _state(manifest: Path) -> str:
+    """What a part lacks, "" when it is complete."""
+    if not manifest.is_file():
+        return "is missing"
+    done, ended = 0, False
+    for entry in read_entries(manifest):
+        done, ended = done + ("file" in entry), "end" in entry
+    return "" if ended else f"is not complete ({done} files are done)"
+
+
+def check_parts(manifests: Sequence[Path], scratch: Path) -> dict[str, Any]:
+    """Checks that complete parts fit together and have every file once; gives the first one's header.
+
+    Raises:
+      InputError: they are of different models, settings or listings, or a file is missing, twice, or in a wrong part.
+    """
+    headers, ends = [], []
+    for manifest in manifests:
+        entry = {}
+        for number, entry in enumerate(read_entries(manifest)):
+            if number == 0:
+                headers.append(entry)
+        ends.append(entry["end"])
+    for name, values in (
+        ("models", [header["model"] for header in headers]),
+        ("settings", [header["settings"] for header in headers]),
+        ("listings of the input folder", [(end["listing"], end["listed"]) for end in ends]),
+    ):
+        differ = [part for part, value in enumerate(values) if value != values[0]]
+        if differ:
+            others = ", ".join(map(str, differ))
+            raise InputError(f"part 0 and part {others} are of different {name}. Predict them in the same way.")
+
+    def sources() -> Iterator[tuple[str]]:
+        for part, manifest in enumerate(manifests):
+            for entry in read_entries(manifest):
+                if "file" not in entry:
+                    continue
+                if part_of(entry["file"], len(manifests)) != part:
+                    raise InputError(f"{manifest} has {_printable(entry['file'])}, which is not of this part.")
+                yield (entry["file"],)
+
+    digest, count = listing_digest(source for (source,) in sort_rows(sources(), scratch))
+    if (digest, count) != (ends[0]["listing"], ends[0]["listed"]):
+        raise InputError(
+            f"the parts have {count} files and {ends[0]['listed']} were listed: some are missing or twice. "
+            "Start `jaxpneumo predict` for each part again."
+        )
+    return headers[0]
+
+
+def merge(folder: Path, output: Path) -> Report:
+    """Merges the parts below a folder; see HELP. Raises InputError as `find_parts` and `check_parts`."""
+    manifests = find_parts(folder)
+    place = output.parent if output.suffix == ".csv" else output
+    with _scratch(place) as scratch:
+        header = check_parts(manifests, scratch)
+    if output.suffix == ".csv":
+        return write_results(manifests, output, None)
+    report = write_results(manifests, output / "submission.csv", output / "quarantine.csv")
+    write_json(
+        output / "merged.json",
+        {
+            "note": NOTE,
+            **{name: header[name] for name in ("model", "settings", "parts", "software")},
+            "images": report.images,
+            "positive": report.positive,
+            "set_aside": report.set_aside,
+        },
+    )
+    return report
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The verb: see HELP. Returns 0, or 3 when files were set aside."""
+    parser = argparse.ArgumentParser(
+        prog="jaxpneumo merge", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--input", type=Path, required=True, help="folder with the parts")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to, or a .csv file")
+    options = parser.parse_args(arguments)
+    run_report.place(options.output)
+    report = merge(options.input, options.output)
+    print(
+        f"{report.images} radiographs, pneumothorax outlined in {report.positive}, {report.set_aside} files set aside; "
+        f"{options.output}. {NOTE}"
+    )
+    return PARTIAL if report.set_aside else DONE

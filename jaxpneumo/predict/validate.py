@@ -1,0 +1,212 @@
+"""`jaxpneumo validate`: is a file a valid submission, also beside the challenge's sample?
+
+A submission may have several rows for an image, one a region, as the challenge's label files have them; their union
+is the image's mask.
+"""
+
+import argparse
+import csv
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxpneumo import run_report
+from jaxpneumo.data import rle
+from jaxpneumo.errors import BAD_INPUT, DONE, InputError
+from jaxpneumo.predict.submission import EMPTY, HEADER
+
+HELP = """\
+Checks a submission csv: header, ids, run-length codes, and with --sample that it has the sample's images in its order.
+Every finding is printed with its row; of each kind the first ones, and how many there are.
+
+  form      header ImageId,EncodedPixels, two fields a row, an id in each
+  double    an image comes twice with -1, or with the same code
+  mixed     -1 beside runs of the same image
+  code      a code that is not "start length gap length ..." in whole numbers, or goes back (runs out of order)
+  range     runs that leave the image (--size)
+  overlap   regions of one image, in different rows, that share pixels
+  unknown   an image that the sample does not have
+  missing   an image of the sample that is not there
+  order     an image that stands before another that it follows in the sample
+
+exit codes: 0 valid; 2 not valid, or unreadable
+
+examples:
+  jaxpneumo validate --submission predictions/submission.csv
+  jaxpneumo validate --submission predictions/submission.csv --sample sample_submission.csv
+  jaxpneumo validate --submission archive/submission.csv --size any
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+      kind: as HELP lists them.
+      row: of the file, the header being row 1; 0 where there is none.
+      text: in words.
+    """
+
+    kind: str
+    row: int
+    text: str
+
+
+def validate(
+    submission: Path, sample: Path | None = None, size: tuple[int, int] | None = (1024, 1024)
+) -> list[Finding]:
+    """Everything that is wrong with a submission, in the order of its rows; the sample's missing images last.
+
+    Args:
+      submission: the csv file.
+      sample: a csv with the images that must be there, in their order; its codes do not matter.
+      size: (height, width) of all images; None where it is not known: nothing then leaves an image.
+
+    Raises:
+      InputError: a file cannot be read, or the sample is none.
+    """
+    findings: list[Finding] = []
+    rows: list[tuple[int, str, str]] = []
+    for number, fields in _read(submission):
+        if number == 1:
+            if fields != HEADER:
+                findings.append(
+                    Finding("form", 1, f"the header is {','.join(fields)[:60]!r}, not {','.join(HEADER)!r}")
+                )
+        elif len(fields) != 2:
+            findings.append(Finding("form", number, f"{len(fields)} fields instead of an image id and its code"))
+        elif not fields[0]:
+            findings.append(Finding("form", number, "no image id"))
+        else:
+            rows.append((number, fields[0], fields[1] or EMPTY))
+    codes: dict[str, list[tuple[int, str]]] = {}
+    for number, image_id, code in rows:
+        codes.setdefault(image_id, []).append((number, code))
+        findings += [] if code == EMPTY else _check_code(number, image_id, code, size)
+    for image_id, of_image in codes.items():
+        findings += _check_rows(image_id, of_image, size) if len(of_image) > 1 else []
+    if not rows:
+        findings.append(Finding("form", 0, "there are no images"))
+    if sample is not None:
+        findings += _compare([(of_image[0][0], image_id) for image_id, of_image in codes.items()], _sample_ids(sample))
+    return sorted(findings, key=lambda finding: finding.row or len(rows) + 2)
+
+
+def _read(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows with their numbers, blanks around fields removed; empty rows are passed over."""
+    run_report.read(path)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            for fields in reader:
+                if fields or reader.line_num == 1:
+                    yield reader.line_num, [field.strip() for field in fields]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is not a csv file in UTF-8 ({error}).") from error
+
+
+def _sample_ids(path: Path) -> dict[str, int]:
+    """The sample's images and their places."""
+    rows = [fields for _, fields in _read(path)]
+    if not rows or not rows[0] or rows[0][0] != HEADER[0]:
+        raise InputError(f"{path} is no sample submission: it must begin with the header {','.join(HEADER)}.")
+    return {image_id: place for place, image_id in enumerate(dict.fromkeys(fields[0] for fields in rows[1:] if fields))}
+
+
+def _check_code(number: int, image_id: str, code: str, size: tuple[int, int] | None) -> list[Finding]:
+    try:
+        rle.area(code, *(size or (1 << 31, 1 << 31)))
+    except ValueError as error:
+        kind = "range" if "leaves the image" in str(error) else "code"
+        return [Finding(kind, number, f"image {image_id}: {error}")]
+    return []
+
+
+def _check_rows(image_id: str, rows: list[tuple[int, str]], size: tuple[int, int] | None) -> list[Finding]:
+    """Rows of one image beside each other."""
+    findings = []
+    first: dict[str, int] = {}
+    for number, code in rows:
+        if code in first:
+            findings.append(Finding("double", number, f"image {image_id} has the same code in row {first[code]}"))
+        elif (code == EMPTY) != (rows[0][1] == EMPTY):
+            findings.append(Finding("mixed", number, f"image {image_id} has {EMPTY} and runs, see row {rows[0][0]}"))
+        first.setdefault(code, number)
+    runs = [
+        (start, stop, number)
+        for code, number in first.items()
+        if code != EMPTY and not _check_code(number, image_id, code, size)
+        for start, stop in _runs(code)
+    ]
+    end, of_row, told = 0, 0, set()
+    for start, stop, number in sorted(runs):
+        if start < end and number != of_row and (of_row, number) not in told:
+            told.add((of_row, number))
+            text = f"image {image_id}: pixels from {start} on are in row {min(of_row, number)} too"
+            findings.append(Finding("overlap", max(of_row, number), text))
+        if stop > end:
+            end, of_row = stop, number
+    return findings
+
+
+def _runs(code: str) -> list[tuple[int, int]]:
+    """First pixel of each run and the one after its last."""
+    edges = np.cumsum(np.array(code.split(), np.int64))
+    return list(zip(edges[0::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def _compare(images: list[tuple[int, str]], sample: dict[str, int]) -> list[Finding]:
+    """Images with their first rows beside the sample's places."""
+    findings, furthest, before = [], -1, ""
+    for number, image_id in images:
+        if image_id not in sample:
+            findings.append(Finding("unknown", number, f"image {image_id} is not in the sample"))
+        elif sample[image_id] < furthest:
+            findings.append(Finding("order", number, f"image {image_id} comes before {before} in the sample"))
+        else:
+            furthest, before = sample[image_id], image_id
+    there = {image_id for _, image_id in images}
+    missing = [image_id for image_id in sample if image_id not in there]
+    return findings + [Finding("missing", 0, f"image {image_id} is in the sample only") for image_id in missing]
+
+
+def _size(text: str) -> tuple[int, int] | None:
+    if text == "any":
+        return None
+    try:
+        height, width = (int(side) for side in text.lower().split("x"))
+        if min(height, width) < 1:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH such as 1024x1024, or any") from None
+    return height, width
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The verb: see HELP. Returns 0 for a valid submission, else 2."""
+    parser = argparse.ArgumentParser(
+        prog="jaxpneumo validate", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--submission", type=Path, required=True, help="csv file")
+    parser.add_argument("--sample", type=Path, help="csv with the images that must be there, in their order")
+    parser.add_argument("--size", type=_size, default=(1024, 1024), help="of all images (default: 1024x1024), or any")
+    parser.add_argument("--show", type=int, default=10, metavar="N", help="findings of a kind to print (default: 10)")
+    options = parser.parse_args(arguments)
+    findings = validate(options.submission, options.sample, options.size)
+    shown: Counter[str] = Counter()
+    for finding in findings:
+        shown[finding.kind] += 1
+        if shown[finding.kind] <= options.show:
+            place = f"row {finding.row}: " if finding.row else ""
+            print(f"{finding.kind:8} {place}{finding.text}")
+    if not findings:
+        print(f"{options.submission} is a valid submission.")
+        return DONE
+    print(f"{options.submission} is not valid: " + ", ".join(f"{count} {kind}" for kind, count in shown.items()) + ".")
+    return BAD_INPUT

@@ -1,0 +1,187 @@
+"""The input path of training: what every compiled call gets, on the devices before it is needed.
+
+Two ways, with the same batches in the same order:
+
+    resident     the training part lies on every device, as uint8 images and bit-packed masks, and a call gets the
+                 places in it: a few hundred bytes
+    streaming    Grain's threads or processes read the records, and batches are put on the devices ahead of the
+                 calls; what does not fit takes this way, and what the host augments
+
+A call is several steps in one compiled program (`step.make_train_call`): between them nothing waits for Python.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxpneumo.data import dataset
+from jaxpneumo.data.source import Augment, index_batches, train_batches
+from jaxpneumo.errors import InputError, TrainingError
+from jaxpneumo.train.sharding import all_processes, place, replicated, split_calls
+
+logger = logging.getLogger(__name__)
+
+# Enough that starting a call is nothing beside its steps, and few enough that a stop is answered within seconds.
+STEPS_PER_CALL = 16
+# XLA on the CPU runs a loop's convolutions 10 to 20 times slower than the same outside of a loop.
+STEPS_PER_CALL_CPU = 1
+# Of the free memory, for the training part: activations need the most of the rest.
+RESIDENT_FRACTION = 0.25
+# Calls whose input is put on the devices before its turn.
+AHEAD = 2
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class StageData:
+    """Where a stage's images are: the prepared data set and the rows of each part."""
+
+    directory: str
+    train_rows: np.ndarray
+    validation_rows: np.ndarray
+
+
+def plan_calls(steps: int, maximum: int | None = None) -> list[int]:
+    """The steps of each call of an epoch: equal ones, if `steps` allows, and at most one shorter at the end.
+
+    Each different number is a program to compile. `maximum` is by default that of the devices at hand.
+    """
+    if maximum is None:
+        maximum = STEPS_PER_CALL_CPU if jax.default_backend() == "cpu" else STEPS_PER_CALL
+    even = [n for n in range(maximum, maximum // 2, -1) if steps % n == 0]
+    length = even[0] if even else min(maximum, steps)
+    calls, rest = divmod(steps, length)
+    return [length] * calls + [rest] * (rest > 0)
+
+
+def remaining(calls: list[int], done: int) -> list[int]:
+    """The calls of an epoch that are left after `done` steps; the first is shorter where `done` ends within it."""
+    return [min(length, end - done) for length, end in zip(calls, accumulate(calls), strict=True) if end > done]
+
+
+def load_resident(setting: str, host_engine: bool, data: StageData, size: int, mesh: Mesh) -> dict[str, jax.Array]:
+    """The training part on every device, or {} for streaming; the log says which, and why.
+
+    Args:
+      setting: `config.data.resident`: "on", "off", or "auto" for what the free memory allows.
+      host_engine: the host augments, which leaves only streaming.
+      data: the prepared data set and its training rows.
+      size: height and width of the images in pixels.
+      mesh: the devices.
+
+    Returns:
+      {"image": (n, S, S) uint8, "mask": (n, S, S / 8) uint8 packed} in the order of the training rows, or {}.
+
+    Raises:
+      InputError: "on" together with augmentation by the host.
+    """
+    rows = data.train_rows
+    needed = len(rows) * size * size * 9 // 8
+    if setting == "off" or host_engine:
+        if setting == "on":
+            raise InputError(
+                'data.resident="on" needs augmentation on the device: use --config.augment.engine=device, or '
+                "--config.data.resident=auto."
+            )
+        reason = "the host augments" if host_engine else 'data.resident="off"'
+    elif setting == "on":
+        reason = ""
+    else:
+        free = _free_memory()
+        fits = needed <= RESIDENT_FRACTION * free
+        reason = "" if all_processes(fits, mesh) else f"more than a quarter of the {free / 2**20:.0f} MiB free there"
+    amount = f"{len(rows)} training images, {needed / 2**20:.1f} MiB a device"
+    if reason:
+        logger.info("Input is streamed to the device (%s): %s", amount, reason)
+        return {}
+    logger.info("Input lies on the device (%s)", amount)
+    images, masks = dataset.open_arrays(data.directory, size)
+    return place({"image": images[rows], "mask": masks[rows]}, replicated(mesh))
+
+
+def _free_memory() -> int:
+    """Bytes that are free on the fullest of this process's devices; on the CPU, the devices' share of the free."""
+    devices = jax.local_devices()
+    statistics = [device.memory_stats() for device in devices]
+    if all(statistics):
+        return min(each["bytes_limit"] - each["bytes_in_use"] for each in statistics)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    available = {line.split(":")[0]: line.split()[1] for line in lines}
+    return 1024 * int(available["MemAvailable"]) // len(devices)
+
+
+@contextmanager
+def training_feed(
+    config: ConfigDict,
+    data: StageData,
+    stage: ConfigDict,
+    resident: dict[str, jax.Array],
+    augment: Augment | None,
+    lengths: Iterable[int],
+    start: int,
+    mesh: Mesh,
+) -> Iterator[Iterator[Any]]:
+    """The input of one call after the other, put on the devices `AHEAD` calls early.
+
+    Args:
+      config: the run's config (seed, workers).
+      data: the prepared data set and its training rows.
+      stage: the stage's literals (size, batch_size).
+      resident: of `load_resident`.
+      augment: of the host engine, or None.
+      lengths: steps of each call.
+      start: global batches taken before.
+      mesh: the devices.
+
+    Yields:
+      An iterator; for a call of k steps {"index": (k, B)}, or {"image": (k, B, S, S), "mask": (k, B, S, S / 8),
+      "weight": (k, B)}, split over the devices along B.
+    """
+    here = (jax.process_index(), jax.process_count())
+    rows = data.train_rows
+    if resident:
+        batches = index_batches(len(rows), stage.batch_size, config.seed, *here, start)
+    else:
+        batches = train_batches(
+            data.directory, stage.size, rows, stage.batch_size, config.seed, augment, config.data.workers, *here, start
+        )
+
+    def calls() -> Iterator[Any]:
+        for length in lengths:
+            try:
+                steps = [next(batches) for _ in range(length)]
+            except RuntimeError as error:
+                raise TrainingError(
+                    f"the data cannot be read any more: {error} Where the system ends reading processes for want of "
+                    "memory, use fewer --config.data.workers; then start the same command again."
+                ) from error
+            yield place(jax.tree.map(lambda *x: np.stack(x), *steps), split_calls(mesh))
+
+    try:
+        yield ahead(calls())
+    finally:
+        batches.close()
+
+
+def ahead(items: Iterable[Item], count: int = AHEAD) -> Iterator[Item]:
+    """The same items, each asked for `count` items before it is handed out."""
+    waiting: deque[Item] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting

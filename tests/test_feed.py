@@ -1,0 +1,175 @@
+"""The input path: resident and streamed input train alike, nothing is moved or compiled behind the loop's back."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import load_config, shrink
+from test_train import assert_same, epoch_records
+
+from jaxpneumo.augment import device
+from jaxpneumo.data.source import train_batches
+from jaxpneumo.errors import InputError
+from jaxpneumo.train import feed, loop
+from jaxpneumo.train.feed import StageData, ahead, load_resident, plan_calls, remaining
+from jaxpneumo.train.loop import make_model, train_stage
+from jaxpneumo.train.optimizer import make_optimizer
+from jaxpneumo.train.sharding import make_mesh, place, place_flag, replicated, split_calls
+from jaxpneumo.train.state import create_train_state, initialise
+from jaxpneumo.train.step import make_train_call, make_train_step
+
+ROWS, VALIDATION = np.arange(3, 23), np.arange(3)
+EPOCHS, STEPS = 3, 5
+
+
+@pytest.fixture
+def config(prepared):
+    """Exp3, shrunk: 20 images in 5 steps, no augmentation, the last epoch averaged."""
+    config = shrink(load_config("exp3"), prepared)
+    config.model.dtype = "float32"
+    config.augment.update(flip=0.0, intensity=0.0, distortion=0.0, crop=0.0)
+    config.stage1.update(epochs=EPOCHS, swa_epochs=1)
+    return config
+
+
+def run(config, folder, resident):
+    config.data.resident = resident
+    data = StageData(config.data.directory, ROWS, VALIDATION)
+    return train_stage(config, "stage1", data, folder, initialise(make_model(config), 0))
+
+
+@pytest.mark.parametrize(
+    ("steps", "calls"),
+    [(169, [13] * 13), (160, [16] * 10), (677, [16] * 42 + [5]), (5, [5]), (1, [1]), (17, [16, 1])],
+)
+def test_an_epoch_is_few_different_calls(steps, calls):
+    assert plan_calls(steps, 16) == calls
+    assert plan_calls(steps, 1) == [1] * steps
+    assert plan_calls(steps) == [1] * steps, "the CPU takes a step a call"
+
+
+def test_what_is_left_of_an_epoch():
+    calls = [4, 4, 2]
+    assert [sum(remaining(calls, done)) for done in range(11)] == list(range(10, -1, -1))
+    assert remaining(calls, 4) == [4, 2]
+    assert remaining(calls, 5) == [3, 2]
+    assert remaining(calls, 10) == []
+
+
+def test_items_are_asked_for_ahead():
+    asked = []
+    items = ahead((asked.append(i) or i for i in range(5)), 2)
+    assert next(items) == 0
+    assert asked == [0, 1, 2]
+    assert list(items) == [1, 2, 3, 4]
+
+
+def test_resident_streamed_and_plain_loops_train_alike(config, prepared, tmp_path, monkeypatch):
+    resident, streamed = (run(config, tmp_path / setting, setting) for setting in ("on", "off"))
+    assert_same(resident, streamed)
+    records = epoch_records(tmp_path / "on")
+    assert records == epoch_records(tmp_path / "off")
+
+    # several steps in one compiled loop
+    monkeypatch.setattr(feed, "STEPS_PER_CALL_CPU", 2)
+    run(config, tmp_path / "calls", "on")
+    for record, other in zip(records, epoch_records(tmp_path / "calls"), strict=True):
+        assert other == pytest.approx(record, rel=2e-3)
+
+    # no feed, no calls, one device
+    model, optimizer = make_model(config), make_optimizer()
+    state = create_train_state(initialise(model, 0), optimizer)
+    step = jax.jit(make_train_step(model, optimizer, config.loss.dice))
+    batches = train_batches(prepared, 32, ROWS, 4, config.seed)
+    losses = []
+    for _ in range(STEPS):
+        state, metrics = step(state, next(batches), jnp.float32(records[0]["learning_rate"]))
+        losses.append(float(metrics["loss"]))
+    batches.close()
+    assert np.mean(losses) == pytest.approx(records[0]["train_loss"], rel=2e-3)
+
+
+@pytest.mark.parametrize("resident", ["on", "off"])
+def test_epochs_move_nothing_unasked_and_compile_nothing_again(config, resident, tmp_path, monkeypatch):
+    """Only explicit transfers are allowed within an epoch, and after the first nothing is compiled."""
+    train_epoch, compiled, at_start = loop._train_epoch, [], []
+
+    def guarded(*arguments):
+        at_start.append(len(compiled))
+        with jax.transfer_guard("disallow"):
+            result = train_epoch(*arguments)
+        at_start.append(len(compiled))
+        return result
+
+    def count(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(duration)
+
+    monkeypatch.setattr(loop, "_train_epoch", guarded)
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        run(config, tmp_path, resident)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert len(at_start) == 2 * EPOCHS
+    assert at_start[1] > at_start[0], "the first epoch's program was counted"
+    assert at_start[2] == at_start[-1], "from the second epoch on nothing is compiled"
+
+
+def test_any_number_of_devices_augments_alike(config, prepared):
+    """Global random keys: two devices and one, streamed and resident, one step a call and two."""
+    model, optimizer = make_model(config), make_optimizer()
+    batches = train_batches(prepared, 32, ROWS, 4, 0)
+    two = jax.tree.map(lambda *x: np.stack(x), next(batches), next(batches))
+    batches.close()
+    augment = device.make_augment(flip=0.5, intensity=0.5, distortion=0.5, crop=0.5, size=32)
+    step = make_train_step(model, optimizer, "image", augment, seed=7)
+    one_device = jax.jit(step)
+    state = create_train_state(initialise(model, 0), optimizer)
+    expected = []
+    for i in range(2):
+        state, metrics = one_device(state, {key: value[i] for key, value in two.items()}, np.float32(1e-3))
+        expected.append(float(metrics["loss"]))
+    plain = jax.jit(make_train_step(model, optimizer, "image"))(
+        create_train_state(initialise(model, 0), optimizer), {key: value[0] for key, value in two.items()}, 1e-3
+    )[1]
+    assert abs(float(plain["loss"]) - expected[0]) > 1e-4, "the augmentation is applied"
+
+    mesh = make_mesh()
+    assert mesh.size == 2
+    state = place(jax.device_get(create_train_state(initialise(model, 0), optimizer)), replicated(mesh))
+    call = jax.jit(make_train_call(step), out_shardings=replicated(mesh))
+    rate = place(np.float32(1e-3), replicated(mesh))
+    _, metrics = call(state, {}, place(two, split_calls(mesh)), rate, place_flag(True, mesh))
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=2e-4)
+    assert metrics["stop"]
+
+
+def test_memory_decides_and_the_log_says_so(config, prepared, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    data, mesh = StageData(prepared, ROWS, VALIDATION), make_mesh()
+
+    def load(setting, host_engine=False):
+        caplog.clear()
+        return load_resident(setting, host_engine, data, 32, mesh), caplog.text
+
+    arrays, text = load("auto")
+    assert "Input lies on the device (20 training images, 0.0 MiB a device)" in text
+    assert {key: (value.shape, value.dtype) for key, value in arrays.items()} == {
+        "image": ((20, 32, 32), np.uint8),
+        "mask": ((20, 32, 4), np.uint8),
+    }
+    assert arrays["image"].sharding.is_fully_replicated
+    monkeypatch.setattr(feed, "_free_memory", lambda: 4 * 20 * 32 * 36 - 1)
+    arrays, text = load("auto")
+    assert arrays == {}
+    assert (
+        "streamed to the device (20 training images, 0.0 MiB a device): more than a quarter of the 0 MiB free" in text
+    )
+    assert load("on")[0].keys() == {"image", "mask"}
+    assert 'data.resident="off"' in load("off")[1]
+    assert load("auto", host_engine=True)[1].endswith("the host augments\n")
+    with pytest.raises(InputError, match=r"--config\.augment\.engine=device"):
+        load("on", host_engine=True)

@@ -1,0 +1,145 @@
+"""A run of two stages that is killed at any moment, again and again, ends byte for byte as one left alone.
+
+Each trial is a chain: the command is started, killed with SIGKILL at a moment drawn by a seed, started again, and so
+on, and at last left to end. A moment is something seen in the run's folder and a short time after it, so that kills
+fall into steps, saves, the BatchNorm pass, the change of stages, evaluation and prediction.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from test_train import assert_same, epoch_records
+
+from jaxpneumo.train import checkpoint
+from jaxpneumo.train.config import read_config
+from jaxpneumo.train.loop import make_model
+from jaxpneumo.train.state import initialise
+
+EPOCHS = {"stage1": 2, "stage2": 3}
+STEPS = 5  # 22 training images, batches of 4
+
+
+def command(data: Path, workdir: Path) -> list[str]:
+    return [
+        *(sys.executable, "-m", "jaxpneumo.main", f"--config={REPOSITORY}/configs/exp4.py"),
+        *(f"--workdir={workdir}", f"--config.data.directory={data}"),
+        *("--config.model.depths=(1,1,1,1)", "--config.model.width=8", "--config.model.dtype=float32"),
+        *("--config.stage1.size=32", "--config.stage1.batch_size=4", f"--config.stage1.epochs={EPOCHS['stage1']}"),
+        *("--config.stage1.swa_epochs=2", "--config.stage2.size=64", "--config.stage2.batch_size=4"),
+        *(f"--config.stage2.epochs={EPOCHS['stage2']}", "--config.stage2.swa_epochs=2"),
+        *("--config.predict.size=64", "--config.predict.batch_size=4"),
+    ]
+
+
+def start(data: Path, workdir: Path) -> subprocess.Popen:
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return subprocess.Popen(
+        command(data, workdir), cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def newest(folder: Path) -> float:
+    """Steps of a stage's newest checkpoint; half a step more while another is being written."""
+    names = [path.name for path in folder.glob("checkpoints/*")]
+    whole = max([int(name) for name in names if name.isdecimal()], default=0)
+    return whole + 0.5 * any(name.endswith("tmp") for name in names)
+
+
+def moments(run: Path) -> list[Callable[[], bool]]:
+    """What can be seen of a run, in the order in which it comes."""
+    seen = [lambda: (run / "config.json").exists()]
+    for stage, epochs in EPOCHS.items():
+        folder = run / stage
+        for epoch in range(epochs):
+            seen += [
+                lambda f=folder, n=epoch: (
+                    (f / "log.jsonl").exists() and (f / "log.jsonl").read_bytes().count(b"\n") > n
+                ),
+                lambda f=folder, n=epoch: newest(f) >= n * STEPS + 0.5,
+                lambda f=folder, n=epoch: newest(f) >= (n + 1) * STEPS,
+            ]
+        seen += [lambda f=folder: any(f.glob("final*")), lambda f=folder: (f / "final").is_dir()]
+    return [
+        *seen,
+        lambda: (run / "evaluation/metrics.csv").exists(),
+        lambda: (run / "evaluation/summary.json").exists(),
+    ]
+
+
+def kill_often(data: Path, workdir: Path, kills: int, seed: int) -> list[str]:
+    """Starts and kills a run `kills` times, then lets it end. Returns what the kills met, in words."""
+    rng = np.random.default_rng(seed)
+    seen = moments(workdir)
+    met = []
+    for moment in np.sort(rng.choice(len(seen), kills, replace=False)):
+        delay = rng.uniform(0, 0.6)
+        process = start(data, workdir)
+        while process.poll() is None and not seen[moment]():
+            time.sleep(0.002)
+        time.sleep(delay)
+        process.kill()
+        errors = process.communicate()[1].decode()
+        assert process.returncode == -signal.SIGKILL, errors
+        met.append(f"moment {moment} and {delay:.2f} s")
+    process = start(data, workdir)
+    errors = process.communicate()[1].decode()
+    assert process.returncode == 0, errors
+    return met
+
+
+@pytest.fixture(scope="module")
+def whole(prepared, tmp_path_factory) -> Path:
+    """The same run, left alone."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    process = start(prepared, workdir)
+    errors = process.communicate()[1].decode()
+    assert process.returncode == 0, errors
+    return workdir
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Final parameters, averages, progress, logs, scores and predictions."""
+    template = jax.eval_shape(lambda: initialise(make_model(read_config(one)), 0))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    for stage, epochs in EPOCHS.items():
+        ends = [checkpoint.restore_final(run / stage, template, device) for run in (one, other)]
+        assert_same(ends[0][0], ends[1][0])
+        assert ends[0][1] == ends[1][1]
+        assert epoch_records(one / stage) == epoch_records(other / stage)
+        assert len(epoch_records(one / stage)) == epochs
+        states = []
+        for run in (one, other):
+            with checkpoint.open_checkpoints(run / stage) as manager:
+                arguments = {"training": checkpoint.ocp.args.StandardRestore()}
+                states.append(manager.restore(epochs * STEPS, args=checkpoint.ocp.args.Composite(**arguments)))
+        assert_same(states[0]["training"]["swa_params"], states[1]["training"]["swa_params"])
+        assert_same(states[0]["training"], states[1]["training"])
+    for name in ("evaluation/summary.json", "evaluation/metrics.csv", "predictions/submission.csv", "splits.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_five_kills(prepared, whole, tmp_path):
+    met = kill_often(prepared, tmp_path / "run", kills=5, seed=0)
+    assert len(met) == 5
+    assert_same_run(whole, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_forty_kills(seed, prepared, whole, tmp_path):
+    """Eight chains of five."""
+    met = kill_often(prepared, tmp_path / "run", kills=5, seed=seed)
+    print(f"seed {seed}: {'; '.join(met)}")
+    assert_same_run(whole, tmp_path / "run")

@@ -1,0 +1,316 @@
+"""SIGTERM and faults of a training stage: what was finished is kept, and the same command ends with the same bits."""
+
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import load_config, shrink
+from test_train import assert_same, epoch_records
+
+from jaxpneumo import errors
+from jaxpneumo.errors import InputError, Stopped, TrainingError
+from jaxpneumo.train import checkpoint, loop
+from jaxpneumo.train.feed import StageData
+from jaxpneumo.train.loop import make_model, train_stage
+from jaxpneumo.train.state import initialise
+
+STEPS, EPOCHS = 3, 3
+
+
+def make_config(prepared, **changes):
+    """Exp3, shrunk: 12 images in 3 steps, two augmentations, plateau schedule, the last two epochs averaged."""
+    config = shrink(load_config("exp3"), prepared)
+    config.model.dtype = "float32"
+    config.augment.update(flip=0.5, intensity=0.5, distortion=0.0, crop=0.0)
+    config.stage1.update(epochs=EPOCHS, swa_epochs=2, schedule="plateau", plateau_factor=0.5, plateau_patience=1)
+    config.data.update(changes)
+    return config
+
+
+def run(config, folder):
+    data = StageData(config.data.directory, np.arange(3, 15), np.arange(3))
+    return train_stage(config, "stage1", data, folder, initialise(make_model(config), 0))
+
+
+@pytest.fixture(scope="module")
+def whole(prepared, tmp_path_factory):
+    """An uninterrupted run: its folder and its result."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, jax.device_get(run(make_config(prepared), folder))
+
+
+def assert_ends_as(whole, config, folder):
+    """Started again, the stage in `folder` ends with the result, the averages, the scores and the log of `whole`."""
+    assert_same(whole[1], run(config, folder))
+    assert epoch_records(whole[0]) == epoch_records(folder)
+    ends = []
+    for each in (whole[0], folder):
+        with checkpoint.open_checkpoints(each) as manager:
+            template = {"model": None, "training": None}
+            ends.append(manager.restore(STEPS * EPOCHS, args=_everything(template)))
+    assert_same(ends[0]["training"], ends[1]["training"])
+    assert ends[0]["progress"]["progress"] == ends[1]["progress"]["progress"]
+
+
+def _everything(items):
+    arguments = {name: checkpoint.ocp.args.StandardRestore() for name in items}
+    return checkpoint.ocp.args.Composite(**arguments, progress=checkpoint.ocp.args.JsonRestore())
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def before_epoch(monkeypatch):
+    """`before_epoch(number, action)`: what is to happen when that epoch, counted from 1, is about to begin."""
+    train_epoch, actions = loop._train_epoch, {}
+
+    def wrapped(*arguments):
+        description = next(each for each in arguments if isinstance(each, str))
+        actions.pop(int(description.split()[2].split("/")[0]), lambda: None)()
+        return train_epoch(*arguments)
+
+    monkeypatch.setattr(loop, "_train_epoch", wrapped)
+    return actions.__setitem__
+
+
+def steps_saved(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def test_sigterm_in_an_epoch_saves_within_it(prepared, whole, tmp_path, before_epoch):
+    config = make_config(prepared)
+    before_epoch(2, terminate)
+    with pytest.raises(Stopped):
+        run(config, tmp_path)
+    assert steps_saved(tmp_path) == ["3", "5"], "the epoch's end, and the second step after it"
+    before_epoch(3, terminate)
+    with pytest.raises(Stopped):
+        run(config, tmp_path)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert_ends_as(whole, config, tmp_path)
+
+
+def test_sigterm_in_validation_saves_the_steps_before_it(prepared, whole, tmp_path, monkeypatch):
+    config = make_config(prepared)
+    eval_batches = loop.eval_batches
+
+    def terminated(*arguments):
+        for batch in eval_batches(*arguments):
+            terminate()
+            yield batch
+
+    for _ in range(2):  # the second time, the checkpoint of the first is replaced
+        monkeypatch.setattr(loop, "eval_batches", terminated)
+        with pytest.raises(Stopped):
+            run(config, tmp_path)
+        assert steps_saved(tmp_path) == ["3"]
+        assert not (tmp_path / "log.jsonl").read_text()
+    monkeypatch.setattr(loop, "eval_batches", eval_batches)
+    assert_ends_as(whole, config, tmp_path)
+
+
+def test_sigterm_in_the_batch_norm_pass(prepared, whole, tmp_path, monkeypatch):
+    config = make_config(prepared)
+    statistics = loop._statistics
+    monkeypatch.setattr(loop, "_statistics", lambda *arguments: [terminate(), statistics(*arguments)][1])
+    with pytest.raises(Stopped):
+        run(config, tmp_path)
+    assert steps_saved(tmp_path)[-1] == "9"
+    assert not (tmp_path / "final").exists()
+    monkeypatch.setattr(loop, "_statistics", statistics)
+    assert_ends_as(whole, config, tmp_path)
+
+
+def test_sigterm_in_a_save_and_again_in_the_save_it_asks_for(prepared, whole, tmp_path, monkeypatch):
+    config = make_config(prepared)
+    save = checkpoint.save
+
+    def terminated(manager, *arguments):
+        save(manager, *arguments)
+        assert manager.is_saving_in_progress()
+        terminate()
+        terminate()
+
+    monkeypatch.setattr(checkpoint, "save", terminated)
+    with pytest.raises(Stopped):
+        run(config, tmp_path)
+    assert steps_saved(tmp_path) == ["3", "5"]
+    monkeypatch.setattr(checkpoint, "save", save)
+    assert_ends_as(whole, config, tmp_path)
+
+
+def test_a_stop_has_its_own_exit_code(capsys):
+    def verb(arguments):
+        raise Stopped
+
+    assert errors.exit_code(verb, []) == errors.STOPPED == 75
+    assert "saved; the same command goes on" in capsys.readouterr().err
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def largest(folder: Path) -> Path:
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+DAMAGES = {
+    "arrays cut off": lambda folder: cut(largest(folder / "model")),
+    "a bit of the optimizer flipped": lambda folder: flip_a_bit(largest(folder / "training")),
+    "progress cut off": lambda folder: cut(folder / "progress/metadata"),
+    "progress changed": lambda folder: (folder / "progress/metadata").write_text(
+        (folder / "progress/metadata").read_text().replace('"epochs_since_best":', '"epochs_since_best":1')
+    ),
+    "metric cut off": lambda folder: cut(folder / "metrics/metrics"),
+    "arrays missing": lambda folder: shutil.rmtree(folder / "model"),
+}
+
+
+@pytest.fixture(scope="module")
+def interrupted(prepared, tmp_path_factory):
+    """A run that was stopped in its last epoch: checkpoints after 3, 6 (kept as the best or not) and 8 steps."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        train_epoch = loop._train_epoch
+        patch.setattr(loop, "_train_epoch", lambda *a: [terminate() if " 3/3" in str(a) else 0, train_epoch(*a)][1])
+        with pytest.raises(Stopped):
+            run(make_config(prepared), folder)
+    assert steps_saved(folder)[-2:] == ["6", "8"]
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside(damage, prepared, interrupted, tmp_path, caplog):
+    """Found whatever is wrong with it; the one before is restored (that it is trained on is tested below)."""
+    folder = tmp_path / "run"
+    shutil.copytree(interrupted, folder)
+    newest = max((path for path in (folder / "checkpoints").iterdir() if (path / "metrics").exists()), key=_number)
+    for path in (folder / "checkpoints").iterdir():
+        if _number(path) > _number(newest):
+            shutil.rmtree(path)
+    DAMAGES[damage](newest)
+    config = make_config(prepared)
+    model, optimizer = make_model(config), loop.make_optimizer()
+    state = loop.create_train_state(initialise(model, 0), optimizer)
+    with checkpoint.open_checkpoints(folder) as manager:
+        restored = checkpoint.restore_newest(manager, state, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    assert f"{newest} is damaged" in caplog.text
+    assert f"set aside as {newest.name}.damaged" in caplog.text
+    assert newest.with_name(f"{newest.name}.damaged").is_dir()
+    if restored is None:
+        assert not [name for name in steps_saved(folder) if name.isdecimal()]
+    else:
+        assert restored[1]["epoch"] * STEPS == int(restored[0].step) < _number(newest)
+
+
+def _number(path: Path) -> int:
+    return int(path.name)
+
+
+def test_after_damage_the_bits_are_the_same(prepared, whole, interrupted, tmp_path, caplog):
+    """First with the one before, then with none; then the result itself is damaged."""
+    caplog.set_level(logging.INFO)
+    config, folder = make_config(prepared), tmp_path / "run"
+    shutil.copytree(interrupted, folder)
+    cut(largest(folder / "checkpoints/8/model"))
+    assert_ends_as(whole, config, folder)
+    assert "8.damaged" in caplog.text
+    assert "stage1 goes on after epoch 2 of 3" in caplog.text
+
+    flip_a_bit(largest(folder / "final/model"))
+    template = initialise(make_model(config), 0)
+    with pytest.raises(InputError, match=r"final .*damaged: .*checksum.* makes the result from the last checkpoint"):
+        checkpoint.restore_final(folder, template, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    assert_ends_as(whole, config, folder)
+    assert (folder / "final.damaged").is_dir()
+
+    shutil.rmtree(folder / "final")
+    for path in (folder / "checkpoints").iterdir():
+        if path.name.isdecimal():
+            cut(path / "progress/metadata")
+    caplog.clear()
+    assert_ends_as(whole, config, folder)
+    assert "no checkpoint that is whole is left: stage1 begins again" in caplog.text
+
+
+def test_a_folder_of_checkpoints_that_cannot_be_read(prepared, tmp_path):
+    (tmp_path / "checkpoints").write_text("not a folder")
+    with pytest.raises(InputError, match=r"checkpoints cannot be read: Not a directory\. Put it right, or move it"):
+        run(make_config(prepared), tmp_path)
+    (tmp_path / "checkpoints").unlink()
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "checkpoints")
+    with pytest.raises(InputError, match=r"checkpoints cannot be read: Too many levels of symbolic links"):
+        run(make_config(prepared), tmp_path)
+
+
+def test_a_full_disk_is_told_and_costs_nothing(prepared, whole, tmp_path, before_epoch):
+    config, limits = make_config(prepared), resource.getrlimit(resource.RLIMIT_FSIZE)
+    # less than the arrays of a checkpoint need, and more than the log
+    before_epoch(2, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1])))
+    try:
+        with pytest.raises(TrainingError, match=r"checkpoints cannot be written: the disk is full.*make room, then"):
+            run(config, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "3" in steps_saved(tmp_path)
+    assert_ends_as(whole, config, tmp_path)
+
+
+def test_a_full_disk_elsewhere_is_told_too(tmp_path, capsys):
+    def verb(arguments):
+        with open("/dev/full", "w") as file:
+            file.write("x")
+        return 0
+
+    assert errors.exit_code(verb, []) == errors.FAILED
+    assert "jaxpneumo: No space left on device" in capsys.readouterr().err
+
+
+def test_data_that_go_away_in_the_run(prepared, whole, tmp_path, before_epoch):
+    data = tmp_path / "data"
+    shutil.copytree(prepared, data)
+    config = make_config(prepared, directory=str(data))
+    before_epoch(2, lambda: data.rename(tmp_path / "elsewhere"))
+    with pytest.raises(InputError, match=r"data is not a prepared data set"):
+        run(config, tmp_path / "run")
+    (tmp_path / "elsewhere").rename(data)
+    assert_ends_as(whole, config, tmp_path / "run")
+
+
+def test_a_reading_process_that_is_killed(prepared, whole, tmp_path, before_epoch):
+    def kill_reader():
+        listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True)
+        readers = [line.split()[0] for line in listed.stdout.splitlines() if "spawn_main" in line]
+        assert len(readers) == 1
+        os.kill(int(readers[0]), signal.SIGKILL)
+
+    config = make_config(prepared, resident="off", workers=1)
+    before_epoch(2, kill_reader)
+    with pytest.raises(TrainingError, match=r"data cannot be read any more: .*exit code -9.* --config\.data\.workers"):
+        run(config, tmp_path)
+    config.data.workers = 0
+    assert_ends_as(whole, config, tmp_path)
+
+
+def test_the_progress_saved_is_json(interrupted):
+    saved = json.loads((interrupted / "checkpoints/8/progress/metadata").read_text())
+    assert saved["progress"]["epoch"] == 2
+    assert saved["progress"]["steps"] == 2
+    assert saved["progress"]["totals"].keys() == {"loss", "bce", "dice_loss"}

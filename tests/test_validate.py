@@ -1,0 +1,86 @@
+"""Every kind of finding of the validator by hand, and none in what this program writes."""
+
+import pytest
+
+from jaxpneumo.errors import BAD_INPUT, DONE, InputError
+from jaxpneumo.predict.submission import write_submission
+from jaxpneumo.predict.validate import main, validate
+
+SAMPLE = "ImageId,EncodedPixels\na,1 2\nb,-1\nc,-1\nc,-1\nd,-1\n"
+
+
+def findings(tmp_path, text, sample=None, **options):
+    path = tmp_path / "submission.csv"
+    path.write_text(text)
+    if sample is not None:
+        (tmp_path / "sample.csv").write_text(sample)
+    found = validate(path, sample and tmp_path / "sample.csv", **options)
+    return [(finding.kind, finding.row) for finding in found]
+
+
+def test_what_this_program_writes_is_valid(tmp_path, capsys):
+    path = tmp_path / "submission.csv"
+    write_submission(path, [("a", "0 5 10 3"), ("b", ""), ("c", f"0 {1024 * 1024}"), ("d", "1048575 1")])
+    (tmp_path / "sample.csv").write_text(SAMPLE)
+    assert main(["--submission", str(path), "--sample", str(tmp_path / "sample.csv")]) == DONE
+    assert "is a valid submission" in capsys.readouterr().out
+
+
+def test_several_rows_of_an_image_are_allowed(tmp_path):
+    text = "ImageId, EncodedPixels\na, 0 5\na, 5 5\na, 20 4 10 1\nb, -1\na, 25 2\n"
+    assert findings(tmp_path, text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Image,Code\na,-1\n", [("form", 1)]),
+        ("ImageId,EncodedPixels\n", [("form", 0)]),
+        ("ImageId,EncodedPixels\na,-1,x\nb\n,-1\nc,-1\n", [("form", 2), ("form", 3), ("form", 4)]),
+        ("ImageId,EncodedPixels\na,-1\na,-1\nb,0 1\nb,4 1\nb,0 1\n", [("double", 3), ("double", 6)]),
+        ("ImageId,EncodedPixels\na,-1\na,0 1\nb,0 1\nb,-1\n", [("mixed", 3), ("mixed", 5)]),
+        ("ImageId,EncodedPixels\na,1 2 3\nb,x 1\nc,1 0\nd,5 2 -3 1\ne,-2 1\n", [("code", n) for n in (2, 3, 4, 5, 6)]),
+        ("ImageId,EncodedPixels\na,1048575 1\nb,1048575 2\nc,99999999999999999999 1\n", [("range", 3), ("code", 4)]),
+        ("ImageId,EncodedPixels\na,0 5\na,4 5\nb,0 9\nb,20 1\nb,3 1 3 1\n", [("overlap", 3), ("overlap", 6)]),
+    ],
+)
+def test_each_kind_is_found_in_its_row(tmp_path, text, expected):
+    assert findings(tmp_path, text) == expected
+
+
+def test_a_sample_says_which_images_in_which_order(tmp_path):
+    assert findings(tmp_path, "ImageId,EncodedPixels\na,-1\nb,-1\nc,0 1\nc,5 1\nd,-1\n", SAMPLE) == []
+    text = "ImageId,EncodedPixels\nb,-1\na,-1\nx,-1\nd,-1\n"
+    assert findings(tmp_path, text, SAMPLE) == [("order", 3), ("unknown", 4), ("missing", 0)]
+
+
+def test_the_size_decides_what_leaves_an_image(tmp_path):
+    text = "ImageId,EncodedPixels\na,90 10\nb,90 11\n"
+    assert findings(tmp_path, text, size=(10, 10)) == [("range", 3)]
+    assert findings(tmp_path, "ImageId,EncodedPixels\na,9000000 10\n", size=None) == []
+
+
+def test_the_verb_counts_what_it_does_not_show(tmp_path, capsys):
+    path = tmp_path / "submission.csv"
+    path.write_text("ImageId,EncodedPixels\n" + "".join(f"i{n},1\n" for n in range(20)) + "j,-1\nj,-1\n")
+    assert main(["--submission", str(path), "--show", "3"]) == BAD_INPUT
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 + 1 + 1
+    assert lines[0].startswith("code     row 2: image i0:")
+    assert lines[-1].endswith("is not valid: 20 code, 1 double.")
+
+
+def test_unreadable_files_are_refused_in_words(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.csv cannot be read"):
+        validate(tmp_path / "nowhere.csv")
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not a csv file in UTF-8"):
+        validate(path)
+    path.write_text("ImageId,EncodedPixels\na,-1\n")
+    (tmp_path / "sample.csv").write_text("x,y\n")
+    with pytest.raises(InputError, match="no sample submission"):
+        validate(path, tmp_path / "sample.csv")
+    with pytest.raises(SystemExit) as stopped:
+        main(["--submission", str(path), "--size", "0x5"])
+    assert stopped.value.code == BAD_INPUT
