@@ -176,7 +176,7 @@ def test_elastic_field_of_the_hosts_noise_is_the_hosts(pictures):
         distortion=elastic.distortion._replace(elastic_noise=cosines, elastic_corners=np.zeros((3, 2), np.float32))
     )
     row = jnp.arange(size, dtype=jnp.float32)
-    field = device._distort(elastic.distortion, row, row, size)
+    field = device._distort(elastic.distortion, False, row, row, size)
     np.testing.assert_allclose(field, host.elastic_maps(noise, corners, 120, 6), atol=0.02)
 
 
@@ -226,7 +226,7 @@ def test_elastic_fields_deviate_and_correlate_as_albumentations():
     drawn = example(draws(size, **ALL), slice(0, 60)).distortion
     drawn = drawn._replace(elastic_corners=0 * drawn.elastic_corners, kind=np.full(60, KINDS["elastic"]))
     row = jnp.arange(size, dtype=jnp.float32)
-    ours = np.stack(jax.jit(jax.vmap(lambda one: device._distort(one, row, row, size)))(drawn), 1)
+    ours = np.asarray(jax.jit(jax.vmap(lambda one: device._distort(one, False, row, row, size)))(drawn))
     corners, _ = groups.elastic_affine(size)
     noise = np.random.default_rng(1).uniform(-1, 1, (60, 2, size, size)).astype(np.float32)
     theirs = np.stack([host.elastic_maps(planes, corners, *groups.elastic_field(size)) for planes in noise])

@@ -5,9 +5,11 @@ crop are one map from output to input pixels, and the image is read once, biline
 transform and rounds in between, which is all that the two engines differ in. Whatever an example does not draw is
 at its neutral value, so that all examples of a batch take the same path.
 
-Elastic distortion needs no noise image: smoothing with a mirrored border multiplies the k-th cosine (DCT-II) of a
-row or column by exp(-(pi k sigma / S)^2 / 2), so that the smooth field is a sum over the 51 lowest cosines a
-direction, whatever the size, whose coefficients are independent and practically normal.
+Every distortion is a short sum of a function of the row times a function of the column, so that the map is one
+small matrix product. Elastic distortion needs no noise image for that: smoothing with a mirrored border multiplies
+the k-th cosine (DCT-II) of a row or column by exp(-(pi k sigma / S)^2 / 2), which leaves the 51 lowest cosines a
+direction, whatever the size, with independent and practically normal coefficients. The radial polynomial of the
+optical distortion has five terms.
 """
 
 from collections.abc import Callable
@@ -26,6 +28,9 @@ NO_DISTORTION, ELASTIC, GRID, OPTICAL = range(4)
 
 # Accelerators multiply matrices in less than float32 unless told, which would move points by half a pixel.
 _product = partial(jnp.einsum, precision="highest")
+
+# Powers 0 to 5 of the distance from the centre make the optical distortion.
+_POWERS = 6
 
 # Cosines that the smoothing leaves less than this of are left out: together 0.002 px of displacement.
 _SMALLEST_COSINE = 1e-3
@@ -163,8 +168,8 @@ def _intensify(image: jax.Array, intensity: Intensity) -> jax.Array:
     return jnp.where(intensity.gamma == 1, image, 255 * (image / 255) ** intensity.gamma)
 
 
-def _maps(parameters: Parameters, size: int) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """x and y, (S, S), of the input point that each output pixel shows: of the image, and of the mask.
+def _maps(parameters: Parameters, size: int) -> tuple[jax.Array, jax.Array]:
+    """x and y, (2, S, S), of the input point that each output pixel shows: of the image, and of the mask.
 
     The mask's crop takes whole pixels of the distorted mask, as reading one pixel after the other does.
     """
@@ -173,49 +178,63 @@ def _maps(parameters: Parameters, size: int) -> tuple[tuple[jax.Array, jax.Array
     scale = crop.height / size
     centre = jnp.clip((row + 0.5) * scale - 0.5, 0, crop.height - 1)
     whole = jnp.clip(jnp.floor((row + 0.5) * scale), 0, crop.height - 1)
-    both = []
-    for position in (centre, whole):
-        x, y = _distort(parameters.distortion, crop.left + position, crop.top + position, size)
-        both.append((jnp.where(parameters.flip, size - 1 - x, x), y))
-    return tuple(both)
+    return tuple(
+        _distort(parameters.distortion, parameters.flip, crop.left + position, crop.top + position, size)
+        for position in (centre, whole)
+    )
 
 
-def _distort(distortion: Distortion, x: jax.Array, y: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """Input points x and y, (S, S), of the points in columns x (S,) and rows y (S,) of a distorted picture."""
+def _distort(distortion: Distortion, flip: jax.Array, x: jax.Array, y: jax.Array, size: int) -> jax.Array:
+    """Input points x and y, (2, S, S), of the points in columns x (S,) and rows y (S,) of a distorted picture.
+
+    They are functions of the rows times coefficients times functions of the columns. The functions are powers of
+    the distance from the centre, the position behind the grid distortion, and the elastic cosines.
+    """
+    grid = distortion.kind == GRID
+    columns = _functions(x, grid, distortion.grid_widths[0], size)
+    rows = _functions(y, grid, distortion.grid_widths[1], size)
+    return _product("ya,dab,xb->dyx", rows, _coefficients(distortion, flip, size), columns)
+
+
+def _functions(position: jax.Array, grid: jax.Array, widths: jax.Array, size: int) -> jax.Array:
+    """(S, N): each function's values at positions (S,); `grid` says whether there is a grid distortion."""
+    # OpenCV's optical distortion has its centre at (S - 1) / 2 on this side of the map, and at S / 2 on the other.
+    powers = jnp.vander((position - (size - 1) / 2) / size, _POWERS, increasing=True)
+    moved = jnp.where(grid, _product("sc,c->s", _interpolate(_cells(size), position), widths), position)
+    return jnp.concatenate([powers, moved[:, None], _interpolate(_cosines(size), position)], axis=1)
+
+
+def _coefficients(distortion: Distortion, flip: jax.Array, size: int) -> jax.Array:
+    """(2, N, N), for x and y: of the products of a function of the row and a function of the column."""
     kind = distortion.kind
-    # Grid: its cells depend on the column or on the row alone.
-    widths = distortion.grid_widths
-    grid_x = jnp.where(kind == GRID, _product("xc,c->x", _interpolate(_cells(size), x), widths[0]), x)
-    grid_y = jnp.where(kind == GRID, _product("yc,c->y", _interpolate(_cells(size), y), widths[1]), y)[:, None]
-    # Optical: OpenCV takes (S - 1) / 2 for the centre on this side of the map and S / 2 on the other.
-    k = jnp.where(kind == OPTICAL, distortion.optical, 0.0)
-    shift = jnp.where(kind == OPTICAL, 0.5, 0.0)
-    u, v = x - (size - 1) / 2, (y - (size - 1) / 2)[:, None]
-    square = (u * u + v * v) / size**2
-    stretch = k * square * (1 + square)
-    # Elastic: the displacement first, then the affine part.
-    field = _elastic_field(jnp.where(kind == ELASTIC, distortion.elastic_noise, 0.0), x, y, size)
-    point_x, point_y = grid_x + u * stretch + shift + field[0], grid_y + v * stretch + shift + field[1]
-    (a, b, c), (d, e, f) = _affine_change(jnp.where(kind == ELASTIC, distortion.elastic_corners, 0.0), size)
-    return point_x + (a * point_x + b * point_y + c), point_y + (d * point_x + e * point_y + f)
-
-
-def _elastic_field(noise: jax.Array, x: jax.Array, y: jax.Array, size: int) -> jax.Array:
-    """Displacement (2, S, S) in pixels, for x and y, at columns x and rows y."""
     alpha, _ = description.elastic_field(size)
-    table = _cosines(size)
-    return alpha * _product("yk,dkl,xl->dyx", _interpolate(table, y), noise, _interpolate(table, x))
+    count = _POWERS + 1 + distortion.elastic_noise.shape[-1]
+    # u k (r^2 + r^4), where u is the distance from the centre across and v down: u^3 + u v^2 + u^5 + 2 u^3 v^2 + u v^4.
+    radial = np.zeros((_POWERS, _POWERS), np.float32)
+    radial[[0, 2, 0, 2, 4], [3, 1, 5, 3, 1]] = [1, 1, 1, 2, 1]
+    optical = jnp.where(kind == OPTICAL, distortion.optical * size, 0.0) * np.stack([radial, radial.T])
+    point = jnp.zeros((2, count, count))
+    point = point.at[:, :_POWERS, :_POWERS].set(optical)
+    point = point.at[:, 0, 0].set(jnp.where(kind == OPTICAL, 0.5, 0.0))
+    point = point.at[0, 0, _POWERS].set(1.0).at[1, _POWERS, 0].set(1.0)
+    noise = jnp.where(kind == ELASTIC, distortion.elastic_noise, 0.0)
+    point = point.at[:, _POWERS + 1 :, _POWERS + 1 :].set(alpha * noise)
+    # The elastic distortion's affine part and the flip come after the displacement.
+    affine = _affine(jnp.where(kind == ELASTIC, distortion.elastic_corners, 0.0), flip, size)
+    return _product("ij,jab->iab", affine[:, :2], point).at[:, 0, 0].add(affine[:, 2])
 
 
-def _affine_change(corners: jax.Array, size: int) -> jax.Array:
-    """(2, 3): by how much the map that takes the moved corners back differs from the identity."""
+def _affine(corners: jax.Array, flip: jax.Array, size: int) -> jax.Array:
+    """(2, 3): the affine map that takes the moved corners back, and then the flip."""
     fixed, _ = description.elastic_affine(size)
     moved = fixed + corners
     (a, b), (c, d) = moved[1] - moved[0], moved[2] - moved[0]
     inverse = jnp.array([[d, -b], [-c, a]]) / (a * d - b * c)
     back = jnp.array([corners[0] - corners[1], corners[0] - corners[2]])
     change = _product("ij,jk->ki", inverse, back)
-    return jnp.column_stack([change, -corners[0] - _product("ij,j->i", change, moved[0])])
+    affine = jnp.column_stack([jnp.eye(2) + change, -corners[0] - _product("ij,j->i", change, moved[0])])
+    mirrored = affine.at[0].multiply(-1).at[0, 2].add(size - 1)
+    return jnp.where(flip, mirrored, affine)
 
 
 def _cosines(size: int) -> np.ndarray:
