@@ -25,7 +25,7 @@ from jaxpneumo.predict.native import Grid, NativeMask, native_grid, native_masks
 from jaxpneumo.train import checkpoint
 from jaxpneumo.train.config import read_config, stages_of
 from jaxpneumo.train.loop import make_model
-from jaxpneumo.train.sharding import check_batch_size, each_on_its_device, make_local_mesh, replicated, split
+from jaxpneumo.train.sharding import check_batch_size, each_on_its_device, make_local_mesh, place, replicated, split
 from jaxpneumo.train.state import initialise
 
 
@@ -218,7 +218,7 @@ def predict_native(
         batch = Batch(
             [key for key, _, _ in group],
             sizes,
-            predictor.probabilities(predictor.variables, pictures, mirror),
+            predictor.probabilities(predictor.variables, place(pictures, split(predictor.mesh)), mirror),
             native_grid(sizes, settings.size, settings.batch_size),
         )
         started = batch, native(batch)
