@@ -47,6 +47,7 @@ def get_config(arm: str = "") -> ml_collections.ConfigDict:
     config.model.pretrained = ""  # local file of ImageNet weights (.h5 for resnet34_preact)
     config.model.depths = (3, 4, 6, 3)
     config.model.width = 64
+    config.model.remat = False  # True computes activations again in the backward pass: less memory, more time
 
     config.loss = ml_collections.ConfigDict()
     config.loss.dice = "image"  # soft Dice per image; "batch": over all pixels of the batch

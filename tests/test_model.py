@@ -224,7 +224,7 @@ def test_grey_image_is_repeated_and_output_is_float32_at_full_size(encoder):
 
 
 @pytest.mark.usefixtures("compiled_as_for_users")
-@pytest.mark.parametrize("rewrite", [{"grey_stem": True}, {"fold_upsampling": True}])
+@pytest.mark.parametrize("rewrite", [{"grey_stem": True}, {"fold_upsampling": True}, {"remat": True}])
 @pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
 def test_rewrites_change_neither_logits_nor_gradients_nor_statistics(encoder, rewrite):
     """To 1e-4 in float32, leaf by leaf to 1e-9 in float64.

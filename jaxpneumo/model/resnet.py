@@ -145,6 +145,7 @@ class PreactivationResNet(nn.Module):
     dtype: jnp.dtype
     depths: Sequence[int] = (3, 4, 6, 3)
     width: int = 64
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> list[jax.Array]:
@@ -157,9 +158,10 @@ class PreactivationResNet(nn.Module):
         x = nn.relu(self.norm(name="bn0")(x))
         features = [x]
         x = max_pool(x)
+        block = nn.remat(PreactivationUnit) if self.remat else PreactivationUnit
         for stage, depth in enumerate(self.depths, start=1):
             for unit in range(1, depth + 1):
-                x, activated = PreactivationUnit(
+                x, activated = block(
                     self.width * 2 ** (stage - 1),
                     stride=2 if unit == 1 and stage > 1 else 1,
                     project=unit == 1,
@@ -198,6 +200,7 @@ class ResNet(nn.Module):
     dtype: jnp.dtype
     depths: Sequence[int] = (3, 4, 6, 3)
     width: int = 64
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> list[jax.Array]:
@@ -206,16 +209,17 @@ class ResNet(nn.Module):
         x = nn.relu(self.norm(name="bn1")(x))
         features = [x]
         x = max_pool(x)
+        block = nn.remat(BasicBlock) if self.remat else BasicBlock
         for stage, depth in enumerate(self.depths, start=1):
-            for block in range(depth):
-                first = block == 0 and stage > 1
-                x = BasicBlock(
+            for unit in range(depth):
+                first = unit == 0 and stage > 1
+                x = block(
                     self.width * 2 ** (stage - 1),
                     stride=2 if first else 1,
                     project=first,
                     norm=self.norm,
                     dtype=self.dtype,
-                    name=f"layer{stage}_{block}",
+                    name=f"layer{stage}_{unit}",
                 )(x)
             features.append(x)
         return features

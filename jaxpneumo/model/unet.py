@@ -107,13 +107,15 @@ class Decoder(nn.Module):
     norm: ModuleFactory
     dtype: jnp.dtype
     fold_upsampling: bool
+    remat: bool
 
     @nn.compact
     def __call__(self, features: Sequence[jax.Array]) -> jax.Array:
         *skips, x = features
+        block = nn.remat(DecoderBlock) if self.remat else DecoderBlock
         for i, width in enumerate(self.features):
             skip = skips[-1 - i] if i < len(skips) else None
-            x = DecoderBlock(width, self.norm, self.dtype, self.fold_upsampling, name=f"block{i}")(x, skip)
+            x = block(width, self.norm, self.dtype, self.fold_upsampling, name=f"block{i}")(x, skip)
         return x
 
 
@@ -130,6 +132,7 @@ class UNet(nn.Module):
       grey_stem: convolve a grey image as one channel, with the first kernel summed over its three; False repeats the
         image. Same variables and, to rounding, same results.
       fold_upsampling: never make the decoder's enlarged maps (`convolve_upsampled`). Same variables and results.
+      remat: keep only the blocks' inputs for the gradient and compute the rest again: less memory, more time.
     """
 
     encoder: str = "resnet34_preact"
@@ -140,6 +143,7 @@ class UNet(nn.Module):
     width: int = 64
     grey_stem: bool = True
     fold_upsampling: bool = False
+    remat: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool) -> jax.Array:
@@ -176,6 +180,7 @@ class UNet(nn.Module):
             dtype=self.dtype,
             depths=self.depths,
             width=self.width,
+            remat=self.remat,
             name="encoder",
         )(x)
         x = Decoder(
@@ -183,6 +188,7 @@ class UNet(nn.Module):
             norm=functools.partial(norm, epsilon=kind.decoder_epsilon),
             dtype=self.dtype,
             fold_upsampling=self.fold_upsampling,
+            remat=self.remat,
             name="decoder",
         )(features)
         logits = nn.Conv(

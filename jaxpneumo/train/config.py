@@ -12,7 +12,7 @@ STAGES = ("stage1", "stage2")
 _REQUIRED = {
     "": ("seed", "init_from", "data", "model", "loss", "augment", "predict"),
     "data": ("directory", "split", "validation_fraction", "split_seed", "fold", "workers", "resident"),
-    "model": ("encoder", "dtype", "input_convolution", "momentum", "pretrained", "depths", "width"),
+    "model": ("encoder", "dtype", "input_convolution", "momentum", "pretrained", "depths", "width", "remat"),
     "loss": ("dice",),
     "augment": ("engine", "flip", "intensity", "distortion", "crop"),
     "predict": (*("size", "batch_size", "tta", "threshold", "removal_threshold", "removal_rule", "input", "overlays"),),
