@@ -341,9 +341,6 @@ def _by_reason(reasons: dict[str, int]) -> str:
     return ", ".join(f"{number} {reason}" for reason, number in reasons.items())
 
 
-# The verb
-
-
 def main(argv: list[str]) -> int:
     """`jaxpneumo prepare`; returns the exit code: 0 clean, 3 some set aside, 1 failed, 2 wrong use or bad input."""
     args = _parser().parse_args(argv)
@@ -354,13 +351,10 @@ def main(argv: list[str]) -> int:
         run_report.failed(error)
         print(f"jaxpneumo prepare: {error}", file=sys.stderr)
         return BAD_INPUT
-    except SetAsideError as error:
+    except (SetAsideError, OSError, RuntimeError) as error:
         run_report.failed(error)
-        print(f"jaxpneumo prepare: {error}", file=sys.stderr)
-        return FAILED
-    except (OSError, RuntimeError) as error:
-        run_report.failed(error)
-        print(f"jaxpneumo prepare: {error}. The same command goes on where this one stopped.", file=sys.stderr)
+        way_out = "" if isinstance(error, SetAsideError) else ". The same command goes on where this one stopped."
+        print(f"jaxpneumo prepare: {error}{way_out}", file=sys.stderr)
         return FAILED
     count = sum(report.set_aside.values())
     run_report.skipped("images prepared by an earlier start", report.resumed)
@@ -371,11 +365,8 @@ def main(argv: list[str]) -> int:
     )
     if not count:
         return DONE
-    where = args.output / "quarantine.csv"
-    print(
-        f"Set aside, not in the data set: {_by_reason(report.set_aside)}. {where} names each and says why.",
-        file=sys.stderr,
-    )
+    reasons, where = _by_reason(report.set_aside), args.output / "quarantine.csv"
+    print(f"Set aside, not in the data set: {reasons}. {where} names each and says why.", file=sys.stderr)
     return PARTIAL
 
 
