@@ -1,7 +1,12 @@
 """Batches: order, shares, restoring, workers, padding."""
 
 import pickle
+import signal
+import subprocess
+import sys
+import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -159,6 +164,31 @@ def test_two_workers_give_the_batches_of_none_from_any_start(batches):
     assert_same(got, expected)
     again = take(batches(augment=augment, workers=2, start=3), 2)
     np.testing.assert_array_equal([batch["mask"] for batch in again], [batch["mask"] for batch in expected[3:5]])
+
+
+def test_workers_outlive_sigterm_but_not_their_process(prepared):
+    """Batch systems signal all processes of a job: the one that trains still needs its workers to end in order."""
+    code = f"""
+import multiprocessing, os, signal, sys, time
+import numpy as np
+from absl import flags
+from jaxpneumo.data import source
+flags.FLAGS.mark_as_parsed()
+batches = source.train_batches({str(prepared)!r}, {SIZE}, np.arange({COUNT}), 4, 0, workers=1)
+next(batches)
+(worker,) = multiprocessing.active_children()
+os.kill(worker.pid, signal.SIGTERM)
+time.sleep(0.5)
+assert worker.is_alive()
+print(worker.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{int(process.stdout)}/cmdline").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_source_is_pickled_as_its_arguments(prepared):

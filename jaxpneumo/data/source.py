@@ -5,9 +5,11 @@ so the same records come with the same augmentation for any number of threads, w
 stay bit-packed and images uint8: both are widened on the device.
 """
 
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -109,7 +111,7 @@ def train_batches(
     batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     if workers > 0:
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        batches = batches.mp_prefetch(options, worker_init_fn=_keep_off_accelerators)
+        batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)
     return iter(batches)
 
 
@@ -204,11 +206,18 @@ def _training_record(augment: Augment | None, record: Record, rng: np.random.Gen
     return {"image": image, "mask": mask, "weight": np.float32(1)}
 
 
-def _keep_off_accelerators(worker: int, workers: int) -> None:
+def _start_worker(worker: int, workers: int) -> None:
     """Runs in a new worker process."""
     # Batch systems signal all processes of a job; the one that trains still needs its workers to save and end.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Grain may have imported JAX here already, which then no longer reads the variable.
     os.environ["JAX_PLATFORMS"] = "cpu"
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_platforms", "cpu")
+
+
+def _end_with_parent() -> None:
+    """A process that is killed cannot end its workers, and Grain's would wait for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
