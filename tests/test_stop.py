@@ -2,11 +2,11 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import resource
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import jax
@@ -89,6 +89,7 @@ def steps_saved(folder: Path) -> list[str]:
 
 def test_sigterm_in_an_epoch_saves_within_it(prepared, whole, tmp_path, before_epoch):
     config = make_config(prepared)
+    handler = signal.getsignal(signal.SIGTERM)
     before_epoch(2, terminate)
     with pytest.raises(Stopped):
         run(config, tmp_path)
@@ -96,7 +97,7 @@ def test_sigterm_in_an_epoch_saves_within_it(prepared, whole, tmp_path, before_e
     before_epoch(3, terminate)
     with pytest.raises(Stopped):
         run(config, tmp_path)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == handler
     assert_ends_as(whole, config, tmp_path)
 
 
@@ -295,11 +296,11 @@ def test_data_that_go_away_in_the_run(prepared, whole, tmp_path, before_epoch):
 
 
 def test_a_reading_process_that_is_killed(prepared, tmp_path, before_epoch):
+    others = set(multiprocessing.active_children())
+
     def kill_reader():
-        listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True)
-        readers = [line.split()[0] for line in listed.stdout.splitlines() if "spawn_main" in line]
-        assert len(readers) == 1
-        os.kill(int(readers[0]), signal.SIGKILL)
+        (reader,) = set(multiprocessing.active_children()) - others
+        reader.kill()
 
     config = make_config(prepared, resident="off", workers=1)
     config.stage1.epochs = 20  # more than what has been read ahead
