@@ -74,9 +74,10 @@ class StemConvolution(nn.Module):
         y = convolve(x.astype(self.dtype), scaled.astype(self.dtype), 2, 3)
         if shift is None:
             return y
-        # What the shift adds is the same for all images and differs along the border only.
-        ones = jnp.ones((1, *x.shape[1:3], 1), self.dtype)
-        return y + convolve(ones, (kernel * shift[:, None]).sum(axis=2, keepdims=True).astype(self.dtype), 2, 3)
+        # What the shift adds is the same for all images and differs along the border only. In the shift's type: a
+        # bfloat16 convolution of a constant takes XLA on the CPU a hundred times as long.
+        ones = jnp.ones((1, *x.shape[1:3], 1), shift.dtype)
+        return y + convolve(ones, (kernel * shift[:, None]).sum(axis=2, keepdims=True), 2, 3).astype(self.dtype)
 
 
 class Norm(nn.BatchNorm):
