@@ -106,7 +106,10 @@ def take_batch(resident: Batch, element: Batch) -> Batch:
 
 def _scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, feed: Batch) -> tuple[Any, Any]:
     # One step is left outside of a loop: on the CPU, XLA's loops run convolutions many times slower.
-    return jax.lax.scan(body, carry, feed, unroll=len(jax.tree.leaves(feed)[0]) == 1)
+    if len(jax.tree.leaves(feed)[0]) > 1:
+        return jax.lax.scan(body, carry, feed)
+    carry, output = body(carry, jax.tree.map(lambda x: x[0], feed))
+    return carry, jax.tree.map(lambda x: x[None], output)
 
 
 def make_eval_step(model: UNet, dice: str, threshold: float) -> Callable[..., Metrics]:
