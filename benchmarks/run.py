@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# Before our own imports: the command runs from any folder, and measures this checkout whatever is installed.
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "benchmarks")]
 
 from cases import PROFILES, Case  # noqa: E402

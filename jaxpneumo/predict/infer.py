@@ -81,7 +81,10 @@ def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predic
         config,
         workdir,
         stage,
-        fold(variables, config.model.encoder, jnp.dtype(config.model.dtype)),
+        # One program: piece by piece, every shape among the parameters would be compiled for itself.
+        jax.jit(fold, static_argnums=(1, 2), out_shardings=replicated(mesh))(
+            variables, config.model.encoder, jnp.dtype(config.model.dtype)
+        ),
         fingerprint(variables),
         mesh,
         jax.jit(
