@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from jaxpneumo.model import pretrained
+from jaxpneumo.model.convolution import Convolution, convolve, convolve_explicit
 from jaxpneumo.model.folding import fold
 from jaxpneumo.model.resnet import PreactivationResNet, ResNet, max_pool
 from jaxpneumo.model.unet import UNet
@@ -85,7 +86,7 @@ def test_preactivation_network_agrees_with_keras(keras_case):
 def test_preactivation_features_agree_with_keras(keras_case):
     variables, reference, image, _ = keras_case
     norm = functools.partial(nn.BatchNorm, use_running_average=True, epsilon=2e-5)
-    encoder = PreactivationResNet(norm=norm, dtype=jnp.float32)
+    encoder = PreactivationResNet(norm=norm, conv=Convolution, dtype=jnp.float32)
     features = encoder.apply({k: v["encoder"] for k, v in variables.items()}, image)
     names = ("relu0", "stage2_unit1_relu1", "stage3_unit1_relu1", "stage4_unit1_relu1", "relu1")
     for name, feature in zip(names, features, strict=True):
@@ -97,7 +98,9 @@ def test_network_and_features_agree_with_smp(torch_case):
     assert _count(variables["params"]) == reference["n_params"] == 24_436_369
     _assert_close(UNet("resnet34").apply(variables, image, train=False), reference["eval_logits"])
     norm = functools.partial(nn.BatchNorm, use_running_average=True, epsilon=1e-5)
-    features = ResNet(norm=norm, dtype=jnp.float32).apply({k: v["encoder"] for k, v in variables.items()}, image)
+    features = ResNet(norm=norm, conv=Convolution, dtype=jnp.float32).apply(
+        {k: v["encoder"] for k, v in variables.items()}, image
+    )
     for i, feature in enumerate(features, start=1):
         _assert_close(_statistics(feature), reference[f"eval_feature{i}"])
 
@@ -223,19 +226,20 @@ def test_grey_image_is_repeated_and_output_is_float32_at_full_size(encoder):
     np.testing.assert_array_equal(logits, model.apply(variables, jnp.repeat(grey, 3, -1), train=False))
 
 
-@pytest.mark.usefixtures("compiled_as_for_users")
-@pytest.mark.parametrize("rewrite", [{"grey_stem": True}, {"fold_upsampling": True}, {"remat": True}])
-@pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
-def test_rewrites_change_neither_logits_nor_gradients_nor_statistics(encoder, rewrite):
-    """To 1e-4 in float32, leaf by leaf to 1e-9 in float64.
+@functools.cache
+def _outcome(encoder, dtype, **switch):
+    """Logits, then gradients and updated statistics, of a tiny network on images that lie clear of ReLU's corner.
 
-    With some images an activation lies so close to zero that rounding decides whether its gradient passes; then the
-    plain network's own float32 gradient is off by 1e-2. These images have none.
+    An activation may lie so close to zero that rounding decides whether its gradient passes; then the plain network's
+    own float32 gradient is off by 1e-2. With these images none lies closer than 2e-6 of the largest of its map.
     """
-    image = np.random.Generator(np.random.PCG64(9)).random((4, 96, 96, 1))
-    mask = np.random.Generator(np.random.PCG64(8)).random((4, 96, 96)) < 0.1
+    image = np.random.Generator(np.random.PCG64(11)).random((2, 64, 64, 1))
+    mask = np.random.Generator(np.random.PCG64(8)).random((2, 64, 64)) < 0.1
+    with jax.enable_x64(dtype == "float64"):
+        model = _tiny(encoder=encoder, dtype=jnp.dtype(dtype), **switch)
+        shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
+        variables = jax.tree.map(lambda leaf: leaf.astype(dtype), _pattern(shapes, seed=1))
 
-    def outcome(model, variables, dtype):
         def loss(params):
             logits, updated = model.apply(
                 {"params": params, "batch_stats": variables["batch_stats"]},
@@ -243,24 +247,51 @@ def test_rewrites_change_neither_logits_nor_gradients_nor_statistics(encoder, re
                 train=True,
                 mutable=["batch_stats"],
             )
-            return bce_dice_loss(logits, mask.astype(dtype), np.ones(4), "image")[0], (logits, updated["batch_stats"])
+            return bce_dice_loss(logits, mask.astype(dtype), np.ones(2), "image")[0], (logits, updated["batch_stats"])
 
         (_, (logits, statistics)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
-        return logits, gradients, statistics
+        return jax.tree.map(np.asarray, (logits, gradients, statistics))
 
-    for dtype, tolerance in (("float32", 1e-4), ("float64", 1e-9)):
-        with jax.enable_x64(dtype == "float64"):
-            models = [_tiny(encoder=encoder, dtype=jnp.dtype(dtype), **k) for k in ({"grey_stem": False}, rewrite)]
-            shapes = jax.eval_shape(functools.partial(models[0].init, train=False), jax.random.key(0), image)
-            variables = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), _pattern(shapes, seed=1))
-            plain, rewritten = (outcome(model, variables, dtype) for model in models)
-            assert jax.tree.structure(plain) == jax.tree.structure(rewritten)
-            _assert_close(rewritten[0], plain[0], tolerance)
-            whole = [optax.tree.norm(g) for g in (jax.tree.map(jnp.subtract, rewritten[1], plain[1]), plain[1])]
-            assert whole[0] < tolerance * whole[1]
-            leaves = zip(*map(jax.tree.leaves, (rewritten[1:], plain[1:])), strict=True)
-            for ours, reference in leaves if dtype == "float64" else ():
-                assert np.abs(ours - reference).max() <= tolerance * max(1e-3, np.abs(reference).max())
+
+@pytest.mark.usefixtures("compiled_as_for_users")
+@pytest.mark.parametrize("rewrite", ["grey_stem", "fold_upsampling", "explicit_gradients", "remat"])
+@pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
+def test_rewrites_change_neither_logits_nor_gradients_nor_statistics(encoder, rewrite):
+    """To 1e-4 in float32, leaf by leaf to 1e-11 in float64."""
+    for dtype, tolerance in (("float32", 1e-4), ("float64", 1e-11)):
+        plain = _outcome(encoder, dtype, grey_stem=False)
+        rewritten = _outcome(encoder, dtype, **{"grey_stem": False, rewrite: True})
+        assert jax.tree.structure(plain) == jax.tree.structure(rewritten)
+        _assert_close(rewritten[0], plain[0], tolerance)
+        whole = [optax.tree.norm(g) for g in (jax.tree.map(np.subtract, rewritten[1], plain[1]), plain[1])]
+        assert whole[0] < tolerance * whole[1]
+        leaves = zip(*map(jax.tree.leaves, (rewritten[1:], plain[1:])), strict=True)
+        for ours, reference in leaves if dtype == "float64" else ():
+            assert np.abs(ours - reference).max() <= tolerance * max(1e-3, np.abs(reference).max())
+
+
+@pytest.mark.parametrize(
+    ("shape", "features", "size", "padding"),
+    [
+        ((2, 5, 7, 3), 4, 3, 1),
+        ((3, 2, 3, 20), 30, 3, 1),  # the kernel outweighs the map
+        ((1, 1, 1, 40), 30, 3, 1),  # nothing but padding around
+        ((6, 4, 64, 2), 3, 3, 1),  # wide: by parts of the batch
+        ((2, 6, 5, 3), 2, 5, 2),
+        ((2, 4, 5, 3), 4, 2, 1),
+        ((2, 4, 5, 30), 40, 2, 0),
+    ],
+)
+def test_explicit_gradients_are_those_of_the_convolution(shape, features, size, padding):
+    rng = np.random.Generator(np.random.PCG64(4))
+    with jax.enable_x64(True):
+        x, kernel = rng.standard_normal(shape), rng.standard_normal((size, size, shape[-1], features))
+        plain, plain_gradients = jax.vjp(lambda x, kernel: convolve(x, kernel, 1, padding), x, kernel)
+        ours, gradients = jax.vjp(lambda x, kernel: convolve_explicit(x, kernel, padding), x, kernel)
+        np.testing.assert_array_equal(ours, plain)
+        cotangent = rng.standard_normal(plain.shape)
+        for mine, reference in zip(gradients(cotangent), plain_gradients(cotangent), strict=True):
+            np.testing.assert_allclose(mine, reference, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])

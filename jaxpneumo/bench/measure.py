@@ -146,7 +146,13 @@ def network(options: argparse.Namespace) -> UNet:
     for size in [getattr(options, "size", 32)]:
         if size < 32 or size % 32:
             raise InputError(f"--size {size}: the network takes multiples of 32.")
-    return UNet(options.encoder, jnp.dtype(options.dtype), depths=tuple(map(int, depths)), width=options.width)
+    return UNet(
+        options.encoder,
+        jnp.dtype(options.dtype),
+        depths=tuple(map(int, depths)),
+        width=options.width,
+        explicit_gradients=jax.default_backend() == "cpu",
+    )
 
 
 def finish(result: dict[str, Any], lines: Sequence[str], output: Path | None) -> None:

@@ -10,37 +10,15 @@ kernel over its input channels instead of repeating the image: the same result t
 operations, and no gradient of a three-channel image.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxpneumo.model.convolution import convolve, he_uniform
+
 ModuleFactory = Callable[..., nn.Module]
-
-he_uniform = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
-
-
-def convolution(features: int, kernel: int, stride: int = 1, *, dtype: jnp.dtype, name: str) -> nn.Conv:
-    """A square convolution without bias, symmetrically padded by half its kernel, He-uniform."""
-    return nn.Conv(
-        features,
-        (kernel, kernel),
-        (stride, stride),
-        padding=kernel // 2,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=he_uniform,
-        name=name,
-    )
-
-
-def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """(B, H, W, C) with a kernel (K, K, C, O), symmetrically padded by zeros."""
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -122,16 +100,15 @@ class PreactivationUnit(nn.Module):
     stride: int
     project: bool
     norm: ModuleFactory
-    dtype: jnp.dtype
+    conv: ModuleFactory
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the unit's output and its first ReLU's, which serves as a skip."""
-        conv = functools.partial(convolution, self.features, dtype=self.dtype)
         activated = nn.relu(self.norm(name="bn1")(x))
-        shortcut = conv(1, self.stride, name="shortcut")(activated) if self.project else x
-        y = conv(3, self.stride, name="conv1")(activated)
-        y = conv(3, name="conv2")(nn.relu(self.norm(name="bn2")(y)))
+        shortcut = self.conv(self.features, 1, self.stride, name="shortcut")(activated) if self.project else x
+        y = self.conv(self.features, 3, self.stride, name="conv1")(activated)
+        y = self.conv(self.features, 3, name="conv2")(nn.relu(self.norm(name="bn2")(y)))
         return y + shortcut, activated
 
 
@@ -143,6 +120,7 @@ class PreactivationResNet(nn.Module):
     """
 
     norm: ModuleFactory
+    conv: ModuleFactory
     dtype: jnp.dtype
     depths: Sequence[int] = (3, 4, 6, 3)
     width: int = 64
@@ -167,7 +145,7 @@ class PreactivationResNet(nn.Module):
                     stride=2 if unit == 1 and stage > 1 else 1,
                     project=unit == 1,
                     norm=self.norm,
-                    dtype=self.dtype,
+                    conv=self.conv,
                     name=f"stage{stage}_unit{unit}",
                 )(x)
                 if unit == 1 and stage > 1:
@@ -182,15 +160,15 @@ class BasicBlock(nn.Module):
     stride: int
     project: bool
     norm: ModuleFactory
-    dtype: jnp.dtype
+    conv: ModuleFactory
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        conv = functools.partial(convolution, self.features, dtype=self.dtype)
-        y = nn.relu(self.norm(name="bn1")(conv(3, self.stride, name="conv1")(x)))
-        y = self.norm(name="bn2")(conv(3, name="conv2")(y))
+        y = nn.relu(self.norm(name="bn1")(self.conv(self.features, 3, self.stride, name="conv1")(x)))
+        y = self.norm(name="bn2")(self.conv(self.features, 3, name="conv2")(y))
         if self.project:
-            x = self.norm(name="downsample_bn")(conv(1, self.stride, name="downsample_conv")(x))
+            x = self.conv(self.features, 1, self.stride, name="downsample_conv")(x)
+            x = self.norm(name="downsample_bn")(x)
         return nn.relu(x + y)
 
 
@@ -198,6 +176,7 @@ class ResNet(nn.Module):
     """The post-activation ResNet of torchvision and segmentation_models_pytorch."""
 
     norm: ModuleFactory
+    conv: ModuleFactory
     dtype: jnp.dtype
     depths: Sequence[int] = (3, 4, 6, 3)
     width: int = 64
@@ -219,7 +198,7 @@ class ResNet(nn.Module):
                     stride=2 if first else 1,
                     project=first,
                     norm=self.norm,
-                    dtype=self.dtype,
+                    conv=self.conv,
                     name=f"layer{stage}_{unit}",
                 )(x)
             features.append(x)

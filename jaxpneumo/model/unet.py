@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxpneumo.model.resnet import ModuleFactory, Norm, PreactivationResNet, ResNet, convolution, convolve, he_uniform
+from jaxpneumo.model.convolution import Convolution, convolve, he_uniform
+from jaxpneumo.model.resnet import ModuleFactory, Norm, PreactivationResNet, ResNet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,7 @@ class DecoderBlock(nn.Module):
 
     features: int
     norm: ModuleFactory
+    conv: ModuleFactory
     dtype: jnp.dtype
     fold_upsampling: bool
 
@@ -94,9 +96,9 @@ class DecoderBlock(nn.Module):
         else:
             x = upsample(x)
             x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
-            x = convolution(self.features, 3, dtype=self.dtype, name="conv1")(x)
+            x = self.conv(self.features, 3, name="conv1")(x)
         x = nn.relu(self.norm(name="bn1")(x))
-        x = convolution(self.features, 3, dtype=self.dtype, name="conv2")(x)
+        x = self.conv(self.features, 3, name="conv2")(x)
         return nn.relu(self.norm(name="bn2")(x))
 
 
@@ -105,6 +107,7 @@ class Decoder(nn.Module):
 
     features: Sequence[int]
     norm: ModuleFactory
+    conv: ModuleFactory
     dtype: jnp.dtype
     fold_upsampling: bool
     remat: bool
@@ -115,7 +118,7 @@ class Decoder(nn.Module):
         block = nn.remat(DecoderBlock) if self.remat else DecoderBlock
         for i, width in enumerate(self.features):
             skip = skips[-1 - i] if i < len(skips) else None
-            x = block(width, self.norm, self.dtype, self.fold_upsampling, name=f"block{i}")(x, skip)
+            x = block(width, self.norm, self.conv, self.dtype, self.fold_upsampling, name=f"block{i}")(x, skip)
         return x
 
 
@@ -125,13 +128,16 @@ class UNet(nn.Module):
     Attributes:
       encoder: "resnet34_preact" (the papers' network, Keras segmentation_models; 24,438,804 parameters) or
         "resnet34" (torchvision, segmentation_models_pytorch; 24,436,369 parameters).
-      dtype: type of the computation, float32 or bfloat16. Parameters, statistics and logits stay float32.
+      dtype: type of the computation, float32 or bfloat16 (float64 for tests). Parameters, statistics and logits stay
+        float32.
       input_convolution: learn a 1x1 convolution from the grey channel to three (Exp1) instead of repeating it.
       momentum: of the BatchNorm statistics (weight of the old value); None is the source library's.
       depths, width: units of each stage and channels of the first; smaller ones make a tiny network for tests.
       grey_stem: convolve a grey image as one channel, with the first kernel summed over its three; False repeats the
         image. Same variables and, to rounding, same results.
       fold_upsampling: never make the decoder's enlarged maps (`convolve_upsampled`). Same variables and results.
+      explicit_gradients: write the gradients of convolutions out (`model.convolution`) instead of leaving them to XLA.
+        Same variables and, to rounding, same gradients; reverse mode only.
       remat: keep only the blocks' inputs for the gradient and compute the rest again: less memory, more time.
     """
 
@@ -143,6 +149,7 @@ class UNet(nn.Module):
     width: int = 64
     grey_stem: bool = True
     fold_upsampling: bool = False
+    explicit_gradients: bool = False
     remat: bool = False
 
     @nn.compact
@@ -154,7 +161,7 @@ class UNet(nn.Module):
           train: normalise by the batch's statistics (and update the running ones) instead of the running ones.
 
         Returns:
-          Logits, float32 (B, H, W).
+          Logits (B, H, W), float32 (float64 of a float64 network).
 
         Raises:
           ValueError: H or W is no multiple of 32, or the encoder is unknown.
@@ -170,6 +177,7 @@ class UNet(nn.Module):
             momentum=kind.momentum if self.momentum is None else self.momentum,
             dtype=self.dtype,
         )
+        conv = functools.partial(Convolution, dtype=self.dtype, explicit_gradients=self.explicit_gradients)
         x = image.astype(self.dtype)
         if self.input_convolution:
             x = nn.Conv(3, (1, 1), dtype=self.dtype, name="input_convolution")(x)
@@ -177,6 +185,7 @@ class UNet(nn.Module):
             x = jnp.repeat(x, 3, axis=-1)
         features = kind.module(
             norm=functools.partial(norm, epsilon=kind.epsilon),
+            conv=conv,
             dtype=self.dtype,
             depths=self.depths,
             width=self.width,
@@ -186,17 +195,12 @@ class UNet(nn.Module):
         x = Decoder(
             [4 * self.width, 2 * self.width, self.width, self.width // 2, self.width // 4],
             norm=functools.partial(norm, epsilon=kind.decoder_epsilon),
+            conv=conv,
             dtype=self.dtype,
             fold_upsampling=self.fold_upsampling,
             remat=self.remat,
             name="decoder",
         )(features)
-        logits = nn.Conv(
-            1,
-            (3, 3),
-            padding=1,
-            dtype=self.dtype,
-            kernel_init=nn.initializers.glorot_uniform(),
-            name="segmentation_head",
-        )(x)
-        return logits[..., 0].astype(jnp.float32)
+        glorot_uniform = nn.initializers.glorot_uniform()
+        logits = conv(1, 3, use_bias=True, kernel_init=glorot_uniform, name="segmentation_head")(x)
+        return logits[..., 0].astype(jnp.promote_types(self.dtype, jnp.float32))

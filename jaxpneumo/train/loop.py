@@ -51,6 +51,7 @@ def make_model(config: ConfigDict) -> UNet:
         momentum=batch_norm_momentum(config),
         depths=tuple(model.depths),
         width=model.width,
+        explicit_gradients=jax.default_backend() == "cpu",
         remat=model.remat,
     )
 
