@@ -21,7 +21,7 @@ import numpy as np
 from jaxpneumo.data.workers import cores, peak_memory
 from jaxpneumo.errors import InputError
 from jaxpneumo.files import write_json
-from jaxpneumo.model.unet import ENCODERS, UNet
+from jaxpneumo.model.unet import ENCODERS, UNet, backend_rewrites
 from jaxpneumo.software import software
 
 # A repeat takes about this long, so that neither the clock nor the first dispatch counts.
@@ -151,7 +151,7 @@ def network(options: argparse.Namespace) -> UNet:
         jnp.dtype(options.dtype),
         depths=tuple(map(int, depths)),
         width=options.width,
-        explicit_gradients=jax.default_backend() == "cpu",
+        **backend_rewrites(),
     )
 
 

@@ -29,7 +29,7 @@ from jaxpneumo.bench.step import rooflines
 from jaxpneumo.errors import DONE
 from jaxpneumo.model.folding import fold
 from jaxpneumo.model.unet import UNet
-from jaxpneumo.predict.infer import Predictor, for_prediction, predict_masks, predict_probabilities
+from jaxpneumo.predict.infer import Predictor, predict_masks, predict_probabilities
 from jaxpneumo.predict.native import native_masks
 from jaxpneumo.train.sharding import check_batch_size, each_on_its_device, make_local_mesh, replicated, split
 from jaxpneumo.train.state import initialise
@@ -69,7 +69,7 @@ def bench_predict(
     mesh = make_local_mesh(batch)
     check_batch_size(batch, mesh.size, "predict")
     variables = fold(initialise(model, 0), model.encoder, jnp.dtype(model.dtype))
-    variables, model = jax.device_put(variables, replicated(mesh)), for_prediction(model)
+    variables = jax.device_put(variables, replicated(mesh))
     images = random_batch(size, batch)["image"]
 
     def masks(variables: dict[str, Any], image: jax.Array) -> jax.Array:

@@ -2,8 +2,8 @@
 
 XLA derives a convolution's gradients as further convolutions, of shapes that its CPU libraries (oneDNN, Eigen) compute
 at less than half the speed of the forward one: the kernel's gradient becomes one with the batch as its few features
-and three columns of output, and the input's gradient in bfloat16 is carried out in float32. `convolve_explicit` gives
-both in forms with many features and many columns. Exact to rounding; figures in BUILD_NOTES.md.
+and three columns of output, and the input's gradient in bfloat16 is carried out in float32. Written out, both have
+many features and many columns. Exact to rounding; figures in BUILD_NOTES.md.
 """
 
 import functools
@@ -34,7 +34,7 @@ class Convolution(nn.Module):
       use_bias: add a learnt bias, one a channel.
       kernel_init: initialiser of the kernel (size, size, C, features).
       dtype: type of the computation.
-      explicit_gradients: see the module's text; concerns kernels over 1x1 at stride 1.
+      explicit_gradients: as for `convolve`.
     """
 
     features: int
@@ -50,23 +50,24 @@ class Convolution(nn.Module):
         """(B, H, W, C) -> (B, H / stride, W / stride, features)."""
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        if self.explicit_gradients and self.stride == 1 and self.size > 1:
-            y = convolve_explicit(x, kernel, self.size // 2)
-        else:
-            y = convolve(x, kernel, self.stride, self.size // 2)
+        y = convolve(x, kernel, self.stride, self.size // 2, self.explicit_gradients)
         if not self.use_bias:
             return y
         return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
 
 
-def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """(B, H, W, C) with a kernel (K, K, C, O), symmetrically padded by zeros."""
+def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int, explicit_gradients: bool = False) -> jax.Array:
+    """(B, H, W, C) with a kernel (K, K, C, O), symmetrically padded by zeros.
+
+    `explicit_gradients` concerns kernels over 1x1 at stride 1, and allows reverse mode only.
+    """
+    if explicit_gradients and stride == 1 and len(kernel) > 1:
+        return _convolve_explicit(x, kernel, padding)
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=_NHWC)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def convolve_explicit(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
-    """`convolve` at stride 1, with the gradients below. Reverse mode only."""
+def _convolve_explicit(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     return convolve(x, kernel, 1, padding)
 
 
@@ -81,7 +82,7 @@ def _backward(padding: int, residuals: tuple[jax.Array, jax.Array], dy: jax.Arra
     return input_gradient(dy, kernel, padding), _kernel_gradient(x, dy, kernel.shape[0], padding)
 
 
-convolve_explicit.defvjp(_forward, _backward)
+_convolve_explicit.defvjp(_forward, _backward)
 
 
 def _input_gradient(dy: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxpneumo.errors import InputError
 from jaxpneumo.model.unet import UNet
-from jaxpneumo.predict.infer import Predictor, for_prediction, load_predictor, predict_probabilities
+from jaxpneumo.predict.infer import Predictor, load_predictor, predict_probabilities
 from jaxpneumo.train.loop import make_model
 from jaxpneumo.train.sharding import replicated, split
 
@@ -47,7 +47,7 @@ def load_ensemble(workdirs: Sequence[Path], weights: Sequence[float], batch_size
         variables=jax.device_put(stacked, replicated(mesh)),
         model_id="+".join(predictor.model_id for predictor in predictors),
         probabilities=jax.jit(
-            functools.partial(ensemble_probabilities, for_prediction(make_model(first.config)), tuple(weights)),
+            functools.partial(ensemble_probabilities, make_model(first.config), tuple(weights)),
             static_argnums=2,
             in_shardings=(replicated(mesh), split(mesh)),
         ),

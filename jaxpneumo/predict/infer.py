@@ -88,21 +88,12 @@ def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predic
         fingerprint(variables),
         mesh,
         jax.jit(
-            functools.partial(predict_probabilities, for_prediction(make_model(config))),
+            functools.partial(predict_probabilities, make_model(config)),
             static_argnums=2,
             in_shardings=(replicated(mesh), split(mesh)),
         ),
         jax.jit(each_on_its_device(native_masks, mesh, 3)),
     )
-
-
-def for_prediction(model: UNet) -> UNet:
-    """The network in the form that predicts fastest.
-
-    Never making the up-sampled maps takes a tenth off prediction on a CPU; on a GPU it was not measured, and in
-    training, whose gradient of it XLA computes naively on a CPU, it costs far more.
-    """
-    return model.clone(fold_upsampling=jax.default_backend() == "cpu")
 
 
 def fingerprint(variables: dict[str, Any]) -> str:

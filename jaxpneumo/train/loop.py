@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from jaxpneumo.augment import device, host
 from jaxpneumo.data.source import eval_batches
 from jaxpneumo.errors import InputError, Stopped, TrainingError
-from jaxpneumo.model.unet import ENCODERS, UNet
+from jaxpneumo.model.unet import ENCODERS, UNet, backend_rewrites
 from jaxpneumo.progress import progress
 from jaxpneumo.train import checkpoint
 from jaxpneumo.train.feed import StageData, ahead, load_resident, plan_calls, remaining, training_feed
@@ -51,8 +51,8 @@ def make_model(config: ConfigDict) -> UNet:
         momentum=batch_norm_momentum(config),
         depths=tuple(model.depths),
         width=model.width,
-        explicit_gradients=jax.default_backend() == "cpu",
         remat=model.remat,
+        **backend_rewrites(),
     )
 
 
