@@ -16,10 +16,11 @@ from jaxpneumo.bench.roofline import Rates, Work, compiled_work, counted_work, d
 from jaxpneumo.bench.run import load_config
 from jaxpneumo.bench.step import bench_step
 from jaxpneumo.errors import InputError
-from jaxpneumo.model.unet import UNet
+from jaxpneumo.model.unet import UNet, backend_rewrites
 from jaxpneumo.train.state import initialise
 
-TINY = UNet(depths=(1, 1, 1, 1), width=8)
+# As the verbs make it of TINY_OPTIONS.
+TINY = UNet(depths=(1, 1, 1, 1), width=8, **backend_rewrites())
 TINY_OPTIONS = ["--depths=1,1,1,1", "--width=8", "--dtype=float32", "--size=32", "--batch=2"]
 
 
