@@ -394,9 +394,16 @@ def _fields(dataset: Dataset, name: Path | str) -> dict[str, Any]:
         patient_id=text("PatientID"),
         sex=text("PatientSex"),
         age=text("PatientAge"),
-        view=text("ViewPosition"),
+        view=text("ViewPosition") or _first_meaning(dataset, "ViewCodeSequence"),
         pixel_spacing=[float(each) for each in dataset.get("PixelSpacing") or dataset.get("ImagerPixelSpacing") or ()],
         derivation=text("DerivationDescription"),
         modality=text("Modality"),
         body_part=text("BodyPartExamined"),
+        sop_class=text("SOPClassUID"),
     )
+
+
+def _first_meaning(dataset: Dataset, keyword: str) -> str:
+    """Code Meaning of the first item of a code sequence, "" where there is none."""
+    items = dataset.get(keyword)
+    return str(items[0].get("CodeMeaning") or "") if items and isinstance(items[0], Dataset) else ""

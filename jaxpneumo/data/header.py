@@ -135,6 +135,7 @@ def _read(data: bytes, found: dict[int, tuple[bytes, bytes]], place: int) -> Pla
         derivation=_text(found, 0x00082111, b"ST"),
         modality=_text(found, 0x00080060, b"CS"),
         body_part=_text(found, 0x00180015, b"CS"),
+        sop_class=_text(found, 0x00080016, b"UI", _UID) if 0x00080016 in found else "",
     )
     return Plain(rows, columns, frame, fields)
 

@@ -27,11 +27,11 @@ from typing import Any
 
 import jaxpneumo
 from jaxpneumo import run_report
-from jaxpneumo.data import dataset, dicom, ingest, reconcile, splits
+from jaxpneumo.data import dataset, dicom, finder, ingest, reconcile, splits
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data import workers as processes
 from jaxpneumo.data.journal import open_journal
-from jaxpneumo.data.radiograph import MIN_SIDE, UNREADABLE, file_id
+from jaxpneumo.data.radiograph import MIN_SIDE, UNREADABLE
 from jaxpneumo.data.reconcile import Outcome
 from jaxpneumo.errors import BAD_INPUT, DONE, FAILED, PARTIAL, InputError
 from jaxpneumo.progress import progress
@@ -127,7 +127,7 @@ def prepare(
         "sizes": list(sizes),
         "native size": native_size,
         "frontal only": require_frontal,
-        "files": _digest("\n".join(path.relative_to(images).as_posix() for path in files).encode()),
+        "files": _digest(os.fsencode("\n".join(path.relative_to(images).as_posix() for path in files))),
         "labels": _digest(Path(labels).read_bytes()),
         "patients": _digest(Path(patients).read_bytes()) if patients else None,
         "patient key": _digest(given_key) if given_key else None,
@@ -136,7 +136,8 @@ def prepare(
     partial.mkdir(parents=True, exist_ok=True)
     with open_journal(partial / "journal.jsonl", settings, {"key": secrets.token_hex(32)}) as (secret, entries, append):
         key = given_key or bytes.fromhex(secret["key"])
-        job = ingest.Job(images, partial, sizes, table, people, key, native_size, require_frontal)
+        repeated = finder.repeated_names(path.name for path in files)
+        job = ingest.Job(images, partial, sizes, table, people, key, native_size, require_frontal, repeated)
         if not entries:
             dataset.create_arrays(partial, len(files), sizes)
         outcomes = _recover(entries, files, job, quiet)
@@ -216,7 +217,7 @@ def _run(
             row, path = task
             detail = f"Decoding it {result.why}, so its process was ended. Export it again."
             source = path.relative_to(job.images).as_posix()
-            yield Outcome(row, source, file_id(path), UNREADABLE, detail), None
+            yield Outcome(row, source, finder.name_of(source, job.repeated), UNREADABLE, detail), None
         else:
             yield result
 
@@ -397,8 +398,8 @@ exit codes: 0 clean; 3 partial: done, but something was set aside; 1 failed: som
     add(
         "--require-frontal",
         action="store_true",
-        help="set aside what its header does not call Modality CR or DX, Body Part Examined CHEST, THORAX or empty, "
-        "View Position PA or AP",
+        help="set aside what its header does not call a frontal radiograph (Modality such as CR or DX, View Position "
+        "PA or AP), or calls another body part than the chest",
     )
     add(
         "--duplicate-pixels",

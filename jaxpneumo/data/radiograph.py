@@ -40,6 +40,7 @@ class Radiograph:
       pixel_spacing: (row, column) distance in mm, or None.
       synthetic: the file was made by `dicom.write(..., synthetic=True)`.
       modality, body_part: Modality and Body Part Examined, upper case, "" when absent.
+      sop_class: SOP Class UID, "" when absent.
     """
 
     image: np.ndarray
@@ -52,11 +53,12 @@ class Radiograph:
     synthetic: bool = False
     modality: str = ""
     body_part: str = ""
+    sop_class: str = ""
 
 
 def file_id(path: Path | str) -> str:
     """A file's name without the ending of an image format; the numbers of a bare UID are no ending."""
-    return re.sub(r"\.(dcm|dicom|png|jpe?g)$", "", Path(path).name, flags=re.IGNORECASE)
+    return re.sub(r"\.(dcm|dicom|png|jpe?g|jpe|jfif)$", "", Path(path).name, flags=re.IGNORECASE)
 
 
 def check_size(rows: int, columns: int, name: Path | str) -> None:
@@ -76,19 +78,21 @@ def header_fields(
     derivation: str,
     modality: str,
     body_part: str,
+    sop_class: str = "",
 ) -> dict[str, Any]:
     """The header's share of a `Radiograph`, from the elements' values ("" where there is none)."""
-    sex = sex.strip().upper()
+    sex, view = sex.strip().upper(), view.strip().upper()
     return {
         "uid": uid,
         "patient_id": patient_id.strip(),
         "sex": sex if sex in ("F", "M", "O") else "",
         "age": _years(age),
-        "view": view.strip().upper(),
+        "view": {"POSTERO-ANTERIOR": "PA", "ANTERO-POSTERIOR": "AP"}.get(view, view),
         "pixel_spacing": tuple(pixel_spacing) if len(pixel_spacing) == 2 and min(pixel_spacing) > 0 else None,
         "synthetic": derivation == SYNTHETIC,
         "modality": modality.strip().upper(),
         "body_part": body_part.strip().upper(),
+        "sop_class": sop_class.strip(),
     }
 
 

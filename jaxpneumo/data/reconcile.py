@@ -23,7 +23,8 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxpneumo.data.radiograph import Radiograph, file_id
+from jaxpneumo.data.radiograph import file_id
+from jaxpneumo.files import printable
 
 NOT_FRONTAL = "not a frontal chest radiograph"
 CONTRADICTION = "file name and UID differ"
@@ -88,21 +89,6 @@ def match(uid: str, name: str, labelled: Container[str]) -> tuple[str, str]:
     return (uid, NO_LABELS) if found is None else (found, "")
 
 
-def not_frontal(radiograph: Radiograph) -> str:
-    """What speaks against a frontal radiograph of the chest in a header; "" if nothing.
-
-    Modality must be CR or DX, Body Part Examined CHEST, THORAX or empty, View Position PA or AP.
-    """
-    wrong = []
-    if radiograph.modality not in ("CR", "DX"):
-        wrong.append(f"modality {radiograph.modality[:16]!r}")
-    if radiograph.body_part not in ("CHEST", "THORAX", ""):
-        wrong.append(f"body part {radiograph.body_part[:16]!r}")
-    if radiograph.view not in ("PA", "AP"):
-        wrong.append(f"view {radiograph.view[:16]!r}")
-    return ", ".join(wrong)
-
-
 def alike(outcomes: Iterable[Outcome]) -> list[list[Outcome]]:
     """Groups of usable outcomes whose pixels may be equal: those with the same size and checksum."""
     groups: dict[tuple, list[Outcome]] = {}
@@ -143,7 +129,7 @@ def reconcile(
         problems |= _same_pixels([outcome for outcome in outcomes if outcome.row not in problems], pixels)
     kept = sorted((each for each in outcomes if each.row not in problems), key=lambda each: each.image_id)
     set_aside = [
-        _entry(outcome.source, outcome.image_id, *problems[outcome.row])
+        _entry(printable(outcome.source), outcome.image_id, *problems[outcome.row])
         for outcome in outcomes
         if outcome.row in problems
     ]
@@ -182,7 +168,7 @@ def _same_id(usable: list[Outcome], pixels: dict[int, str]) -> dict[int, tuple[s
             problems |= {outcome.row: (DUPLICATE_ID, detail) for outcome in group}
             continue
         first = min(group, key=lambda outcome: file_id(outcome.source) != image_id)
-        detail = f"A copy of {first.source}, which is used."
+        detail = f"A copy of {printable(first.source)}, which is used."
         problems |= {outcome.row: (DUPLICATE_ID, detail) for outcome in group if outcome is not first}
     return problems
 
