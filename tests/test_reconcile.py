@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxpneumo.data import dataset, dicom, labels, prepare, reconcile
+from jaxpneumo.data import dataset, labels, prepare, reconcile
 from jaxpneumo.data.reconcile import Outcome, match
 
 KNOWN = {"1.2.3", "1.2.4", "ID_7"}
@@ -214,22 +214,3 @@ def test_nothing_is_made_where_quarantine_is_an_error(faulty, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "12 entries would be set aside" in error
     assert "data.quarantine.csv names each" in error
-
-
-# Headers and sizes that are asked for
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({}, ""),
-        ({"modality": "DX", "body_part": "", "view": "AP"}, ""),
-        ({"modality": "CT"}, "modality 'CT'"),
-        ({"body_part": "HAND"}, "body part 'HAND'"),
-        ({"view": "LL"}, "view 'LL'"),
-        ({"modality": "", "view": ""}, "modality '', view ''"),
-    ],
-)
-def test_frontal_chest_radiographs(fields, words):
-    header = {"modality": "CR", "body_part": "CHEST", "view": "PA"} | fields
-    assert reconcile.not_frontal(dicom.Radiograph(np.zeros((16, 16), np.uint8), "1", **header)) == words

@@ -31,9 +31,9 @@ OUTPUTS = re.compile(
 )
 
 HIDDEN = "hidden"
-INDEX = "index of a disk (DICOMDIR)"
+INDEX = "DICOMDIR"
 OTHER = "not DICOM, PNG or JPEG by content"
-ARCHIVE = "compressed (unpack it if it holds radiographs)"
+ARCHIVE = "packed, unpack what holds radiographs"
 BROKEN = "link to nothing"
 NO_FILE = "neither file nor folder"
 AGAIN = "folder met again by a link"
@@ -203,7 +203,7 @@ def _tell(found: Found) -> str:
     if not found.left_out:
         return ""
     kinds = [
-        f"{count} {reason} ({'' if count == 1 else 'the first: '}{printable(found.examples[reason])[-60:]})"
+        f"{count} {reason} ({printable(found.examples[reason])[-60:]}{', ...' if count > 1 else ''})"
         for reason, count in sorted(found.left_out.items())
     ]
-    return f"Left out of {printable(str(found.folder))}: {', '.join(kinds)}. "
+    return f"Left out of {printable(str(found.folder))}: {'; '.join(kinds)}. "

@@ -150,7 +150,10 @@ def _checksums(images: list, masks: list) -> tuple[int, int]:
 
 def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
     """The fields of a file's outcome."""
-    name, shown = finder.name_of(source, _job.repeated), printable(source)
+    shown = printable(source)
+    name = dicom.file_id(shown)
+    if name not in _job.labels.codes:
+        name = finder.name_of(source, _job.repeated)
     try:
         stamped = stamp(path)
         if stamped[0] > dicom.MAX_BYTES:
