@@ -79,9 +79,9 @@ def find(where: Path, output: Path | None = None) -> Found:
     if _mode(where, stat.S_ISREG):
         return Found(where.parent, [where.name])
     if not _mode(where, stat.S_ISDIR):
-        raise InputError(f"{where} is neither a folder nor a file. Give the radiographs as --input.")
+        raise InputError(f"{where} is neither a folder nor a file. Give the radiographs' folder, or one of them.")
     found = Found(where, [])
-    own = _identity(output) if output and output.is_dir() else None
+    own = _identity(output) if output and _mode(output, stat.S_ISDIR) else None
     # A link to a folder that holds the whole input leads round in a circle.
     seen = {_identity(folder) for folder in where.resolve().parents}
     folders, links, linked = [""], [], False
