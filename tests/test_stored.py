@@ -9,6 +9,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import get_encoder
 from pydicom.uid import (
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
@@ -96,11 +97,13 @@ def test_an_impossible_high_bit_is_ignored_and_said():
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEGLSLossless])
-def test_values_that_go_on_above_bits_stored_are_refused(syntax):
+@pytest.mark.parametrize("only_down", [False, True])
+def test_values_that_go_on_above_bits_stored_are_refused(syntax, only_down):
     """Without their upper bits they would wrap around: another picture."""
-    frame = None if syntax == ExplicitVRLittleEndian else imagecodecs.jpegls_encode(WORDS)
+    words = np.repeat(WORDS[:, :1], WORDS.shape[1], 1) if only_down else WORDS
+    frame = None if syntax == ExplicitVRLittleEndian else imagecodecs.jpegls_encode(words)
     with pytest.raises(RadiographError, match="says 10 Bits Stored, but its values have more bits"):
-        read(image(WORDS, 10), syntax, frame)
+        read(image(words, 10), syntax, frame)
 
 
 # Codestreams that contradict the header
@@ -130,6 +133,21 @@ def test_a_jpeg_of_8_bits_under_a_header_of_12(tmp_path):
 
 def test_the_codestream_counts_where_the_transfer_syntax_names_another():
     assert close(read(image(WORDS, 12), JPEGLosslessSV1, ENCODERS[JPEG2000Lossless](WORDS, 12)).image, stretched(WORDS))
+
+
+def test_high_throughput_jpeg_2000():
+    frame = imagecodecs.htj2k_encode(WORDS)
+    assert close(read(image(WORDS, 12), HTJ2KLossless, frame).image, stretched(WORDS))
+
+
+def test_compressed_pixels_of_a_stated_length():
+    """Not what the standard wants, but whole."""
+    made = image(WORDS, 12)
+    saved(made, JPEG2000Lossless, ENCODERS[JPEG2000Lossless](WORDS, 12))
+    made["PixelData"].is_undefined_length = False
+    buffer = pydicom.filebase.DicomBytesIO()
+    pydicom.dcmwrite(buffer, made, implicit_vr=False, little_endian=True, enforce_file_format=False)
+    assert close(dicom.parse(buffer.getvalue(), "a.dcm").image, stretched(WORDS))
 
 
 def test_an_unknown_compression_is_named():

@@ -88,8 +88,8 @@ def read_stored(elements: Elements, syntax: UID, data: bytes, name: Path | str) 
         raise nearly anything else for damaged data.
     """
     element = elements.dataset["PixelData"]
-    if element.is_undefined_length:
-        if data.rfind(SEQUENCE_END) < (element.file_tell or 0):
+    if element.is_undefined_length or syntax.is_encapsulated:
+        if element.is_undefined_length and data.rfind(SEQUENCE_END) < (element.file_tell or 0):
             raise RadiographError(f"{name} is truncated: its pixel data end too early. Copy or download it again.")
         pixels, precision = _decode(elements, syntax, name)
     else:
@@ -237,8 +237,12 @@ def _check_bits_above(words: np.ndarray, bits: int, shift: int, signed: bool, na
         spread = np.where(numbers >> (bits - 1) & 1, (1 << (8 * words.itemsize - shift - bits)) - 1, 0)
         if (above == spread).all():
             return
-    changes = above[:, 1:] != above[:, :-1]
-    jumps = np.abs(np.diff(numbers.astype(np.int32), axis=1))[changes]
+    jumps = np.concatenate(
+        [
+            np.abs(np.diff(numbers.astype(np.int32), axis=axis))[np.diff(above.astype(np.int32), axis=axis) != 0]
+            for axis in (0, 1)
+        ]
+    )
     if len(jumps) and np.median(jumps) < 2 ** (bits - 1):
         raise RadiographError(
             f"{name} says {bits} Bits Stored, but its values have more bits. Correct Bits Stored (0028,0101), or "
