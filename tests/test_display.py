@@ -141,6 +141,7 @@ def test_windows_narrower_than_1(function, width):
         ({"WindowCenter": 2000, "WindowWidth": 0.5}, "Window Width"),
         ({"WindowCenter": 2000, "WindowWidth": -300, "VOILUTFunction": "SIGMOID"}, "Window Width"),
         ({"RescaleSlope": 0, "RescaleIntercept": 0}, "Rescale Slope"),
+        ({"RescaleSlope": 1, "RescaleIntercept": "1e20"}, "Rescale Intercept"),
         ({"RescaleSlope": 0, "RescaleIntercept": 7, "WindowCenter": -900, "WindowWidth": 3}, "Rescale Slope"),
         ({"VOILUTSequence": [table(np.full(4096, 70), 0, 8)]}, "VOI LUT"),
         ({"ModalityLUTSequence": [table(np.full(4096, 70), 0, 8)]}, "Modality LUT"),

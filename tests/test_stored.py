@@ -90,6 +90,12 @@ def test_signed_values_of_12_bits(spread):
     assert close(read(image(words, 12)).image, stretched(values))
 
 
+def test_an_impossible_pixel_representation_is_ignored_and_said():
+    radiograph = read(image(WORDS, 12, PixelRepresentation=2))
+    assert close(radiograph.image, stretched(WORDS))
+    assert radiograph.remarks == ("Pixel Representation is 2; the values are read as unsigned",)
+
+
 def test_an_impossible_high_bit_is_ignored_and_said():
     radiograph = read(image(WORDS, 12, HighBit=7))
     assert close(radiograph.image, stretched(WORDS))
@@ -151,7 +157,7 @@ def test_compressed_pixels_of_a_stated_length():
 
 
 def test_an_unknown_compression_is_named():
-    with pytest.raises(RadiographError, match=r"cannot be read .transfer syntax MPEG2"):
+    with pytest.raises(RadiographError, match=r"cannot be read .transfer syntax .MPEG2"):
         read(image(BYTES), "1.2.840.10008.1.2.4.100", b"\0\0\1\xb3" + bytes(50))
 
 

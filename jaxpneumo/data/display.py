@@ -44,8 +44,7 @@ def to_grey(elements: Elements, stored: Stored, name: Path | str) -> np.ndarray:
     values = _rescaled(elements, stored, counts, name)
     shown = next((each for each in _voi(elements, values, counts, name)), None)
     if shown is None:
-        eight = stored.words.itemsize == 1 and stored.bits == 8 and not stored.signed and stored.as_described
-        plain = eight and values is stored.values
+        plain = stored.is_grey and values is stored.values
         shown = stored.values.astype(np.uint8) if plain else grey.stretch(values, counts > 0)
     if elements.text("PhotometricInterpretation").upper() == "MONOCHROME1":
         shown = 255 - shown
@@ -72,7 +71,11 @@ def _rescaled(elements: Elements, stored: Stored, counts: np.ndarray, name: Path
     slope, intercept = 1 if slope is None else slope, 0 if intercept is None else intercept
     if (slope, intercept) == (1, 0):
         return stored.values
-    return stored.values * slope + intercept
+    values = stored.values * slope + intercept
+    if grey.is_one(values, counts):
+        elements.remark(f"Rescale Intercept is {intercept:g}, which would leave a single grey; it is ignored")
+        return stored.values
+    return values
 
 
 def _voi(elements: Elements, values: np.ndarray, counts: np.ndarray, name: Path | str) -> Iterator[np.ndarray]:
@@ -150,12 +153,10 @@ def _table(item: Elements, kind: str, low: float, high: float, name: Path | str)
 
 
 def _first_value(first: int, count: int, low: float, high: float) -> int:
-    """The value of a table's first entry, which implicit VR tells without its sign."""
-    if not 0x8000 <= first <= 0xFFFF or low >= 0:
-        return first
-    signed = first - 0x10000
-    meets = signed <= high and signed + count - 1 >= low
-    return signed if meets or first > high else first
+    """The value of a table's first entry: implicit VR does not tell its sign, and the other reading may fit no value."""
+    pattern, signed = first & 0xFFFF, _signed(first)
+    readings = (signed, pattern) if low < 0 else (pattern, signed)
+    return next((each for each in readings if each <= high and each + count > low), readings[0])
 
 
 def _lut_bytes(item: Elements) -> bytes:
@@ -184,7 +185,8 @@ def _padding(elements: Elements, stored: Stored) -> tuple[np.ndarray, np.ndarray
     if start is None:
         return none, None
     limit = elements.whole("PixelPaddingRangeLimit")
-    if limit is None and (start & 0xFFFF) >= len(stored.values):
+    fits = (start & 0xFFFF) < len(stored.values) or (stored.signed and -len(stored.values) // 2 <= _signed(start))
+    if limit is None and not fits:
         beyond = stored.words == start & 0xFFFF
         if beyond.any():
             return none, beyond
@@ -197,4 +199,9 @@ def _as_stored(value: int, stored: Stored) -> int:
     pattern, patterns = value & 0xFFFF, len(stored.values)
     if pattern < patterns or pattern >= 0x10000 - patterns // 2:
         return int(stored.values[pattern % patterns])
-    return pattern - 0x10000 if stored.signed and pattern >= 0x8000 else pattern
+    return _signed(value) if stored.signed else pattern
+
+
+def _signed(value: int) -> int:
+    """The number that 16 bits stand for in two's complement."""
+    return (value & 0xFFFF) - (0x10000 if value & 0x8000 else 0)

@@ -35,13 +35,13 @@ class Stored:
       cells: (H, W) uint8 or uint16, the bits of each pixel as they are, nothing above them.
       values: (2**bits,) int64, the number that each pattern of bits stands for.
       words: (H, W), the same pixels with all bits that were allocated to them.
-      as_described: whether the pixels have as many bits as the header says.
+      is_grey: whether the header says 8 unsigned bits of 8, and so it is: such values are grey levels.
     """
 
     cells: np.ndarray
     values: np.ndarray
     words: np.ndarray
-    as_described: bool = True
+    is_grey: bool = True
 
     @property
     def bits(self) -> int:
@@ -98,13 +98,14 @@ def read_stored(elements: Elements, syntax: UID, data: bytes, name: Path | str) 
         pixels = _grey_of_colours(pixels, name)
     bits, shift = _bits(elements, precision, name)
     words = pixels.view(f"u{pixels.itemsize}")
-    signed = bool(elements.whole("PixelRepresentation"))
+    signed = _is_signed(elements)
     _check_bits_above(words, bits, shift, signed, name)
     cells = (words >> shift) & (2**bits - 1) if shift or bits < 8 * words.itemsize else words
     values = np.arange(2**bits)
     if signed:
         values[2 ** (bits - 1) :] -= 2**bits
-    stored = Stored(cells, values, words, bits == (elements.whole("BitsStored") or bits))
+    eight = elements.whole("BitsAllocated") == 8 == bits == (elements.whole("BitsStored") or 8)
+    stored = Stored(cells, values, words, eight and not signed)
     return _through_palette(elements, stored, name) if _photometric(elements) == PALETTE else stored
 
 
@@ -150,7 +151,7 @@ def _decode(elements: Elements, syntax: UID, name: Path | str) -> tuple[np.ndarr
     if found is None:
         raise RadiographError(
             f"{name} cannot be decoded: its pixels are damaged, or compressed in a way that cannot be read "
-            f"(transfer syntax {syntax.name[:64]}). Export it uncompressed."
+            f"(transfer syntax {syntax.name[:64]!r}). Export it uncompressed."
         )
     if (found.rows, found.columns, found.components) != (*size, samples):
         raise RadiographError(
@@ -219,6 +220,13 @@ def _bits(elements: Elements, precision: int | None, name: Path | str) -> tuple[
         elements.remark(f"High Bit is {high}, which {stored} Bits Stored of {allocated} cannot have; it is ignored")
         high = None
     return stored, 0 if high is None else high + 1 - stored
+
+
+def _is_signed(elements: Elements) -> bool:
+    representation = elements.whole("PixelRepresentation")
+    if representation not in (None, 0, 1):
+        elements.remark(f"Pixel Representation is {representation}; the values are read as unsigned")
+    return representation == 1
 
 
 def _check_bits_above(words: np.ndarray, bits: int, shift: int, signed: bool, name: Path | str) -> None:
