@@ -39,6 +39,9 @@ class Case:
       padding_vr: their VR in an explicit file.
       center, width, slope, intercept: decimal strings as written; windows may have several values.
       blank_item: VOI LUT Sequence begins with an item that has no table.
+      more_items: it ends with another table.
+      empty: elements that say nothing are there with no value, instead of being absent.
+      undefined_length: the sequences end with a delimiter.
     """
 
     header: Header
@@ -53,6 +56,9 @@ class Case:
     slope: str = ""
     intercept: str = ""
     blank_item: bool = False
+    more_items: bool = False
+    empty: bool = False
+    undefined_length: bool = False
 
 
 def draw(seed: int, syntax: str) -> Case:
@@ -89,7 +95,7 @@ def _draw_once(rng: np.random.Generator, syntax: str) -> Case:
         signed_stream=header.signed and syntax in (JPEG2000Lossless, HTJ2KLossless) and bool(rng.random() < 0.7),
         padding_pattern=_padding_patterns(rng, header),
         padding_vr=str(rng.choice(["US", "SS"])),
-        blank_item=bool(rng.random() < 0.2),
+        **{name: bool(rng.random() < 0.2) for name in ("blank_item", "more_items", "empty", "undefined_length")},
         **_decimals(rng, header),
     )
 
@@ -237,7 +243,8 @@ def _decimals(rng: np.random.Generator, header: Header) -> dict[str, str]:
     numbers = {"slope": header.slope, "intercept": header.intercept}
     if header.window is not None:
         numbers |= {"center": header.window.center, "width": header.window.width}
-    written = {name: f"{number:.8g}" for name, number in numbers.items() if number is not None}
+    form = rng.choice([".8g", ".8g", "+.8g", ".8E"])
+    written = {name: f"{number:{form}}" for name, number in numbers.items() if number is not None}
     if header.window is not None and rng.random() < 0.3:
         written["center"] += "\\7"
         written["width"] += "\\300"
@@ -256,30 +263,39 @@ def to_dataset(case: Case) -> Dataset:
     made.BitsAllocated, made.BitsStored, made.HighBit = header.allocated, header.stored, header.high_bit
     made.PixelRepresentation = int(header.signed)
     for keyword, pattern in zip(("PixelPaddingValue", "PixelPaddingRangeLimit"), case.padding_pattern, strict=True):
-        if pattern is not None:
-            signed = case.padding_vr == "SS" and pattern > 0x7FFF
+        if pattern is not None or case.empty:
+            signed = case.padding_vr == "SS" and (pattern or 0) > 0x7FFF
             made.add_new(keyword, case.padding_vr, pattern - 2**16 if signed else pattern)
     texts = (case.slope, case.intercept, case.center, case.width, header.window and header.window.function)
     names = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction")
     for keyword, text in zip(names, texts, strict=True):
-        if text:
-            setattr(made, keyword, text.split("\\") if "\\" in text else text)
-    if header.modality is not None:
-        made.ModalityLUTSequence = [_table_item(header.modality)]
-        made.ModalityLUTSequence[0].ModalityLUTType = "US"
-    if header.table is not None:
-        blank = Dataset()
-        blank.LUTExplanation = "none"
-        made.VOILUTSequence = [*([blank] if case.blank_item else []), _table_item(header.table)]
+        if text or case.empty:
+            setattr(made, keyword, (text.split("\\") if "\\" in text else text) if text else None)
+    _set_tables(case, made)
     _set_pixels(case, made)
     return made
+
+
+def _set_tables(case: Case, made: Dataset) -> None:
+    modality, voi = [], []
+    if case.header.modality is not None:
+        modality = [_table_item(case.header.modality)]
+        modality[0].ModalityLUTType = "US"
+    if case.header.table is not None:
+        blank, other = Dataset(), replace(case.header.table, entries=case.header.table.entries[::-1])
+        blank.LUTExplanation = "none"
+        voi = [blank] * case.blank_item + [_table_item(case.header.table)] + [_table_item(other)] * case.more_items
+    for keyword, items in (("ModalityLUTSequence", modality), ("VOILUTSequence", voi)):
+        if items or case.empty:
+            setattr(made, keyword, items)
+            made[keyword].is_undefined_length = case.undefined_length
+            for item in items:
+                item.is_undefined_length_sequence_item = case.undefined_length
 
 
 def _table_item(table: Table) -> Dataset:
     item = Dataset()
     descriptor = [len(table.entries) % 2**16, table.first, table.bits]
-    if table.signed and descriptor[0] > 0x7FFF:
-        descriptor[0] -= 2**16
     item.add_new("LUTDescriptor", "SS" if table.signed else "US", descriptor)
     data = table.entries.astype(f"<u{table.size}").tobytes()
     data += b"\0" * (len(data) % 2)
