@@ -93,8 +93,8 @@ def jpeg_frame(data: bytes) -> bytes:
 def read_uid(data: bytes) -> str:
     """SOP instance UID of a DICOM file whose pixels may be beyond reading; "" where it cannot be found."""
     try:
-        header = pydicom.dcmread(BytesIO(data), stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
-        return str(header.get("SOPInstanceUID") or "").strip()
+        found = pydicom.dcmread(BytesIO(data), stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
+        return str(found.get("SOPInstanceUID") or "").strip()
     except Exception:  # damaged files make pydicom raise nearly anything
         return ""
 
