@@ -129,7 +129,7 @@ def grey(words: np.ndarray, header: Header) -> np.ndarray:
         shown = header.table.look_up(values) * 255 / header.table.full_scale()
     elif header.window is not None and header.window.is_usable():
         shown = header.window.apply(values)
-    elif plain and header.stored == 8 and not header.signed:
+    elif plain and header.allocated == 8 == header.stored and not header.signed:
         shown = values
     else:
         # The project's choice where no VOI transformation is given: the extremes become 0 and 255.

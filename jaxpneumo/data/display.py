@@ -153,7 +153,7 @@ def _table(item: Elements, kind: str, low: float, high: float, name: Path | str)
 
 
 def _first_value(first: int, count: int, low: float, high: float) -> int:
-    """The value of a table's first entry: implicit VR does not tell its sign, and the other reading may fit no value."""
+    """The value of a table's first entry: implicit VR does not tell its sign, and one reading may fit no value."""
     pattern, signed = first & 0xFFFF, _signed(first)
     readings = (signed, pattern) if low < 0 else (pattern, signed)
     return next((each for each in readings if each <= high and each + count > low), readings[0])
