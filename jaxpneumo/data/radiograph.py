@@ -15,6 +15,7 @@ UNREADABLE = "unreadable image"
 WRONG_SIZE = "wrong size"
 SEVERAL_FRAMES = "several frames"
 COLOUR = "colour image"
+ONE_GREY = "a single grey"
 SYNTHETIC = "synthetic radiograph, not a patient"
 
 
@@ -41,6 +42,7 @@ class Radiograph:
       synthetic: the file was made by `dicom.write(..., synthetic=True)`.
       modality, body_part: Modality and Body Part Examined, upper case, "" when absent.
       sop_class: SOP Class UID, "" when absent.
+      remarks: sentences about header elements that could not be used as they are.
     """
 
     image: np.ndarray
@@ -54,6 +56,7 @@ class Radiograph:
     modality: str = ""
     body_part: str = ""
     sop_class: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 def file_id(path: Path | str) -> str:
@@ -66,6 +69,11 @@ def check_size(rows: int, columns: int, name: Path | str) -> None:
     if min(rows, columns) < MIN_SIDE or rows * columns > MAX_PIXELS:
         message = f"{name} claims {rows} x {columns} pixels; no radiograph has that. Export it again."
         raise RadiographError(message, WRONG_SIZE)
+
+
+def one_grey(name: Path | str) -> RadiographError:
+    """The refusal of a picture that shows nothing."""
+    return RadiographError(f"{name} is a single grey: its pixels all have the same value. Export it again.", ONE_GREY)
 
 
 def header_fields(
