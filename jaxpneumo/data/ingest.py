@@ -15,13 +15,14 @@ import cv2
 import numpy as np
 
 from jaxpneumo import run_report
-from jaxpneumo.data import dataset, dicom, reconcile
+from jaxpneumo.data import dataset, dicom, patients, reconcile
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data import workers as processes
 from jaxpneumo.data.radiograph import UNREADABLE, WRONG_SIZE, Radiograph, RadiographError
 from jaxpneumo.data.reconcile import Outcome
 from jaxpneumo.data.squash import squash
 from jaxpneumo.errors import InputError
+from jaxpneumo.progress import progress
 
 ENDINGS = ("", "dcm", "dicom", "png", "jpg", "jpeg")
 
@@ -36,6 +37,7 @@ class Job:
       sizes: their side lengths.
       labels, patients: the tables; None = ask the header.
       key: of the hash of the patients' ids.
+      names: source -> the id that a file has by its name (`ids.file_names`).
       native_size: height and width that images must have; None = any.
       require_frontal: whether the header must say that it is a frontal radiograph of the chest.
     """
@@ -46,6 +48,7 @@ class Job:
     labels: label_files.Labels
     patients: dict[str, label_files.Patient] | None
     key: bytes
+    names: dict[str, str]
     native_size: int | None = None
     require_frontal: bool = False
 
@@ -126,6 +129,22 @@ def ingest(task: tuple[int, Path]) -> tuple[Outcome, Span]:
     return outcome, Span(os.getpid(), started, time.monotonic(), _busy - before)
 
 
+def recover(entries: list[dict[str, Any]], files: list[Path], job: Job, quiet: bool) -> dict[int, Outcome]:
+    """Outcomes of an earlier run by row: of files that have not changed since and rows that hold what they did."""
+    latest = {entry["row"]: entry for entry in entries}
+    found: dict[int, Outcome] = {}
+    rows = dataset.open_rows(job.folder, job.sizes) if latest else {}
+    bar = progress(latest.values(), description="check what is there", quiet=quiet or not latest)
+    for outcome in (Outcome(**{**entry, "stamp": tuple(entry["stamp"])}) for entry in bar):
+        try:
+            same = outcome.stamp == stamp(files[outcome.row])
+        except OSError:
+            same = False
+        if same and (outcome.reason or checksums(rows, outcome.row)[1] == outcome.checksum):
+            found[outcome.row] = outcome
+    return found
+
+
 def steady_rate(spans: list[Span | None]) -> float:
     """Images a second from when the last process has begun to work; 0 if that was too short."""
     spans = [span for span in spans if span is not None]
@@ -162,7 +181,7 @@ def _checksums(images: list, masks: list) -> tuple[int, int]:
 
 def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
     """The fields of a file's outcome."""
-    name = dicom.file_id(path)
+    name = _job.names[source]
     try:
         stamped = stamp(path)
         if stamped[0] > dicom.MAX_BYTES:
@@ -176,7 +195,8 @@ def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
     except RadiographError as error:
         image_id, _ = reconcile.match(dicom.read_uid(data) or name, name, _job.labels.codes)
         return {"image_id": image_id, "reason": error.reason, "detail": str(error), "stamp": stamped}
-    image_id, problem = reconcile.match(radiograph.uid, name, _job.labels.codes)
+    uid = name if radiograph.uid == dicom.file_id(path) else radiograph.uid
+    image_id, problem = reconcile.match(uid, name, _job.labels.codes)
     found = {"image_id": image_id, "stamp": stamped}
     if reason_and_detail := _refusal(radiograph, image_id, problem):
         return {**found, **dict(zip(("reason", "detail"), reason_and_detail, strict=True))}
@@ -194,10 +214,10 @@ def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
         person = _job.patients.get(image_id, label_files.Patient("", person.sex, person.age, person.view))
     index = {
         "ImageId": image_id,
-        "patient": label_files.pseudonym(person.patient, _job.key),
+        "patient": label_files.pseudonym(patients.name(person.patient), _job.key),
         "sex": person.sex or radiograph.sex,
         "age": radiograph.age if person.age is None else person.age,
-        "view": person.view or radiograph.view,
+        "view": person.view or patients.view(radiograph.view),
         "height": height,
         "width": width,
         "mask_area": area,
@@ -221,7 +241,7 @@ def _refusal(radiograph: Radiograph, image_id: str, problem: str) -> tuple[str, 
     if _job.require_frontal and (wrong := reconcile.not_frontal(radiograph)):
         return reconcile.NOT_FRONTAL, f"Its header says {wrong}."
     if problem:
-        return problem, f"{_job.labels.path.name} has no line for it. Add one (-1 for no pneumothorax)."
+        return problem, f"{_job.labels.path.name} has no line for it. Add one if its label is known."
     if detail := label_files.conflict(_job.labels, image_id):
         return reconcile.CONFLICT, detail
     return None
