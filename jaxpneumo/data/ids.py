@@ -19,13 +19,15 @@ def file_names(sources: Collection[str], known: Collection[str] = ()) -> dict[st
 
     Args:
       sources: paths of files below one folder.
-      known: ids of a csv. Several files with a name that stands there are copies of one image, or should be.
+      known: ids of a csv. Several files with a name that stands there are copies of one image, or should be, unless
+        it is the path of one of them.
     """
-    times, known = Counter(map(file_id, sources)), set(known)
+    paths = {source: _path(source) for source in sources}
+    times, copies = Counter(map(file_id, sources)), set(known) - set(paths.values())
     names = {}
-    for source in sources:
-        name, path = file_id(source), _path(source)
-        names[source] = name if path not in known and (times[name] == 1 or name in known) else path
+    for source, path in paths.items():
+        name = file_id(source)
+        names[source] = name if times[name] == 1 or (name in copies and path not in known) else path
     return names
 
 
@@ -43,7 +45,8 @@ def plain_ids(ids: Collection[str], sources: Collection[str]) -> dict[str, str]:
     """
     names = file_names(sources)
     own = {*names.values(), *map(file_id, sources)}
-    paths = {each: _path(each) for each in ids if each not in own}
+    # Paths of Windows among them; the files' own have slashes.
+    paths = {each: _path(each.replace("\\", "/")) for each in ids if each not in own}
     times = Counter(file_id(path) for path in paths.values())
     found = {each: each for each in ids if each in own}
     for each, path in paths.items():
@@ -88,8 +91,8 @@ def _one_to_one(meant: Mapping[str, set[str]]) -> dict[str, str]:
 
 
 def _path(text: str) -> str:
-    """A path of any system without ending and without empty and "." folders."""
-    *folders, name = PurePosixPath("/", text.replace("\\", "/")).parts[1:] or ("",)
+    """A path without ending and without empty and "." folders."""
+    *folders, name = PurePosixPath("/", text).parts[1:] or ("",)
     return "/".join([*folders, file_id(name)])
 
 

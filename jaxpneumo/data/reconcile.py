@@ -109,14 +109,14 @@ def unlabelled(outcomes: Collection[Outcome], labels: Labels) -> str:
 def not_frontal(radiograph: Radiograph) -> str:
     """What speaks against a frontal radiograph of the chest in a header; "" if nothing.
 
-    Modality must be CR or DX, Body Part Examined CHEST, THORAX or empty, View Position PA, AP or FRONTAL.
+    Modality must be CR or DX, Body Part Examined CHEST, THORAX or empty, View Position PA or AP.
     """
     wrong = []
     if radiograph.modality not in ("CR", "DX"):
         wrong.append(f"modality {radiograph.modality[:16]!r}")
     if radiograph.body_part not in ("CHEST", "THORAX", ""):
         wrong.append(f"body part {radiograph.body_part[:16]!r}")
-    if patients.view(radiograph.view) not in ("PA", "AP", "FRONTAL"):
+    if radiograph.view not in ("PA", "AP"):
         wrong.append(f"view {radiograph.view[:16]!r}")
     return ", ".join(wrong)
 

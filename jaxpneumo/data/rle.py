@@ -111,16 +111,17 @@ def check_dialect(code: str, height: int, width: int) -> None:
 def file_dialect(codes: Iterable[tuple[int, str]]) -> tuple[int, str] | None:
     """The dialect of a file's codes together: the first line that shows it, and ABSOLUTE or ENDS.
 
-    It is another one if most codes of several runs read as that, with three runs at least; one run proves nothing.
+    It is another one if most codes of several runs read as that. One run proves nothing; two do only in several codes,
+    and where no code speaks for the challenge's.
 
     Args:
       codes: line and code of every row.
     """
-    several = [(line, code, _dialect(code)) for line, code in codes]
-    several = [each for each in several if each[2] is not None]
+    runs = [(line, len(code.split()) // 2, _dialect(code)) for line, code in codes]
+    ours = sum(dialect == "" for _, _, dialect in runs)
     for dialect in (ABSOLUTE, ENDS):
-        found = [(line, len(code.split()) // 2 - 1) for line, code, its in several if its == dialect]
-        if 2 * len(found) > len(several) and sum(pairs for _, pairs in found) >= 2:
+        found = [(line, count) for line, count, its in runs if its == dialect and (count > 2 or not ours)]
+        if len(found) > ours and sum(count - 1 for _, count in found) >= 2:
             return found[0][0], dialect
     return None
 
