@@ -95,7 +95,7 @@ def read_stored(elements: Elements, syntax: UID, data: bytes, name: Path | str) 
     else:
         pixels, precision = _native(elements, syntax, element.VR, name), None
     if pixels.ndim == 3:
-        pixels = _grey_of_colours(pixels, name)
+        pixels = _grey_of_colours(elements, pixels, name)
     bits, shift = _bits(elements, precision, name)
     words = pixels.view(f"u{pixels.itemsize}")
     signed = _is_signed(elements)
@@ -195,10 +195,15 @@ def _is_grey(pixels: np.ndarray) -> bool:
     return bool((pixels == pixels[..., :1]).all())
 
 
-def _grey_of_colours(pixels: np.ndarray, name: Path | str) -> np.ndarray:
+def _grey_of_colours(elements: Elements, pixels: np.ndarray, name: Path | str) -> np.ndarray:
     if not _is_grey(pixels):
-        raise RadiographError(f"{name} is a colour image. Give the radiograph in grey.", COLOUR)
+        raise _colour(elements, name)
     return np.ascontiguousarray(pixels[..., 0])
+
+
+def _colour(elements: Elements, name: Path | str) -> RadiographError:
+    photometric = _photometric(elements)
+    return RadiographError(f"{name} is a colour image ({photometric}). Give the radiograph in grey.", COLOUR)
 
 
 def _bits(elements: Elements, precision: int | None, name: Path | str) -> tuple[int, int]:
@@ -264,7 +269,7 @@ def _through_palette(elements: Elements, stored: Stored, name: Path | str) -> St
     colours = apply_color_lut(patterns, elements.dataset)[0]
     present = np.bincount(stored.cells.ravel(), minlength=len(colours)) > 0
     if not _is_grey(colours[present]):
-        raise RadiographError(f"{name} is a colour image. Give the radiograph in grey.", COLOUR)
+        raise _colour(elements, name)
     greys = colours[..., 0].astype(np.int64)
     if greys[present].max() > 255:
         greys = np.rint(greys / 257).astype(np.int64)
