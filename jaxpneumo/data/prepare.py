@@ -25,9 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jaxpneumo
 from jaxpneumo import run_report
-from jaxpneumo.data import dataset, dicom, ingest, reconcile, splits
+from jaxpneumo.data import dataset, dicom, ingest, reconcile, repeat, splits
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data import workers as processes
 from jaxpneumo.data.journal import open_journal
@@ -54,6 +53,7 @@ class Report:
       busy_seconds: processor time for one file, on average: of its worker process and of the one that collects.
       resumed: images that an earlier, interrupted run had finished.
       worker_peaks: the most memory that each worker process had resident, in bytes.
+      complete: the data set was there already, made by an earlier call like this one.
     """
 
     images: int
@@ -63,6 +63,7 @@ class Report:
     busy_seconds: float = 0.0
     resumed: int = 0
     worker_peaks: tuple[int, ...] = ()
+    complete: bool = False
 
 
 def prepare(
@@ -88,7 +89,8 @@ def prepare(
     Args:
       images: folder with DICOM, PNG or JPEG files, at any depth.
       labels: ImageId,EncodedPixels; ImageId is a SOP instance UID or a file name without its ending.
-      output: folder to make; must not exist, or be empty. `output`.partial is used on the way.
+      output: folder to make; must not exist, or be empty, or be made by the same call of the same files: then
+        nothing is done. `output`.partial is used on the way.
       sizes: side lengths of the arrays in pixels, multiples of 32.
       patients: csv with ImageId,patient and possibly sex,age,view; by default the DICOM header is asked, and not
         believed about patients where it gives every image one of its own.
@@ -121,17 +123,12 @@ def prepare(
         raise InputError(f"{patients} lists none of the images in {labels}. Give the one for them.")
     given_key = label_files.read_key(patient_key) if patient_key else None
     partial = output.with_name(f"{output.name}.partial")
+    tables = (labels, patients, patient_key)
+    settings = repeat.settings(images, files, tables, sizes, native_size, require_frontal)
+    asked = settings | repeat.ending(files, split, validation_fraction, seed, duplicate_pixels, on_quarantine)
+    if repeat.is_finished(output, asked):
+        return Report(*repeat.counts(output), images_per_second=0.0, complete=True)
     _check_space(partial, len(files), sizes)
-    settings = {
-        "version": jaxpneumo.__version__,
-        "sizes": list(sizes),
-        "native size": native_size,
-        "frontal only": require_frontal,
-        "files": _digest("\n".join(path.relative_to(images).as_posix() for path in files).encode()),
-        "labels": _digest(Path(labels).read_bytes()),
-        "patients": _digest(Path(patients).read_bytes()) if patients else None,
-        "patient key": _digest(given_key) if given_key else None,
-    }
 
     partial.mkdir(parents=True, exist_ok=True)
     with open_journal(partial / "journal.jsonl", settings, {"key": secrets.token_hex(32)}) as (secret, entries, append):
@@ -164,6 +161,7 @@ def prepare(
             "patients": Path(patients).name if patients else None,
             "patients_from": patients_from,
             "patient_key_given": patient_key is not None,
+            "arguments": asked,
             "resize": "squashed; images by area average, masks by area average >= 0.5",
             "files": {"found": len(files), "used": len(kept)},
             "label_rows": {
@@ -301,8 +299,6 @@ def _check_arguments(
         raise InputError(f"A time limit of {time_limit} s leaves no time; give for instance --time-limit 60.")
     if not images.is_dir():
         raise InputError(f"{images} is not a folder. Give the one with the radiographs as --images.")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} exists and is not an empty folder. Remove it or choose another --output.")
 
 
 def _bytes_needed(count: int, sizes: tuple[int, ...]) -> int:
@@ -333,10 +329,6 @@ def _check_room(partial: Path, kept: list[Outcome], count: int, sizes: tuple[int
         )
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
 def _by_reason(reasons: dict[str, int]) -> str:
     return ", ".join(f"{number} {reason}" for reason, number in reasons.items())
 
@@ -359,9 +351,11 @@ def main(argv: list[str]) -> int:
     count = sum(report.set_aside.values())
     run_report.skipped("images prepared by an earlier start", report.resumed)
     resumed = f", {report.resumed} of them before" if report.resumed else ""
+    rate = "nothing is left to do" if report.complete else f"{report.images_per_second:.0f} images/s{resumed}"
     print(
-        f"{report.images} images, {report.positive} positive, {report.images - report.positive} negative, "
-        f"{count} set aside; {report.images_per_second:.0f} images/s{resumed}"
+        (f"{args.output} is complete: " if report.complete else "")
+        + f"{report.images} images, {report.positive} positive, {report.images - report.positive} negative, "
+        f"{count} set aside; {rate}"
     )
     if not count:
         return DONE
@@ -374,7 +368,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jaxpneumo prepare",
         description="Turns radiographs (DICOM, PNG, JPEG) and a label csv into the arrays that everything else reads. "
-        "Killed or stopped, it goes on where it was when the same command is given again.",
+        "Killed or stopped, it goes on where it was when the same command is given again; finished, it does nothing.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""examples:
   jaxpneumo prepare --images siim/dicom-images-train --labels siim/train-rle.csv --output data/siim
