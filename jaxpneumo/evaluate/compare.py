@@ -118,7 +118,8 @@ def table(result: dict[str, Any]) -> str:
     ]
     for name, score in result["scores"].items():
         numbers = [f"{score[key]:9.4f}" if score[key] is not None else f"{'-':>9}" for key in ("a", "b", "difference")]
-        ends = "[{:+.4f}, {:+.4f}]".format(*score["interval"]) if score["interval"] else "no interval"
+        ends = "-" if score["difference"] is None else "no interval"
+        ends = "[{:+.4f}, {:+.4f}]".format(*score["interval"]) if score["interval"] else ends
         p = "-" if score["p"] is None else f"{score['p']:.4f}"
         lines.append(f"{name:>24} {' '.join(numbers)} {ends:>22} {p:>7}")
     if result["clusters"] < 2:
