@@ -92,6 +92,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     from jaxpneumo.evaluate.report import write_report
     from jaxpneumo.predict.infer import load_predictor
     from jaxpneumo.predict.predict import predict_folder
+    from jaxpneumo.train import clean
     from jaxpneumo.train.run import train
 
     run_report.place(workdir)
@@ -117,6 +118,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
         print("Predicted the validation images; --config.predict.input=FOLDER predicts a folder of DICOM files.")
     write_report(workdir)
     print(f"Everything is in {workdir}; open {workdir / 'report.html'} in a browser.")
+    print(clean.words(workdir))
     return DONE if complete else PARTIAL
 
 

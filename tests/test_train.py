@@ -165,6 +165,12 @@ def test_killed_process_goes_on_from_its_last_checkpoint(prepared, tmp_path):
     again = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
     assert "stage1 is complete" in again.stderr
     assert "stage2 goes on after epoch" in again.stderr
+    # What takes long at first is said before it begins.
+    bar, validation, finished = (
+        again.stderr.index(words)
+        for words in ("compiling, once]", "stage2: validation (compiling, once)", "stage2 is complete")
+    )
+    assert bar < validation < finished
     subprocess.run([*command, f"--workdir={tmp_path / 'whole'}"], cwd=REPOSITORY, env=environment, check=True)
     assert epoch_records(tmp_path / "run/stage2") == epoch_records(tmp_path / "whole/stage2")
     for name in ("evaluation/summary.json", "evaluation/metrics.csv", "predictions/submission.csv"):

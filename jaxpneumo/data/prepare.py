@@ -24,9 +24,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import jaxpneumo
 from jaxpneumo import run_report
-from jaxpneumo.data import dataset, dicom, ingest, reconcile, splits
+from jaxpneumo.data import dataset, dicom, ingest, reconcile, repeat, splits
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data import workers as processes
 from jaxpneumo.data.journal import open_journal
@@ -54,6 +53,7 @@ class Report:
       resumed: images that an earlier, interrupted run had finished.
       worker_peaks: the most memory that each worker process had resident, in bytes.
       notes: sentences about labels and patients that the user must know.
+      complete: the data set was there already, made by an earlier call like this one.
     """
 
     images: int
@@ -64,6 +64,7 @@ class Report:
     resumed: int = 0
     worker_peaks: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    complete: bool = False
 
 
 def prepare(
@@ -89,7 +90,8 @@ def prepare(
     Args:
       images: folder with DICOM, PNG or JPEG files, at any depth.
       labels: ImageId,EncodedPixels; ImageId is a SOP instance UID or a file name without its ending.
-      output: folder to make; must not exist, or be empty. `output`.partial is used on the way.
+      output: folder to make; must not exist, or be empty, or be made by the same call of the same files: then
+        nothing is done. `output`.partial is used on the way.
       sizes: side lengths of the arrays in pixels, multiples of 32.
       patients: csv with ImageId,patient and possibly sex,age,view; by default the DICOM header is asked, and not
         believed about patients where it gives every image one of its own.
@@ -120,17 +122,12 @@ def prepare(
     table, people, names = label_files.read_matched(labels, patients, sources)
     given_key = label_files.read_key(patient_key) if patient_key else None
     partial = output.with_name(f"{output.name}.partial")
+    tables = (labels, patients, patient_key)
+    settings = repeat.settings(images, files, tables, sizes, native_size, require_frontal)
+    asked = settings | repeat.ending(files, split, validation_fraction, seed, duplicate_pixels, on_quarantine)
+    if repeat.is_finished(output, asked):
+        return Report(*repeat.counts(output), images_per_second=0.0, complete=True)
     _check_space(partial, len(files), sizes)
-    settings = {
-        "version": jaxpneumo.__version__,
-        "sizes": list(sizes),
-        "native size": native_size,
-        "frontal only": require_frontal,
-        "files": _digest(os.fsencode("\n".join(sources))),
-        "labels": _digest(Path(labels).read_bytes()),
-        "patients": _digest(Path(patients).read_bytes()) if patients else None,
-        "patient key": _digest(given_key) if given_key else None,
-    }
 
     partial.mkdir(parents=True, exist_ok=True)
     with open_journal(partial / "journal.jsonl", settings, {"key": secrets.token_hex(32)}) as (secret, entries, append):
@@ -166,6 +163,7 @@ def prepare(
             "patients": Path(patients).name if patients else None,
             "patients_from": patients_from,
             "patient_key_given": patient_key is not None,
+            "arguments": asked,
             "resize": "squashed; images by area average, masks by area average >= 0.5",
             "files": {"found": len(files), "used": len(kept)},
             "label_rows": {
@@ -289,8 +287,6 @@ def _check_arguments(
         raise InputError(f"A time limit of {time_limit} s leaves no time; give for instance --time-limit 60.")
     if not images.is_dir():
         raise InputError(f"{images} is not a folder. Give the one with the radiographs as --images.")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} exists and is not an empty folder. Remove it or choose another --output.")
 
 
 def _bytes_needed(count: int, sizes: tuple[int, ...]) -> int:
@@ -319,10 +315,6 @@ def _check_room(partial: Path, kept: list[Outcome], count: int, sizes: tuple[int
             f"{partial} has {free / 1e9:.1f} GB free; leaving out what was set aside needs {needed / 1e9:.1f} GB for a "
             "while. Make room and give the same command again: it goes on here."
         )
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _patients_note(source: str) -> str:
@@ -354,9 +346,11 @@ def main(argv: list[str]) -> int:
     count = sum(report.set_aside.values())
     run_report.skipped("images prepared by an earlier start", report.resumed)
     resumed = f", {report.resumed} of them before" if report.resumed else ""
+    rate = "nothing is left to do" if report.complete else f"{report.images_per_second:.0f} images/s{resumed}"
     print(
-        f"{report.images} images, {report.positive} positive, {report.images - report.positive} negative, "
-        f"{count} set aside; {report.images_per_second:.0f} images/s{resumed}"
+        (f"{args.output} is complete: " if report.complete else "")
+        + f"{report.images} images, {report.positive} positive, {report.images - report.positive} negative, "
+        f"{count} set aside; {rate}"
     )
     for note in report.notes:
         print(note, file=sys.stderr)
@@ -371,7 +365,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jaxpneumo prepare",
         description="Turns radiographs (DICOM, PNG, JPEG) and a label csv into the arrays that everything else reads. "
-        "Killed or stopped, it goes on where it was when the same command is given again.",
+        "Killed or stopped, it goes on where it was when the same command is given again; finished, it does nothing.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""examples:
   jaxpneumo prepare --images siim/dicom-images-train --labels siim/train-rle.csv --output data/siim

@@ -19,7 +19,9 @@ from jaxpneumo.files import write_json
 HELP = """\
 Compares two evaluated runs image by image: each score of both, their difference with a 95 % bootstrap interval,
 and the p value of a sign-flip permutation test. Patients are drawn and exchanged, not single images, where
-patients are known. Both runs must have scored the same images of the same data set. Not a medical device.
+patients are known. Where fewer than two contribute there is neither interval nor p value, and no interval where
+the difference is the same for all. Both runs must have scored the same images of the same data set. Not a medical
+device.
 
 Each run is compared with its own settings unless --mode names one of plain, tta, removal, tta_removal. No p value
 is corrected for the number of scores: decide beforehand which one counts.
@@ -117,9 +119,12 @@ def table(result: dict[str, Any]) -> str:
     ]
     for name, score in result["scores"].items():
         numbers = [f"{score[key]:9.4f}" if score[key] is not None else f"{'-':>9}" for key in ("a", "b", "difference")]
-        ends = "[{:+.4f}, {:+.4f}]".format(*score["interval"]) if score["interval"] else "-"
+        ends = "-" if score["difference"] is None else "no interval"
+        ends = "[{:+.4f}, {:+.4f}]".format(*score["interval"]) if score["interval"] else ends
         p = "-" if score["p"] is None else f"{score['p']:.4f}"
         lines.append(f"{name:>24} {' '.join(numbers)} {ends:>22} {p:>7}")
+    if result["clusters"] < 2:
+        lines.append(f"No intervals and no p values: all images are of one {result['unit']}.")
     return "\n".join(lines)
 
 

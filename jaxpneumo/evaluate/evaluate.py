@@ -37,7 +37,8 @@ NOTE = "Research software, not a medical device."
 HELP = """\
 Scores a finished run on held-out images at their native size: Dice and IoU an image, with and without flip
 TTA and removal threshold, detection by image and by region, distances of outlines; each with a 95 % bootstrap
-interval, beside predicting nothing and predicting the mean shape. Not a medical device.
+interval, beside predicting nothing and predicting the mean shape. A score that is 0 or 1 for all has the exact
+interval (Clopper-Pearson, patients as trials), one of fewer than two patients none. Not a medical device.
 
 It writes to WORKDIR/evaluation (or --output)
   summary.json      all scores with intervals and strata, data, split, resolution and thresholds
@@ -172,8 +173,7 @@ def table(summary: dict[str, Any]) -> str:
         f"average precision {with_interval(level['average_precision'], ends['average_precision'])}",
         f"regions: {one('found', 'lesion_sensitivity')}, {one('real', 'lesion_precision')}; outlines: "
         f"{one('Hausdorff 95 %', 'hausdorff95_px')} px, {one('mean distance', 'surface_distance_px')} px",
-        f"[95 % intervals: bootstrap of {intervals['clusters']} {intervals['unit']}s, {intervals['replicates']} "
-        f"replicates, seed {intervals['seed']}]",
+        f"[{bootstrap.words(intervals)}]",
     ]
     if trained := summary["split"].get("images_in_training"):
         lines.append(f"{trained} of these images were trained on: the scores are better than they would be on others.")

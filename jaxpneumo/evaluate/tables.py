@@ -166,7 +166,8 @@ def text(tables: dict[str, list[dict[str, Any]]]) -> str:
         ]
         for row in rows:
             ours = "-" if row["ours"] is None else f"{row['ours']:.4f}"
-            ends = "[{:.4f}, {:.4f}]".format(*row["interval"]) if row["interval"] else "-"
+            ends = "-" if row["ours"] is None else "no interval"
+            ends = "[{:.4f}, {:.4f}]".format(*row["interval"]) if row["interval"] else ends
             empty = "-" if row["all_empty"] is None else f"{row['all_empty']:.4f}"
             lines.append(f"{row['label']:>26} {row['paper']:.4f} {ours:>6} {ends:>16} {empty:>9}  {row['of']}")
         lines.append("")

@@ -41,7 +41,7 @@ from jaxpneumo.predict.merge import Report, write_results
 from jaxpneumo.predict.pictures import write_overlay
 from jaxpneumo.predict.pipeline import Picture, Reading, read_ahead
 from jaxpneumo.predict.postprocess import remove_small
-from jaxpneumo.progress import progress
+from jaxpneumo.progress import COMPILING, progress
 
 # What needs JAX is imported where it is used: --help, wrong flags and the reading processes do without.
 if TYPE_CHECKING:
@@ -133,7 +133,9 @@ def predict_files(
 
         with progress(None, total=len(sources), description="predict", quiet=quiet) as bar:
             bar.update(len(sources) - len(left))
+            bar.set_postfix_str(COMPILING if left else "")
             for picture, code, area, undrawn in predict_codes(predictor, root, usable(), folder / "overlays", overlays):
+                bar.set_postfix_str("", refresh=False)
                 found = {"state": "done", "size": [picture.height, picture.width], "positive": area > 0, "area": area}
                 if undrawn:
                     logger.warning("%s is predicted and not drawn: %s", printable(picture.source), undrawn)

@@ -15,7 +15,7 @@ from jaxpneumo.errors import InputError
 from jaxpneumo.files import write_json
 from jaxpneumo.model import pretrained
 from jaxpneumo.train import checkpoint
-from jaxpneumo.train.config import check_config, differences, read_config, stages_of
+from jaxpneumo.train.config import check_config, differences, read_config, stages_of, trained_stages
 from jaxpneumo.train.feed import StageData
 from jaxpneumo.train.loop import make_model, train_stage
 from jaxpneumo.train.provenance import record_start
@@ -51,8 +51,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if is_first():
         make_synthetic_data(config)
     checkpoint.meet("data")
-    stages = stages_of(config)
-    for stage in stages:
+    for stage in stages_of(config):
         dataset.open_arrays(config.data.directory, config[stage].size)
     dataset.open_arrays(config.data.directory, config.predict.size)
     resumed = (workdir / "config.json").is_file()
@@ -66,9 +65,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         write_json(workdir / "config.json", config.to_dict())
         record_start(workdir, Path(config.data.directory))
 
-    if config.init_from and "stage2" in stages:
-        stages.remove("stage1")
-    for stage in stages:
+    for stage in trained_stages(config):
         if checkpoint.final_directory(workdir / stage).is_dir():
             run_report.skipped(f"training of {stage}, complete before")
         variables = train_stage(config, stage, data, workdir / stage, variables)
