@@ -52,7 +52,7 @@ def test_a_run_fills_its_rows(evaluated, tmp_path):
         assert rows[words]["ours"] == summary["scores"][mode]["iou"]
         assert rows[words]["interval"] == summary["intervals"]["scores"][mode]["iou"]
         assert "SYNTHETIC" in rows[words]["of"]
-        assert "patient split, validation part" in rows[words]["of"]
+        assert "split by patient, validation part" in rows[words]["of"]
     assert rows["A2 TTA"]["ours"] is None
     experiments = {row["label"]: row["of"] for row in result["Validation IoU of the experiments, round 1"]}
     assert experiments["exp4 TTA"] == "not evaluated"

@@ -80,6 +80,35 @@ def test_patient_ids_that_never_repeat_are_not_believed():
     assert people("a", "b", "a", "") == (["a", "b", "a", ""], "header")
 
 
+def test_ids_of_nobody_are_unknown_and_the_source_says_so():
+    def people(*names, source="header"):
+        rows = [outcome(row, str(row)) for row in range(len(names))]
+        rows = [replace(each, index=each.index | {"patient": name}) for each, name in zip(rows, names, strict=True)]
+        kept, source = reconcile.believe_patients(rows, source)
+        return [each.index["patient"] for each in kept], source
+
+    told = "one and the same patient id for 4 of 4 images names nobody"
+    assert people("Q", "Q", "Q", "Q") == ([""] * 4, f"nowhere: {told}")
+    assert people("Q", "Q", "Q", "Q", source="file") == ([""] * 4, f"nowhere: {told}")
+    told = '2 of 5 images have a word for nobody, such as "ANONYMOUS", as patient id'
+    assert people("anonymous", "a", "a", "anonymous", "b") == (["", "a", "a", "", "b"], f"header: {told}")
+    assert people("anonymous", "a", "c", "anonymous", "b") == ([""] * 5, f"nowhere: {told}")
+    assert people("anonymous", "a", "c", "anonymous", "b", source="file")[0] == ["", "a", "c", "", "b"]
+
+
+@pytest.mark.parametrize(("unlabelled", "labelled", "told"), [(3, 2, True), (2, 2, False), (0, 3, False), (1, 0, True)])
+def test_labels_that_fit_few_files_are_told_once(tmp_path, unlabelled, labelled, told):
+    outcomes = [outcome(row, f"x/{row}", reason=reconcile.NO_LABELS) for row in range(unlabelled)]
+    outcomes += [outcome(row, str(row)) for row in range(labelled)]
+    codes = {str(row): [(2, "-1")] for row in range(labelled)} | {"train/77.dcm": [(9, "-1")]}
+    words = reconcile.unlabelled(outcomes, labels.Labels(tmp_path / "mine.csv", codes))
+    assert bool(words) == told
+    if told:
+        assert f"{unlabelled} of {unlabelled + labelled} files have no line in mine.csv" in words
+        assert "The id of 0.dcm is x/0." in words
+        assert "An id there without a file is train/77.dcm." in words
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from("abcdef"), st.integers(1, 3), st.booleans(), st.sampled_from(["-1", "1 2"])),

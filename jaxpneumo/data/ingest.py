@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from jaxpneumo import run_report
-from jaxpneumo.data import dataset, dicom, finder, frontal, reconcile
+from jaxpneumo.data import dataset, dicom, finder, frontal, patients, reconcile
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data import workers as processes
 from jaxpneumo.data.radiograph import UNREADABLE, WRONG_SIZE, Radiograph, RadiographError
@@ -23,6 +23,7 @@ from jaxpneumo.data.reconcile import Outcome
 from jaxpneumo.data.squash import squash
 from jaxpneumo.errors import InputError
 from jaxpneumo.files import printable
+from jaxpneumo.progress import progress
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Job:
       sizes: their side lengths.
       labels, patients: the tables; None = ask the header.
       key: of the hash of the patients' ids.
+      names: source as text -> the id that a file has by its name (`ids.file_names`).
       native_size: height and width that images must have; None = any.
       require_frontal: whether the header must say that it is a frontal radiograph of the chest.
-      repeated: of `finder.repeated_names` of all files.
     """
 
     images: Path
@@ -46,9 +47,9 @@ class Job:
     labels: label_files.Labels
     patients: dict[str, label_files.Patient] | None
     key: bytes
+    names: dict[str, str]
     native_size: int | None = None
     require_frontal: bool = False
-    repeated: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,22 @@ def ingest(task: tuple[int, Path]) -> tuple[Outcome, Span]:
     return outcome, Span(os.getpid(), started, time.monotonic(), _busy - before)
 
 
+def recover(entries: list[dict[str, Any]], files: list[Path], job: Job, quiet: bool) -> dict[int, Outcome]:
+    """Outcomes of an earlier run by row: of files that have not changed since and rows that hold what they did."""
+    latest = {entry["row"]: entry for entry in entries}
+    found: dict[int, Outcome] = {}
+    rows = dataset.open_rows(job.folder, job.sizes) if latest else {}
+    bar = progress(latest.values(), description="check what is there", quiet=quiet or not latest)
+    for outcome in (Outcome(**{**entry, "stamp": tuple(entry["stamp"])}) for entry in bar):
+        try:
+            same = outcome.stamp == stamp(files[outcome.row])
+        except OSError:
+            same = False
+        if same and (outcome.reason or checksums(rows, outcome.row)[1] == outcome.checksum):
+            found[outcome.row] = outcome
+    return found
+
+
 def steady_rate(spans: list[Span | None]) -> float:
     """Images a second from when the last process has begun to work; 0 if that was too short."""
     spans = [span for span in spans if span is not None]
@@ -151,9 +168,7 @@ def _checksums(images: list, masks: list) -> tuple[int, int]:
 def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
     """The fields of a file's outcome."""
     shown = printable(source)
-    name = dicom.file_id(shown)
-    if name not in _job.labels.codes:
-        name = finder.name_of(source, _job.repeated)
+    name = _job.names[shown]
     try:
         stamped = stamp(path)
         if stamped[0] > dicom.MAX_BYTES:
@@ -185,10 +200,10 @@ def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
         person = _job.patients.get(image_id, label_files.Patient("", person.sex, person.age, person.view))
     index = {
         "ImageId": image_id,
-        "patient": label_files.pseudonym(person.patient, _job.key),
+        "patient": label_files.pseudonym(patients.name(person.patient), _job.key),
         "sex": person.sex or radiograph.sex,
         "age": radiograph.age if person.age is None else person.age,
-        "view": person.view or radiograph.view,
+        "view": person.view or patients.view(radiograph.view),
         "height": height,
         "width": width,
         "mask_area": area,
@@ -221,7 +236,7 @@ def _refusal(radiograph: Radiograph, image_id: str, problem: str) -> tuple[str, 
     if _job.require_frontal and (wrong := frontal.not_frontal(radiograph, strict=True)):
         return reconcile.NOT_FRONTAL, f"{wrong}."
     if problem:
-        return problem, f"{_job.labels.path.name} has no line for it. Add one (-1 for no pneumothorax)."
+        return problem, f"{_job.labels.path.name} has no line for it. Add one if its label is known."
     if detail := label_files.conflict(_job.labels, image_id):
         return reconcile.CONFLICT, detail
     return None

@@ -23,17 +23,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jaxpneumo
 from jaxpneumo import run_report
-from jaxpneumo.data import dataset, dicom, finder, ingest, reconcile, splits
+from jaxpneumo.data import dataset, dicom, ingest, reconcile, splits
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data import workers as processes
 from jaxpneumo.data.journal import open_journal
 from jaxpneumo.data.radiograph import MIN_SIDE, UNREADABLE
 from jaxpneumo.data.reconcile import Outcome
 from jaxpneumo.errors import BAD_INPUT, DONE, FAILED, PARTIAL, InputError
+from jaxpneumo.files import printable
 from jaxpneumo.progress import progress
 
 MAX_SECONDS = 60.0  # for one file; a stalled network drive may need some
@@ -54,6 +54,7 @@ class Report:
       busy_seconds: processor time for one file, on average: of its worker process and of the one that collects.
       resumed: images that an earlier, interrupted run had finished.
       worker_peaks: the most memory that each worker process had resident, in bytes.
+      notes: sentences about labels and patients that the user must know.
     """
 
     images: int
@@ -63,6 +64,7 @@ class Report:
     busy_seconds: float = 0.0
     resumed: int = 0
     worker_peaks: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def prepare(
@@ -115,10 +117,8 @@ def prepare(
     _check_arguments(images, output, sizes, team, native_size, time_limit)
     files = ingest.find_files(images)
     splits.check(split, validation_fraction)
-    table = label_files.read_labels(labels)
-    people = label_files.read_patients(patients) if patients else None
-    if people is not None and not people.keys() & table.codes.keys():
-        raise InputError(f"{patients} lists none of the images in {labels}. Give the one for them.")
+    sources = [printable(path.relative_to(images).as_posix()) for path in files]
+    table, people, names = label_files.read_matched(labels, patients, sources)
     given_key = label_files.read_key(patient_key) if patient_key else None
     partial = output.with_name(f"{output.name}.partial")
     _check_space(partial, len(files), sizes)
@@ -127,7 +127,7 @@ def prepare(
         "sizes": list(sizes),
         "native size": native_size,
         "frontal only": require_frontal,
-        "files": _digest(os.fsencode("\n".join(path.relative_to(images).as_posix() for path in files))),
+        "files": _digest("\n".join(sources).encode()),
         "labels": _digest(Path(labels).read_bytes()),
         "patients": _digest(Path(patients).read_bytes()) if patients else None,
         "patient key": _digest(given_key) if given_key else None,
@@ -136,11 +136,10 @@ def prepare(
     partial.mkdir(parents=True, exist_ok=True)
     with open_journal(partial / "journal.jsonl", settings, {"key": secrets.token_hex(32)}) as (secret, entries, append):
         key = given_key or bytes.fromhex(secret["key"])
-        repeated = finder.repeated_names(path.name for path in files)
-        job = ingest.Job(images, partial, sizes, table, people, key, native_size, require_frontal, repeated)
+        job = ingest.Job(images, partial, sizes, table, people, key, names, native_size, require_frontal)
         if not entries:
             dataset.create_arrays(partial, len(files), sizes)
-        outcomes = _recover(entries, files, job, quiet)
+        outcomes = ingest.recover(entries, files, job, quiet)
         resumed, spans, peaks, collecting = len(outcomes), [], [], 0.0
         tasks = [(row, path) for row, path in enumerate(files) if row not in outcomes]
         with progress(total=len(files), description="prepare", quiet=quiet) as bar:
@@ -157,8 +156,11 @@ def prepare(
         kept, set_aside = reconcile.reconcile(
             in_order, lines, lambda outcome: _pixel_digest(images / outcome.source), duplicate_pixels == "keep"
         )
-        _refuse(output, partial, len(files), images, kept, set_aside, on_quarantine)
-        kept, patients_from = (kept, "file") if patients else reconcile.believe_patients(kept)
+        unlabelled = reconcile.unlabelled(in_order, table)
+        _refuse(output, partial, len(files), images, kept, set_aside, on_quarantine, unlabelled)
+        kept, patients_from = reconcile.believe_patients(
+            kept, "file" if patients else "header", lambda name: label_files.pseudonym(name, key)
+        )
         made_from = {
             "images": images.resolve().name,
             "labels": Path(labels).name,
@@ -183,8 +185,7 @@ def prepare(
             dataset.write_info(folder, sizes, len(kept), positive, len(set_aside), synthetic, made_from)
             index = dataset.read_index(folder)
             train, validation, how = splits.split_rows(index, split, validation_fraction, seed)
-            how = how["method"], how["validation_fraction"], how["seed"]
-            splits.write_splits(folder / "splits.json", index.image_id, train, validation, *how)
+            splits.write_splits(folder / "splits.json", index.image_id, train, validation, **splits.origin(how))
     reasons = Counter(entry["reason"] for entry in set_aside)
     busy = collecting + sum(span.busy for span in spans if span is not None)
     return Report(
@@ -195,6 +196,7 @@ def prepare(
         busy_seconds=busy / max(len(spans), 1),
         resumed=resumed,
         worker_peaks=tuple(peaks),
+        notes=tuple(filter(None, (unlabelled, _patients_note(patients_from)))),
     )
 
 
@@ -217,25 +219,9 @@ def _run(
             row, path = task
             detail = f"Decoding it {result.why}, so its process was ended. Export it again."
             source = path.relative_to(job.images).as_posix()
-            yield Outcome(row, source, finder.name_of(source, job.repeated), UNREADABLE, detail), None
+            yield Outcome(row, source, job.names[printable(source)], UNREADABLE, detail), None
         else:
             yield result
-
-
-def _recover(entries: list[dict[str, Any]], files: list[Path], job: ingest.Job, quiet: bool) -> dict[int, Outcome]:
-    """Outcomes of an earlier run by row: of files that have not changed since and rows that hold what they did."""
-    latest = {entry["row"]: entry for entry in entries}
-    found: dict[int, Outcome] = {}
-    rows = dataset.open_rows(job.folder, job.sizes) if latest else {}
-    bar = progress(latest.values(), description="check what is there", quiet=quiet or not latest)
-    for outcome in (Outcome(**{**entry, "stamp": tuple(entry["stamp"])}) for entry in bar):
-        try:
-            same = outcome.stamp == ingest.stamp(files[outcome.row])
-        except OSError:
-            same = False
-        if same and (outcome.reason or ingest.checksums(rows, outcome.row)[1] == outcome.checksum):
-            found[outcome.row] = outcome
-    return found
 
 
 def _pixel_digest(path: Path) -> str:
@@ -254,6 +240,7 @@ def _refuse(
     kept: list[Outcome],
     set_aside: list[dict[str, str]],
     on_quarantine: str,
+    unlabelled: str,
 ) -> None:
     """Stops where no data set may be made: nothing is usable, or something is set aside and that is an error."""
     beside = output.with_name(f"{output.name}.quarantine.csv")
@@ -263,7 +250,8 @@ def _refuse(
     shutil.rmtree(partial)
     if not kept:
         raise InputError(
-            f"None of the {files} files in {images} could be used. The first is set aside as "
+            unlabelled
+            or f"None of the {files} files in {images} could be used. The first is set aside as "
             f"{set_aside[0]['reason']}: {set_aside[0]['detail']}"
         )
     dataset.write_quarantine(output.parent, set_aside, beside.name)
@@ -338,6 +326,13 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
+def _patients_note(source: str) -> str:
+    """A sentence where patients became unknown although their images share an id."""
+    if ":" not in source or source == reconcile.NO_TWO:
+        return ""
+    return f"Patients are known from {source}. Each image without one counts as a patient."
+
+
 def _by_reason(reasons: dict[str, int]) -> str:
     return ", ".join(f"{number} {reason}" for reason, number in reasons.items())
 
@@ -364,6 +359,8 @@ def main(argv: list[str]) -> int:
         f"{report.images} images, {report.positive} positive, {report.images - report.positive} negative, "
         f"{count} set aside; {report.images_per_second:.0f} images/s{resumed}"
     )
+    for note in report.notes:
+        print(note, file=sys.stderr)
     if not count:
         return DONE
     reasons, where = _by_reason(report.set_aside), args.output / "quarantine.csv"

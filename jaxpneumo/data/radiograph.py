@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpneumo.data import patients
 from jaxpneumo.errors import InputError
 
 MIN_SIDE = 16
@@ -89,13 +90,12 @@ def header_fields(
     sop_class: str = "",
 ) -> dict[str, Any]:
     """The header's share of a `Radiograph`, from the elements' values ("" where there is none)."""
-    sex, view = sex.strip().upper(), view.strip().upper()
     return {
         "uid": uid,
         "patient_id": patient_id.strip(),
-        "sex": sex if sex in ("F", "M", "O") else "",
+        "sex": patients.sex(sex) or "",
         "age": _years(age),
-        "view": {"POSTERO-ANTERIOR": "PA", "ANTERO-POSTERIOR": "AP"}.get(view, view),
+        "view": view.strip().upper(),
         "pixel_spacing": tuple(pixel_spacing) if len(pixel_spacing) == 2 and min(pixel_spacing) > 0 else None,
         "synthetic": derivation == SYNTHETIC,
         "modality": modality.strip().upper(),
@@ -106,7 +106,8 @@ def header_fields(
 
 def _years(age: str) -> int | None:
     """Whole years of an age string (DICOM PS3.5 AS: "034Y", "018M"); the challenge writes just "34"."""
-    match = re.fullmatch(r"(\d{1,3})([YMWD]?)", age.strip())
+    match = re.fullmatch(r"([0-9]{1,3})([YMWD]?)", age.strip())
     if match is None:
         return None
-    return int(match[1]) // {"Y": 1, "": 1, "M": 12, "W": 52, "D": 365}[match[2]]
+    years = int(match[1]) // {"Y": 1, "": 1, "M": 12, "W": 52, "D": 365}[match[2]]
+    return years if years <= patients.MAX_AGE else None

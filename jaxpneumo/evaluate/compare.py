@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxpneumo import run_report
+from jaxpneumo.data.splits import words
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate import bootstrap
 from jaxpneumo.evaluate.images import MODES
@@ -82,7 +83,7 @@ def _check_same(a: Path, b: Path, summaries: list[dict[str, Any]], tables: list[
         )
     ids = [set(table["ImageId"].tolist()) for table in tables]
     if ids[0] != ids[1]:
-        parts = [f"{s['split']['method']} split, {s['split']['part']} part" for s in summaries]
+        parts = [f"{words(s['split'])}, {s['split']['part']} part" for s in summaries]
         raise InputError(
             f"{a} ({parts[0]}) and {b} ({parts[1]}) were evaluated on different images, so on another split: "
             f"{len(ids[0] - ids[1])} images are in the first only, {len(ids[1] - ids[0])} in the second only. Train "
@@ -111,7 +112,7 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"A {result['a']} ({result['modes'][0]}), B {result['b']} ({result['modes'][1]})",
         f"{result['n_images']} images ({result['n_positive']} positive) of {result['data']['directory']}, "
-        f"{split['method']} split, {split['part']} part; {result['clusters']} {result['unit']}s",
+        f"{words(split)}, {split['part']} part; {result['clusters']} {result['unit']}s",
         f"{'':>24} {'A':>9} {'B':>9} {'B - A':>9} {'95 % interval':>22} {'p':>7}",
     ]
     for name, score in result["scores"].items():

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxpneumo import run_report
 from jaxpneumo.data import dataset, rle
-from jaxpneumo.data.splits import read_splits, split_rows
+from jaxpneumo.data.splits import read_splits, split_rows, words
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate import baseline, bootstrap, metrics, thresholds
 from jaxpneumo.evaluate.calibration import calibration
@@ -145,7 +145,7 @@ def table(summary: dict[str, Any]) -> str:
     intervals, own = summary["intervals"], summary["run"]["mode"]
     lines = [
         f"{summary['n_images']} images ({summary['n_positive']} positive), {kind} data "
-        f"{summary['data']['directory']}, split {summary['split']['method']}, {summary['split']['part']} part; "
+        f"{summary['data']['directory']}, {words(summary['split'])}, {summary['split']['part']} part; "
         f"predicted at {summary['input_size']}, scored at {', '.join(summary['scored_at'])}; "
         f"probability threshold {summary['threshold']}, "
         f"removal threshold {summary['removal']['threshold']} px ({summary['removal']['rule']})",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxpneumo import run_report
+from jaxpneumo.data.splits import words
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate.results import read_summary
 from jaxpneumo.files import write_json
@@ -148,7 +149,7 @@ def _filled(row: Row, summary: dict[str, Any] | str) -> dict[str, Any]:
             "ours": summary["scores"][row.mode][row.score],
             "interval": summary["intervals"]["scores"][row.mode][row.score],
             "all_empty": summary["all_empty"][row.score],
-            "of": f"{kind} {data['directory']}, {split['method']} split, {split['part']} part, "
+            "of": f"{kind} {data['directory']}, {words(split)}, {split['part']} part, "
             f"{summary['n_images']} images ({summary['n_positive']} positive)",
         }
     return result
