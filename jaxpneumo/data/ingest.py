@@ -36,7 +36,7 @@ class Job:
       sizes: their side lengths.
       labels, patients: the tables; None = ask the header.
       key: of the hash of the patients' ids.
-      names: source -> the id that a file has by its name (`ids.file_names`).
+      names: source as text -> the id that a file has by its name (`ids.file_names`).
       native_size: height and width that images must have; None = any.
       require_frontal: whether the header must say that it is a frontal radiograph of the chest.
     """
@@ -167,7 +167,8 @@ def _checksums(images: list, masks: list) -> tuple[int, int]:
 
 def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
     """The fields of a file's outcome."""
-    shown, name = printable(source), _job.names[source]
+    shown = printable(source)
+    name = _job.names[shown]
     try:
         stamped = stamp(path)
         if stamped[0] > dicom.MAX_BYTES:

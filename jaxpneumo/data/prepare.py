@@ -32,6 +32,7 @@ from jaxpneumo.data.journal import open_journal
 from jaxpneumo.data.radiograph import MIN_SIDE, UNREADABLE
 from jaxpneumo.data.reconcile import Outcome
 from jaxpneumo.errors import BAD_INPUT, DONE, FAILED, PARTIAL, InputError
+from jaxpneumo.files import printable
 from jaxpneumo.progress import progress
 
 MAX_SECONDS = 60.0  # for one file; a stalled network drive may need some
@@ -118,7 +119,7 @@ def prepare(
     _check_arguments(images, output, sizes, team, native_size, time_limit)
     files = ingest.find_files(images)
     splits.check(split, validation_fraction)
-    sources = [path.relative_to(images).as_posix() for path in files]
+    sources = [printable(path.relative_to(images).as_posix()) for path in files]
     table, people, names = label_files.read_matched(labels, patients, sources)
     given_key = label_files.read_key(patient_key) if patient_key else None
     partial = output.with_name(f"{output.name}.partial")
@@ -216,7 +217,7 @@ def _run(
             row, path = task
             detail = f"Decoding it {result.why}, so its process was ended. Export it again."
             source = path.relative_to(job.images).as_posix()
-            yield Outcome(row, source, job.names[source], UNREADABLE, detail), None
+            yield Outcome(row, source, job.names[printable(source)], UNREADABLE, detail), None
         else:
             yield result
 

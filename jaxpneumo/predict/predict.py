@@ -148,7 +148,10 @@ def predict_files(
     report = write_results([folder / MANIFEST], folder / "submission.csv", folder / "quarantine.csv")
     if part is None and not report.images:
         (folder / "submission.csv").unlink()
-        raise InputError(f"none of the {len(sources)} files below {root} could be used; the first: {report.first}")
+        way_out = ". --any-image predicts what is no frontal chest radiograph, too." if report.not_frontal else ""
+        raise InputError(
+            f"none of the {len(sources)} files below {root} could be used; the first: {report.first}{way_out}"
+        )
     return report
 
 
