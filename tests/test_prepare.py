@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import subprocess
 import sys
 
@@ -352,6 +353,43 @@ def test_rows_follow_the_ids_not_the_file_names(files):
     assert not masks[2].any()
 
 
+def test_names_that_are_no_text_are_prepared(files):
+    """As some archives unpack: bytes of another character set, which no csv in UTF-8 can hold."""
+    path = next(files.images.rglob("1.1.dcm"))
+    path.rename(path.with_name(os.fsdecode(b"M\xfcller.dcm")))
+    bad = files.images / os.fsdecode(b"M\xe4ller.dcm")
+    bad.write_text("no image")
+    assert files.run() == 3
+    assert dataset.read_index(files.output).source.tolist()[0] == rf"{path.parent.name}/M\xfcller.dcm"
+    (row,) = files.quarantine()
+    assert (row["file"], row["ImageId"]) == (r"M\xe4ller.dcm", r"M\xe4ller")
+    assert r"M\xe4ller.dcm is not a DICOM" in row["detail"]
+
+
+def test_pictures_of_one_name_in_many_folders_are_known_by_their_paths(files):
+    for number in range(3):
+        path = files.images / f"p{number}/study1/view1.png"
+        path.parent.mkdir(parents=True)
+        cv2.imwrite(str(path), np.random.default_rng(number + 50).integers(0, 256, (96, 128), np.uint8))
+        files.rows.append(f"p{number}/study1/view1,-1")
+    assert files.run() == 0
+    index = dataset.read_index(files.output)
+    assert index.image_id.tolist()[3:] == ["p0/study1/view1", "p1/study1/view1", "p2/study1/view1"]
+    assert index.source.tolist()[3:] == [f"{name}.png" for name in index.image_id[3:]]
+
+
+def test_a_label_by_a_name_that_several_files_have_belongs_to_none(files):
+    """Which picture was meant? Copies would be another thing."""
+    for number in range(2):
+        path = files.images / f"p{number}/view1.png"
+        path.parent.mkdir(parents=True)
+        cv2.imwrite(str(path), np.random.default_rng(number + 50).integers(0, 256, (96, 128), np.uint8))
+    files.rows.append("view1,-1")
+    assert files.run() == 3
+    assert [(row["ImageId"], row["reason"]) for row in files.quarantine()] == [("view1", "duplicate id")] * 2
+    assert "2 files with this id differ" in files.quarantine()[0]["detail"]
+
+
 def test_conflicting_rows_are_not_used(files):
     files.add("1.4", ["0 10", "-1"], seed=4)
     assert files.run() == 3
@@ -378,7 +416,7 @@ def test_size_and_view_are_checked_where_asked_for(files):
     assert dataset.read_index(files.output).image_id.tolist() == ["1.5"]
     rows = {row["ImageId"]: (row["reason"], row["detail"]) for row in files.quarantine()}
     assert rows["1.1"] == ("wrong size", "96 x 128 pixels instead of 128 x 128.")
-    assert rows["1.6"] == ("not a frontal chest radiograph", "Its header says view 'LL'.")
+    assert rows["1.6"] == ("not a frontal chest radiograph", "View Position is LL.")
     assert {name for name, (reason, _) in rows.items() if reason == "wrong size"} == {"1.1", "1.2", "1.3"}
 
 

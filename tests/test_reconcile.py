@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxpneumo.data import dataset, dicom, labels, prepare, reconcile
+from jaxpneumo.data import dataset, labels, prepare, reconcile
 from jaxpneumo.data.reconcile import Outcome, match
 
 KNOWN = {"1.2.3", "1.2.4", "ID_7"}
@@ -201,7 +201,9 @@ def faulty(shared, tmp_path_factory):
     uncompressed(path, np.zeros((2, 1024, 1024), np.uint8), NumberOfFrames=2)
     _, path = spoil("colour image", "RGB")
     colour = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
-    uncompressed(path, np.zeros((1024, 1024, 3), np.uint8), **colour)
+    red = np.zeros((1024, 1024, 3), np.uint8)
+    red[100:900, 100:900, 0] = 200
+    uncompressed(path, red, **colour)
     _, path = spoil("wrong size", "1 x 1 pixels")
     uncompressed(path, np.zeros(2, np.uint8), Rows=1, Columns=1)
     _, path = spoil("wrong size", "65535 x 65535 pixels")
@@ -243,22 +245,3 @@ def test_nothing_is_made_where_quarantine_is_an_error(faulty, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "12 entries would be set aside" in error
     assert "data.quarantine.csv names each" in error
-
-
-# Headers and sizes that are asked for
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({}, ""),
-        ({"modality": "DX", "body_part": "", "view": "AP"}, ""),
-        ({"modality": "CT"}, "modality 'CT'"),
-        ({"body_part": "HAND"}, "body part 'HAND'"),
-        ({"view": "LL"}, "view 'LL'"),
-        ({"modality": "", "view": ""}, "modality '', view ''"),
-    ],
-)
-def test_frontal_chest_radiographs(fields, words):
-    header = {"modality": "CR", "body_part": "CHEST", "view": "PA"} | fields
-    assert reconcile.not_frontal(dicom.Radiograph(np.zeros((16, 16), np.uint8), "1", **header)) == words

@@ -15,16 +15,15 @@ import cv2
 import numpy as np
 
 from jaxpneumo import run_report
-from jaxpneumo.data import dataset, dicom, patients, reconcile
+from jaxpneumo.data import dataset, dicom, finder, frontal, patients, reconcile
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data import workers as processes
 from jaxpneumo.data.radiograph import UNREADABLE, WRONG_SIZE, Radiograph, RadiographError
 from jaxpneumo.data.reconcile import Outcome
 from jaxpneumo.data.squash import squash
 from jaxpneumo.errors import InputError
+from jaxpneumo.files import printable
 from jaxpneumo.progress import progress
-
-ENDINGS = ("", "dcm", "dicom", "png", "jpg", "jpeg")
 
 
 @dataclass(frozen=True)
@@ -72,27 +71,14 @@ _busy: float  # seconds of the processor up to the last file
 
 
 def find_files(images: Path) -> list[Path]:
-    """DICOM, PNG and JPEG files at any depth by their endings, by name: that mostly is the order of the ids.
+    """The files of `finder.find`, by name: that mostly is the order of the ids.
 
     Raises:
       InputError: there are none.
     """
-    files = [path for path in images.rglob("*") if may_be_image(path.name) and path.is_file()]
-    if not files:
-        raise InputError(
-            f"{images} holds no radiographs (.dcm, .dicom, no ending, .png, .jpg, .jpeg). Give the right folder."
-        )
+    files = [images / source for source in finder.find(images).sources]
     run_report.read(images, len(files))
     return sorted(files, key=lambda path: (dicom.file_id(path), path))
-
-
-def may_be_image(name: str) -> bool:
-    """Whether a file's name could be a radiograph's."""
-    if name.startswith(".") or name == "DICOMDIR":
-        return False
-    # Exports often name files by the bare UID, whose last number looks like an ending.
-    ending = Path(name).suffix.lower().lstrip(".")
-    return ending in ENDINGS or ending.isdigit()
 
 
 def start(job: Job, single_thread: bool = True) -> None:
@@ -181,22 +167,21 @@ def _checksums(images: list, masks: list) -> tuple[int, int]:
 
 def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
     """The fields of a file's outcome."""
-    name = _job.names[source]
+    shown, name = printable(source), _job.names[source]
     try:
         stamped = stamp(path)
         if stamped[0] > dicom.MAX_BYTES:
-            detail = f"{source} has {stamped[0] >> 20} MiB; no radiograph has that. Export it again."
+            detail = f"{shown} has {stamped[0] >> 20} MiB; no radiograph has that. Export it again."
             return {"image_id": name, "reason": UNREADABLE, "detail": detail}
         data = path.read_bytes()
     except OSError as error:
         return {"image_id": name, "reason": UNREADABLE, "detail": error.strerror or str(error)}
     try:
-        radiograph = dicom.parse_image(data, source)
+        radiograph = dicom.parse_image(data, shown)
     except RadiographError as error:
         image_id, _ = reconcile.match(dicom.read_uid(data) or name, name, _job.labels.codes)
         return {"image_id": image_id, "reason": error.reason, "detail": str(error), "stamp": stamped}
-    uid = name if radiograph.uid == dicom.file_id(path) else radiograph.uid
-    image_id, problem = reconcile.match(uid, name, _job.labels.codes)
+    image_id, problem = reconcile.match(own_id(radiograph, data, source, name), name, _job.labels.codes)
     found = {"image_id": image_id, "stamp": stamped}
     if reason_and_detail := _refusal(radiograph, image_id, problem):
         return {**found, **dict(zip(("reason", "detail"), reason_and_detail, strict=True))}
@@ -217,17 +202,26 @@ def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
         "patient": label_files.pseudonym(patients.name(person.patient), _job.key),
         "sex": person.sex or radiograph.sex,
         "age": radiograph.age if person.age is None else person.age,
-        "view": person.view or patients.view(radiograph.view),
+        "view": person.view or radiograph.view,
         "height": height,
         "width": width,
         "mask_area": area,
         "label_rows": label_rows,
-        "source": source,
+        "source": shown,
         "sha256": hashlib.sha256(data).hexdigest(),
         **dict(zip(dataset.SPACING, radiograph.pixel_spacing or (None, None), strict=True)),
     }
     synthetic = radiograph.synthetic
     return {**found, "index": index, "code": code, "synthetic": synthetic, "pixels": pixels, "checksum": checksum}
+
+
+def own_id(radiograph: Radiograph, data: bytes, source: str, name: str) -> str:
+    """What an image is called: the SOP instance UID in its header, or its name among the files (`ids.file_names`)."""
+    uid = printable(radiograph.uid.strip())
+    # The reader gives files without UID their bare name; where `name` is another, the header has to be asked again.
+    if uid != name and radiograph.uid == dicom.file_id(printable(source)):
+        uid = printable(dicom.read_uid(data))
+    return uid or name
 
 
 def _refusal(radiograph: Radiograph, image_id: str, problem: str) -> tuple[str, str] | None:
@@ -238,8 +232,8 @@ def _refusal(radiograph: Radiograph, image_id: str, problem: str) -> tuple[str, 
         return problem, detail
     if _job.native_size and (height, width) != (_job.native_size, _job.native_size):
         return WRONG_SIZE, f"{height} x {width} pixels instead of {_job.native_size} x {_job.native_size}."
-    if _job.require_frontal and (wrong := reconcile.not_frontal(radiograph)):
-        return reconcile.NOT_FRONTAL, f"Its header says {wrong}."
+    if _job.require_frontal and (wrong := frontal.not_frontal(radiograph, strict=True)):
+        return reconcile.NOT_FRONTAL, f"{wrong}."
     if problem:
         return problem, f"{_job.labels.path.name} has no line for it. Add one if its label is known."
     if detail := label_files.conflict(_job.labels, image_id):

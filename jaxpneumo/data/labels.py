@@ -20,6 +20,7 @@ from jaxpneumo import run_report
 from jaxpneumo.data import ids, rle
 from jaxpneumo.data import patients as words
 from jaxpneumo.errors import InputError
+from jaxpneumo.files import printable
 
 WAY_OUT = {
     rle.ABSOLUTE: "Convert every code: from each start but the first take the end of the run before (its start + its "
@@ -201,15 +202,17 @@ def read_matched(
       InputError: as `read_labels` and `read_patients`, or they have no image in common.
     """
     table = read_labels(labels)
-    plain = ids.plain_ids(table.codes, sources)
+    shown = {source: printable(source) for source in sources}
+    plain = ids.plain_ids(table.codes, shown.values())
     table = replace(table, codes={plain[each]: rows for each, rows in table.codes.items()})
     people = read_patients(patients) if patients else None
     if people is not None:
-        plain = ids.plain_ids(people, sources)
+        plain = ids.plain_ids(people, shown.values())
         people = {plain[each]: person for each, person in people.items()}
         if not people.keys() & table.codes.keys():
             raise InputError(f"{patients} lists none of the images in {labels}. Give the one for them.")
-    return table, people, ids.file_names(sources, table.codes)
+    names = ids.file_names(shown.values(), table.codes)
+    return table, people, {source: names[text] for source, text in shown.items()}
 
 
 def whole_number(text: str) -> int:

@@ -126,7 +126,7 @@ def prepare(
         "sizes": list(sizes),
         "native size": native_size,
         "frontal only": require_frontal,
-        "files": _digest("\n".join(sources).encode()),
+        "files": _digest(os.fsencode("\n".join(sources))),
         "labels": _digest(Path(labels).read_bytes()),
         "patients": _digest(Path(patients).read_bytes()) if patients else None,
         "patient key": _digest(given_key) if given_key else None,
@@ -394,8 +394,8 @@ exit codes: 0 clean; 3 partial: done, but something was set aside; 1 failed: som
     add(
         "--require-frontal",
         action="store_true",
-        help="set aside what its header does not call Modality CR or DX, Body Part Examined CHEST, THORAX or empty, "
-        "View Position PA or AP",
+        help="set aside what its header does not call a frontal radiograph (Modality such as CR or DX, View Position "
+        "PA or AP), or calls another body part than the chest",
     )
     add(
         "--duplicate-pixels",

@@ -16,6 +16,7 @@ UNREADABLE = "unreadable image"
 WRONG_SIZE = "wrong size"
 SEVERAL_FRAMES = "several frames"
 COLOUR = "colour image"
+ONE_GREY = "a single grey"
 SYNTHETIC = "synthetic radiograph, not a patient"
 
 
@@ -41,6 +42,8 @@ class Radiograph:
       pixel_spacing: (row, column) distance in mm, or None.
       synthetic: the file was made by `dicom.write(..., synthetic=True)`.
       modality, body_part: Modality and Body Part Examined, upper case, "" when absent.
+      sop_class: SOP Class UID, "" when absent.
+      remarks: sentences about header elements that could not be used as they are.
     """
 
     image: np.ndarray
@@ -53,11 +56,13 @@ class Radiograph:
     synthetic: bool = False
     modality: str = ""
     body_part: str = ""
+    sop_class: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 def file_id(path: Path | str) -> str:
     """A file's name without the ending of an image format; the numbers of a bare UID are no ending."""
-    return re.sub(r"\.(dcm|dicom|png|jpe?g)$", "", Path(path).name, flags=re.IGNORECASE)
+    return re.sub(r"\.(dcm|dicom|png|jpe?g|jpe|jfif)$", "", Path(path).name, flags=re.IGNORECASE)
 
 
 def check_size(rows: int, columns: int, name: Path | str) -> None:
@@ -65,6 +70,11 @@ def check_size(rows: int, columns: int, name: Path | str) -> None:
     if min(rows, columns) < MIN_SIDE or rows * columns > MAX_PIXELS:
         message = f"{name} claims {rows} x {columns} pixels; no radiograph has that. Export it again."
         raise RadiographError(message, WRONG_SIZE)
+
+
+def one_grey(name: Path | str) -> RadiographError:
+    """The refusal of a picture that shows nothing."""
+    return RadiographError(f"{name} is a single grey: its pixels all have the same value. Export it again.", ONE_GREY)
 
 
 def header_fields(
@@ -77,6 +87,7 @@ def header_fields(
     derivation: str,
     modality: str,
     body_part: str,
+    sop_class: str = "",
 ) -> dict[str, Any]:
     """The header's share of a `Radiograph`, from the elements' values ("" where there is none)."""
     return {
@@ -84,11 +95,12 @@ def header_fields(
         "patient_id": patient_id.strip(),
         "sex": patients.sex(sex) or "",
         "age": _years(age),
-        "view": view.strip().upper(),
+        "view": patients.view(view),
         "pixel_spacing": tuple(pixel_spacing) if len(pixel_spacing) == 2 and min(pixel_spacing) > 0 else None,
         "synthetic": derivation == SYNTHETIC,
         "modality": modality.strip().upper(),
         "body_part": body_part.strip().upper(),
+        "sop_class": sop_class.strip(),
     }
 
 

@@ -25,7 +25,8 @@ from typing import Any
 
 from jaxpneumo.data import patients
 from jaxpneumo.data.labels import Labels
-from jaxpneumo.data.radiograph import Radiograph, file_id
+from jaxpneumo.data.radiograph import file_id
+from jaxpneumo.files import printable
 
 NOT_FRONTAL = "not a frontal chest radiograph"
 CONTRADICTION = "file name and UID differ"
@@ -100,25 +101,11 @@ def unlabelled(outcomes: Collection[Outcome], labels: Labels) -> str:
     unused = next((image_id for image_id in labels.codes if image_id not in seen), None)
     other = "All ids there have a file" if unused is None else f"An id there without a file is {unused}"
     return (
-        f"{len(without)} of {len(outcomes)} files have no line in {labels.path.name}. The id of {without[0].source} is "
-        f"{without[0].image_id}. {other}. An id is the SOP instance UID, the file's name without ending, or its path "
-        "below --images where several files have that name: write the ids so, or give the labels of these images."
+        f"{len(without)} of {len(outcomes)} files have no line in {labels.path.name}. The id of "
+        f"{printable(without[0].source)} is {without[0].image_id}. {other}. An id is the SOP instance UID, the file's "
+        "name without ending, or its path below --images where several files have that name: write the ids so, or give "
+        "the labels of these images."
     )
-
-
-def not_frontal(radiograph: Radiograph) -> str:
-    """What speaks against a frontal radiograph of the chest in a header; "" if nothing.
-
-    Modality must be CR or DX, Body Part Examined CHEST, THORAX or empty, View Position PA or AP.
-    """
-    wrong = []
-    if radiograph.modality not in ("CR", "DX"):
-        wrong.append(f"modality {radiograph.modality[:16]!r}")
-    if radiograph.body_part not in ("CHEST", "THORAX", ""):
-        wrong.append(f"body part {radiograph.body_part[:16]!r}")
-    if radiograph.view not in ("PA", "AP"):
-        wrong.append(f"view {radiograph.view[:16]!r}")
-    return ", ".join(wrong)
 
 
 def alike(outcomes: Iterable[Outcome]) -> list[list[Outcome]]:
@@ -161,7 +148,7 @@ def reconcile(
         problems |= _same_pixels([outcome for outcome in outcomes if outcome.row not in problems], pixels)
     kept = sorted((each for each in outcomes if each.row not in problems), key=lambda each: each.image_id)
     set_aside = [
-        _entry(outcome.source, outcome.image_id, *problems[outcome.row])
+        _entry(printable(outcome.source), outcome.image_id, *problems[outcome.row])
         for outcome in outcomes
         if outcome.row in problems
     ]
@@ -213,7 +200,7 @@ def _same_id(usable: list[Outcome], pixels: dict[int, str]) -> dict[int, tuple[s
             problems |= {outcome.row: (DUPLICATE_ID, detail) for outcome in group}
             continue
         first = min(group, key=lambda outcome: file_id(outcome.source) != image_id)
-        detail = f"A copy of {first.source}, which is used."
+        detail = f"A copy of {printable(first.source)}, which is used."
         problems |= {outcome.row: (DUPLICATE_ID, detail) for outcome in group if outcome is not first}
     return problems
 

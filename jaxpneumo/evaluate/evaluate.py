@@ -25,6 +25,7 @@ from jaxpneumo.evaluate.scores import DISTANCES, REGIONS
 from jaxpneumo.evaluate.summary import summarise
 from jaxpneumo.files import write_atomically, write_json
 from jaxpneumo.predict import members
+from jaxpneumo.predict.archive import SYNTHETIC_NOTE
 from jaxpneumo.predict.ensemble import load_ensemble
 from jaxpneumo.predict.infer import Predictor
 from jaxpneumo.predict.pictures import contact_sheet, overlay, write_png
@@ -105,7 +106,7 @@ def evaluate(
             "labels_sha256": info["sha256"]["labels.csv"],
         },
         "split": split,
-        "run": {"workdir": predictor.workdir.name, "stage": predictor.stage, "mode": mode, **_members(predictor)},
+        "run": {"workdir": predictor.workdir.name, "stage": predictor.stage, "mode": mode, **_origin(predictor)},
         "input_size": settings.size,
         "scored_at": natives,
         "threshold": settings.threshold,
@@ -132,10 +133,10 @@ def evaluate(
     return summary
 
 
-def _members(predictor: Predictor) -> dict[str, Any]:
-    """An ensemble's runs and weights."""
+def _origin(predictor: Predictor) -> dict[str, Any]:
+    """An ensemble's runs and weights; and whether the training showed no patients."""
     runs = [{"workdir": workdir.name, "weight": weight} for workdir, weight in predictor.members]
-    return {"members": runs} if runs else {}
+    return ({"members": runs} if runs else {}) | {"trained_on_synthetic": predictor.synthetic}
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -176,6 +177,8 @@ def table(summary: dict[str, Any]) -> str:
     ]
     if trained := summary["split"].get("images_in_training"):
         lines.append(f"{trained} of these images were trained on: the scores are better than they would be on others.")
+    if summary["run"].get("trained_on_synthetic"):
+        lines.append(SYNTHETIC_NOTE)
     return "\n".join([*lines, NOTE])
 
 

@@ -64,7 +64,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         if not resumed:
             _write_split(config, workdir / "splits.json", data, split)
         write_json(workdir / "config.json", config.to_dict())
-        record_start(workdir)
+        record_start(workdir, Path(config.data.directory))
 
     if config.init_from and "stage2" in stages:
         stages.remove("stage1")
