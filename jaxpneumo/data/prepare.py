@@ -90,12 +90,12 @@ def prepare(
 
     Args:
       images: folder with DICOM, PNG or JPEG files, at any depth.
-      labels: ImageId,EncodedPixels; ImageId is a SOP instance UID or a file name without its ending.
+      labels: ImageId,EncodedPixels; ImageId is a SOP instance UID, or a file's name or path (`ids`).
       output: folder to make; must not exist, or be empty, or be made by the same call of the same files: then
         nothing is done. `output`.partial is used on the way.
       sizes: side lengths of the arrays in pixels, multiples of 32.
-      patients: csv with ImageId,patient and possibly sex,age,view; by default the DICOM header is asked, and not
-        believed about patients where it gives every image one of its own.
+      patients: csv with ImageId,patient and possibly sex,age,view; by default the DICOM header is asked. Patients
+        are believed as far as `reconcile.believe_patients` says.
       patient_key: file whose bytes key the hash of the patients' ids, so that several data sets agree on
         them; by default the key is random and forgotten.
       workers: processes; None = one a core and at least 2, 1 = none beside this one (a file that crashes a
