@@ -3,24 +3,29 @@
 import argparse
 import json
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
-from jaxpneumo import progress, run_report
-from jaxpneumo.errors import exit_code
+from jaxpneumo import __version__, places, progress, run_report
+from jaxpneumo.errors import FAILED, exit_code
 from jaxpneumo.train.stop import end_on_sigterm
 
 logger = logging.getLogger("jaxpneumo")
+
+CLOSED = 141  # 128 and SIGPIPE: what a shell says of a program that nobody reads any more
 
 OPTIONS = """\
 options of every verb:
   --quiet             no progress bars, and only warnings in the log
   --verbose           everything in the log, with the time
   --run-report FILE   where run_report.json goes (default: the output folder)
-  --log-json FILE     the log also as JSON lines, appended to FILE"""
+  --log-json FILE     the log also as JSON lines, appended to FILE
+  --version           the version alone"""
 
 
 def run(name: str, verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
@@ -34,6 +39,40 @@ def run(name: str, verb: Callable[[Sequence[str]], int], arguments: Sequence[str
     Returns:
       The exit code (see errors.py). What a verb raises beyond its known failures is reported and raised.
     """
+    return until_closed(lambda: _run(name, verb, arguments))
+
+
+def until_closed(program: Callable[[], int]) -> int:
+    """Runs a program and returns its exit code; one whose reader has gone, as with `| head`, ends without a word."""
+    try:
+        try:
+            code = program()
+        finally:
+            # Here, and not when Python ends, where nobody could catch it.
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.flush()
+        return code
+    except OSError as error:
+        if not (closed := [stream for stream in (sys.stdout, sys.stderr) if stream and not _takes(stream)]):
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in closed:
+            os.dup2(nowhere, stream.fileno())
+        if isinstance(error, BrokenPipeError):
+            return CLOSED
+        print(f"jaxpneumo: what it printed could not be written: {error.strerror}.", file=sys.stderr)
+        return FAILED
+
+
+def _takes(stream: IO[str]) -> bool:
+    try:
+        stream.flush()
+    except OSError:
+        return False
+    return True
+
+
+def _run(name: str, verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     options, rest = _common(name).parse_known_args(arguments)
     start_logging(options.quiet, options.verbose, options.log_json)
     progress.silent = options.quiet
@@ -96,6 +135,7 @@ def _common(name: str) -> argparse.ArgumentParser:
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("--quiet", action="store_true")
     loudness.add_argument("--verbose", action="store_true")
-    parser.add_argument("--run-report", type=Path, metavar="FILE")
-    parser.add_argument("--log-json", type=Path, metavar="FILE")
+    parser.add_argument("--run-report", type=places.path, metavar="FILE")
+    parser.add_argument("--log-json", type=places.file_to_write, metavar="FILE")
+    parser.add_argument("--version", action="version", version=f"jaxpneumo {__version__}")
     return parser

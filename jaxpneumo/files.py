@@ -55,3 +55,13 @@ def read_json(path: Path | str) -> Any:
         raise InputError(f"{path} is not valid JSON ({error}). Restore it or make it anew.") from error
     run_report.read(path)
     return value
+
+
+def take_name(made: Path, name: Path) -> None:
+    """Gives a finished folder its name. The current folder, empty until now, stays itself: its name cannot be taken."""
+    if not (name.is_dir() and name.samefile(".")):
+        os.replace(made, name)
+        return
+    for path in made.iterdir():
+        os.replace(path, name / path.name)
+    made.rmdir()

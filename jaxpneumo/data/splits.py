@@ -16,16 +16,29 @@ from jaxpneumo.data import labels
 from jaxpneumo.data.dataset import Index
 from jaxpneumo.errors import InputError
 from jaxpneumo.files import read_json, write_json
+from jaxpneumo.ranges import did_you_mean
 
 SIDES = ("train", "validation")
 DRAWS = 256  # random patient splits of which the most even one is taken
+
+
+METHODS = ("random", "patient")
+
+
+def check_name(split: str, option: str, methods: tuple[str, ...] = METHODS) -> None:
+    """Raises InputError, naming `option`, for what is neither a method of splitting nor the name of any file."""
+    if split not in methods and not Path(split).suffix and not Path(split).exists():
+        raise InputError(
+            f"{option} {split}: there is no such file; give one, or {', '.join(methods[:-1])} or {methods[-1]}."
+            f"{did_you_mean(split, methods)}"
+        )
 
 
 def check(split: str | Path, fraction: float) -> None:
     """Raises InputError unless `split` is "random", "patient" or a splits file, and 0 <= `fraction` < 1."""
     if not 0 <= fraction < 1:
         raise InputError(f"The validation fraction is {fraction}; give one from 0 to below 1, such as 0.1.")
-    if split not in ("random", "patient"):
+    if split not in METHODS:
         read_splits(split)
 
 

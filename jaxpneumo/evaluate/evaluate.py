@@ -4,7 +4,6 @@ Everything comes from counts (tp, fp, fn) an image, against the label file's own
 score stands beside its interval and beside those of predicting nothing at all and the mean shape.
 """
 
-import argparse
 import csv
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from jaxpneumo import run_report
+from jaxpneumo import places, run_report
+from jaxpneumo.arguments import Parser
 from jaxpneumo.data import dataset, rle
 from jaxpneumo.data.splits import read_splits, split_rows
 from jaxpneumo.errors import DONE, InputError
@@ -29,6 +29,7 @@ from jaxpneumo.predict.ensemble import load_ensemble
 from jaxpneumo.predict.infer import Predictor
 from jaxpneumo.predict.pictures import contact_sheet, overlay, write_png
 from jaxpneumo.predict.submission import write_submission
+from jaxpneumo.ranges import BATCH, REPLICATES, SEED
 
 GALLERY = 12
 NOTE = "Research software, not a medical device."
@@ -280,11 +281,9 @@ def _write_gallery(
 
 def main(arguments: Sequence[str]) -> int:
     """The verb: see HELP."""
-    parser = argparse.ArgumentParser(
-        prog="jaxpneumo evaluate", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="jaxpneumo evaluate", description=HELP)
     members.add_arguments(parser)
-    parser.add_argument("--data", type=Path, help="prepared data set (default: the run's)")
+    parser.add_argument("--data", type=places.path, help="prepared data set (default: the run's)")
     parser.add_argument(
         "--part",
         choices=("validation", "train", "all"),
@@ -292,16 +291,16 @@ def main(arguments: Sequence[str]) -> int:
         help="images to score: a part of the run's split, or all (default: validation)",
     )
     parser.add_argument(
-        "--output", type=Path, help="folder to write to (default: WORKDIR/evaluation; needed with several)"
+        "--output",
+        type=places.folder_to_fill,
+        help="folder to write to (default: WORKDIR/evaluation; needed with several)",
     )
-    parser.add_argument("--batch-size", type=int, help="default: the run's predict.batch_size")
-    parser.add_argument("--replicates", type=int, default=bootstrap.REPLICATES, help="of the bootstrap")
-    parser.add_argument("--seed", type=int, default=bootstrap.SEED, help="of the bootstrap")
+    parser.add_argument("--batch-size", type=BATCH, help="default: the run's predict.batch_size")
+    parser.add_argument("--replicates", type=REPLICATES, default=bootstrap.REPLICATES, help="of the bootstrap")
+    parser.add_argument("--seed", type=SEED, default=bootstrap.SEED, help="of the bootstrap")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)
 
-    if options.replicates < 100:
-        raise InputError(f"--replicates={options.replicates} is too few for an interval; give at least 100.")
     workdirs = members.read_workdirs(options.workdir)
     weights = members.read_weights(options.weights, len(workdirs))
     if len(workdirs) > 1 and options.output is None:
@@ -312,6 +311,7 @@ def main(arguments: Sequence[str]) -> int:
     data = options.data or Path(predictor.config.data.directory)
     rows, split = _part(workdirs, data, options.part)
     output = options.output or workdirs[0] / "evaluation"
+    places.check_folder(output)
     run_report.place(output)
     print(table(evaluate(predictor, data, rows, split, output, options.quiet, options.replicates, options.seed)))
     print(f"Written to {output}")
