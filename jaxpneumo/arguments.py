@@ -32,9 +32,7 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"there is no option {name}.{did_you_mean(name, self._option_string_actions)}")
         options, rest = self.parse_known_args(arguments, namespace)
         if rest:
-            self.error(
-                f"{rest[0]} is not understood.{did_you_mean(rest[0].split('=')[0], self._option_string_actions)}"
-            )
+            self.error(f"{rest[0]} is not understood")
         return options
 
     def parse_known_args(

@@ -89,7 +89,10 @@ def run(config: ConfigDict, workdir: Path) -> int:
     check_config(config)
     resolve_paths(config)
     check_paths(config)
-    places.check_folder(workdir)
+    try:
+        places.check_folder(workdir)
+    except InputError as error:
+        raise InputError(f"--workdir: {error}") from error
     _check_input(config, workdir)
 
     from jaxpneumo.train.sharding import is_first, start_processes
@@ -135,7 +138,10 @@ def _check_input(config: ConfigDict, workdir: Path) -> None:
     if where and not ("synthetic" in config.data and Path(where) == synthetic_folders(config)["test"]):
         from jaxpneumo.predict.pipeline import find_radiographs
 
-        find_radiographs(Path(where), workdir / "predictions")
+        try:
+            find_radiographs(Path(where), workdir / "predictions")
+        except InputError as error:
+            raise InputError(f"--config.predict.input={where}: {error}") from error
 
 
 if __name__ == "__main__":

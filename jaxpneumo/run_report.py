@@ -42,11 +42,15 @@ class _Files:
 
 @dataclass
 class Report:
-    """What is known of the command under way; `code` and `reason` are set when it ends."""
+    """What is known of the command under way; `code` and `reason` are set when it ends.
+
+    `placed`: the place of `file` is by `place`, not by the user.
+    """
 
     verb: str
     command: list[str]
     file: Path | None = None
+    placed: bool = False
     process: int = 0
     code: int | None = None
     reason: str = ""
@@ -86,7 +90,7 @@ def place(output: Path | str) -> None:
     """Says where the report goes: into a folder, or beside a file as NAME.run_report.json. The first one counts."""
     report = _under_way
     if report and not report.file:
-        path = Path(os.path.abspath(output))
+        path, report.placed = Path(os.path.abspath(output)), True
         beside = path.suffix in (".json", ".csv", ".png") and not path.is_dir()
         report.file = path.with_name(f"{path.stem}.run_report.json") if beside else path / "run_report.json"
 
@@ -167,7 +171,8 @@ def _write_to_its_place(report: Report, started: datetime, seconds: float) -> No
     if report.process:
         path = path.with_name(f"{path.stem}_{report.process}{path.suffix}")
     beside = path.parent.parent / f"{path.parent.name}.{path.name}"
-    if not path.parent.is_dir() or (report.code not in (DONE, PARTIAL) and not any(path.parent.iterdir())):
+    unused = report.placed and report.code not in (None, DONE, PARTIAL) and not any(path.parent.glob("*"))
+    if unused or not path.parent.is_dir():
         if report.code == BAD_INPUT or not path.parent.parent.is_dir():
             return
         path = beside

@@ -9,6 +9,8 @@ from jaxpneumo.arguments import Parser
 from jaxpneumo.errors import InputError
 from jaxpneumo.ranges import Several, number
 
+WEIGHTS = Several(number(0, 1e6))
+
 
 def add_arguments(parser: Parser) -> None:
     """Adds --workdir, as often as there are runs, and --weights."""
@@ -20,7 +22,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--weights",
-        type=Several(number(0, 1e6)),
+        type=WEIGHTS,
         metavar="W,W",
         help="of the runs in that mean, such as 0.7,0.3 (default: equal ones)",
     )
