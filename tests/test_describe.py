@@ -166,7 +166,7 @@ def test_picture_of_nothing_positive(tmp_path):
         (["--labels", "none.csv"], r"none\.csv cannot be read"),
         (
             ["--labels", "none.csv", "--removal", "-1"],
-            "--removal: -1 cannot be used; give a whole number from 0 to 1048576",
+            "--removal: -1 cannot be used; give a whole number from 0",
         ),
     ],
 )

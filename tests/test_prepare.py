@@ -346,7 +346,7 @@ def test_wrong_use_is_refused(files, capsys, tmp_path):
     refused(
         files,
         capsys,
-        "--validation-fraction: 1 cannot be used; give a number from 0 to below 1",
+        "1 cannot be used; give a number from 0 to below 1",
         "--validation-fraction",
         "1",
     )

@@ -115,7 +115,7 @@ def test_no_patient_is_written(data, radiographs):
         (["--data", "DATA", "--folds", "25"], "choose --folds from 2 to 24"),
         (
             ["--data", "DATA", "--validation-fraction", "1.5"],
-            "--validation-fraction: 1.5 cannot be used; give a number from 0 to below 1",
+            "fraction: 1.5 cannot be used; give a number from 0 to below 1",
         ),
         (["--data", "DATA", "--output", "s.txt"], "does not end in .json"),
         (["--data", "none"], "is not a prepared data set"),

@@ -202,6 +202,13 @@ def _part(workdirs: Sequence[Path], data: Path, part: str) -> tuple[np.ndarray, 
         seen = [image_id for workdir in workdirs for image_id in read_splits(workdir / "splits.json")["train"]]
         trained = np.isin(index.image_id, seen)
         return np.arange(len(index)), {"method": "none", "part": "whole", "images_in_training": int(trained.sum())}
+    of_split = read_splits(workdirs[0] / "splits.json")
+    ids = of_split["train"] + of_split["validation"]
+    if lacking := int((~np.isin(ids, index.image_id)).sum()):
+        raise InputError(
+            f"{data} lacks {lacking} of the {len(ids)} images that {workdirs[0]} was trained and validated on, so it is "
+            f"another data set: give --part all to score the whole of it, or the run's own with --data."
+        )
     train, validation, split = split_rows(index, str(workdirs[0] / "splits.json"), 0.0, 0)
     for workdir in workdirs[1:]:
         _, other, _ = split_rows(index, str(workdir / "splits.json"), 0.0, 0)
@@ -309,6 +316,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.batch_size is not None:
         predictor.config.predict.batch_size = options.batch_size
     data = options.data or Path(predictor.config.data.directory)
+    if options.data is None and not data.is_dir():
+        raise InputError(f"{data}, the data set of {workdirs[0]}, is not here. Give the folder where it is as --data.")
     rows, split = _part(workdirs, data, options.part)
     output = options.output or workdirs[0] / "evaluation"
     places.check_folder(output)
