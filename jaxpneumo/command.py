@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from jaxpneumo import __version__, places, progress, run_report
-from jaxpneumo.errors import FAILED, exit_code
+from jaxpneumo.errors import exit_code, tell
 from jaxpneumo.train.stop import end_on_sigterm
 
 logger = logging.getLogger("jaxpneumo")
@@ -53,23 +54,20 @@ def until_closed(program: Callable[[], int]) -> int:
                 stream.flush()
         return code
     except OSError as error:
-        if not (closed := [stream for stream in (sys.stdout, sys.stderr) if stream and not _takes(stream)]):
-            raise
+        pipe = isinstance(error, BrokenPipeError)
+        lost = [stream for stream in (sys.stdout, sys.stderr) if stream and _has_no_reader(stream)]
+        if pipe and not lost:
+            raise  # another pipe, such as one to a worker process
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in closed:
+        for stream in lost or filter(None, [sys.stdout]):
             os.dup2(nowhere, stream.fileno())
-        if isinstance(error, BrokenPipeError):
-            return CLOSED
-        print(f"jaxpneumo: what it printed could not be written: {error.strerror}.", file=sys.stderr)
-        return FAILED
+        return CLOSED if pipe else tell(error)
 
 
-def _takes(stream: IO[str]) -> bool:
-    try:
-        stream.flush()
-    except OSError:
-        return False
-    return True
+def _has_no_reader(stream: IO[str]) -> bool:
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _run(name: str, verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:

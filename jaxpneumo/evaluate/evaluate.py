@@ -206,8 +206,8 @@ def _part(workdirs: Sequence[Path], data: Path, part: str) -> tuple[np.ndarray, 
     ids = of_split["train"] + of_split["validation"]
     if lacking := int((~np.isin(ids, index.image_id)).sum()):
         raise InputError(
-            f"{data} lacks {lacking} of the {len(ids)} images that {workdirs[0]} was trained and validated on, so it is "
-            f"another data set: give --part all to score the whole of it, or the run's own with --data."
+            f"{data} lacks {lacking} of the {len(ids)} images of {workdirs[0]}: it is another data set. "
+            "Give --part all to score the whole of it, or the run's own with --data."
         )
     train, validation, split = split_rows(index, str(workdirs[0] / "splits.json"), 0.0, 0)
     for workdir in workdirs[1:]:
