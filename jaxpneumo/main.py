@@ -89,10 +89,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     check_config(config)
     resolve_paths(config)
     check_paths(config)
-    try:
-        places.check_folder(workdir)
-    except InputError as error:
-        raise InputError(f"--workdir: {error}") from error
+    places.check_folder(workdir, "--workdir")
     _check_input(config, workdir)
 
     from jaxpneumo.train.sharding import is_first, start_processes
@@ -134,14 +131,15 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
 def _check_input(config: ConfigDict, workdir: Path) -> None:
     """Raises InputError where there will be nothing to predict; synthetic data may have to be made first."""
-    where = config.predict.input
-    if where and not ("synthetic" in config.data and Path(where) == synthetic_folders(config)["test"]):
-        from jaxpneumo.predict.pipeline import find_radiographs
+    where, made = config.predict.input, "synthetic" in config.data and synthetic_folders(config)["test"]
+    if not where or Path(where) == made:
+        return
+    if not Path(where).exists():
+        drawn = f"; the synthetic ones will be in {made}" if made else ""
+        raise InputError(f"--config.predict.input={where}: there is no such folder. Give one of radiographs{drawn}.")
+    from jaxpneumo.predict.pipeline import find_radiographs
 
-        try:
-            find_radiographs(Path(where), workdir / "predictions")
-        except InputError as error:
-            raise InputError(f"--config.predict.input={where}: {error}") from error
+    find_radiographs(Path(where), workdir / "predictions")
 
 
 if __name__ == "__main__":

@@ -49,30 +49,33 @@ def scratch_folder(text: str) -> Path:
     return _tried(folder, check_folder)
 
 
-def check_folder(folder: Path) -> None:
-    """Raises InputError unless files can be written in a folder, or below the nearest one above it that is there."""
+def check_folder(folder: Path, option: str = "") -> None:
+    """Raises InputError, naming `option`, unless files can be written in a folder that is there or can be made."""
+    name = f"{option}: " if option else ""
     try:
         place = next(each for each in (folder, *folder.parents) if _is_there(each))
         if not place.is_dir():
-            raise InputError(f"{place} is not a folder. Choose another place.")
+            raise InputError(f"{name}{place} is not a folder. Choose another place.")
         # Rights alone do not tell: a file system can be read-only, or none for files at all.
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        raise InputError(f"nothing can be written to {folder} ({error.strerror}). Choose another place.") from error
+        text = f"{name}nothing can be written to {folder} ({error.strerror}). Choose another place."
+        raise InputError(text) from error
 
 
-def check_file(file: Path) -> None:
-    """Raises InputError unless a file can be written there."""
+def check_file(file: Path, option: str = "") -> None:
+    """Raises InputError, naming `option`, unless a file can be written there."""
+    name = f"{option}: " if option else ""
     try:
         mode = os.lstat(file).st_mode if _is_there(file) else stat.S_IFREG
     except OSError as error:
-        raise InputError(f"{file} cannot be written ({error.strerror}). Choose another name.") from error
+        raise InputError(f"{name}{file} cannot be written ({error.strerror}). Choose another name.") from error
     if stat.S_ISDIR(mode) or file.is_dir():
-        raise InputError(f"{file} is a folder. Give the name of a file.")
+        raise InputError(f"{name}{file} is a folder. Give the name of a file.")
     if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
-        raise InputError(f"{file} is a device, not a file. Give the name of a file.")
-    check_folder(file.parent)
+        raise InputError(f"{name}{file} is a device, not a file. Give the name of a file.")
+    check_folder(file.parent, option)
 
 
 def _is_there(each: Path) -> bool:

@@ -44,7 +44,7 @@ class Numbers:
 
     def __call__(self, text: str) -> int | float | str:
         """A text's number. Raises ArgumentTypeError, which says the range."""
-        if text == self.word:
+        if self.word and text == self.word:
             return text
         try:
             value = int(text) if self.whole else float(text)

@@ -130,7 +130,7 @@ def _output(args: argparse.Namespace) -> Path:
     output = args.output or args.data / "splits.json"
     if output.suffix != ".json":
         raise InputError(f"--output {output} does not end in .json, as a splits file has to.")
-    places.check_file(output)
+    places.check_file(output, "--output")
     return output
 
 

@@ -320,7 +320,7 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"{data}, the data set of {workdirs[0]}, is not here. Give the folder where it is as --data.")
     rows, split = _part(workdirs, data, options.part)
     output = options.output or workdirs[0] / "evaluation"
-    places.check_folder(output)
+    places.check_folder(output, "--output")
     run_report.place(output)
     print(table(evaluate(predictor, data, rows, split, output, options.quiet, options.replicates, options.seed)))
     print(f"Written to {output}")

@@ -284,7 +284,7 @@ def main(arguments: Sequence[str]) -> int:
     name, workdirs = options.name or options.rule, read_workdirs(options.workdir)
     targets = [path_of(workdir, name) for workdir in workdirs]
     for workdir in workdirs:
-        places.check_folder(workdir)
+        places.check_folder(workdir, "--workdir")
     run_report.place(workdirs[0] / "evaluation/thresholds.json")
     counts, patient, chosen_on = read_pooled(workdirs)
     result = choose_all(counts, patient, options.score, options.choose, options.seed)

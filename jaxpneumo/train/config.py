@@ -136,6 +136,8 @@ def check_paths(config: ConfigDict) -> None:
         )
     if not config.data.directory:
         raise InputError("--config.data.directory is empty. Give the folder of a prepared data set.")
+    if "synthetic" in config.data and not Path(config.data.directory).is_dir():
+        places.check_folder(Path(config.data.directory).parent, "--config.data.directory")
 
 
 def resolve_paths(config: ConfigDict) -> None:

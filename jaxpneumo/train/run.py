@@ -58,7 +58,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         splits.check(config.data.split, config.data.validation_fraction)
     resolve_paths(config)
     check_paths(config)
-    places.check_folder(workdir)
+    places.check_folder(workdir, "--workdir")
     for section in stages_of(config):
         check_batch_size(config[section].batch_size, jax.device_count(), section)
     run_report.process(jax.process_index())
