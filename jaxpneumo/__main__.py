@@ -3,8 +3,10 @@
 import sys
 from importlib import import_module
 
-from jaxpneumo.command import OPTIONS, run
+from jaxpneumo import __version__
+from jaxpneumo.command import OPTIONS, run, until_closed
 from jaxpneumo.errors import BAD_INPUT, DONE
+from jaxpneumo.ranges import did_you_mean
 from jaxpneumo.runtime import prepare_process
 
 VERBS = {
@@ -29,15 +31,25 @@ VERBS = {
 
 def main() -> int:
     """Runs the verb that the command line names and returns its exit code."""
+    return until_closed(_main)
+
+
+def _main() -> int:
     verb, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
-    if verb in ("-h", "--help"):
-        print("usage: jaxpneumo VERB ...   (jaxpneumo VERB --help says more, with examples)\n")
+    if verb == "help" and arguments:
+        verb, arguments = arguments[0], ["--help"]
+    if verb == "--version":
+        print(f"jaxpneumo {__version__}")
+        return DONE
+    if verb in ("-h", "--help", "help"):
+        print("usage: jaxpneumo VERB ...   (jaxpneumo help VERB says more, with examples)\n")
         print("\n".join(f"  {name:12} {purpose}" for name, (_, purpose) in VERBS.items()))
         print(f"\n{OPTIONS}")
         print("\nFinds and outlines pneumothorax in chest radiographs. Not a medical device.")
         return DONE
     if verb not in VERBS:
-        print(f"jaxpneumo: there is no verb {verb!r}; choose one of {', '.join(VERBS)}.", file=sys.stderr)
+        like = did_you_mean(verb, VERBS)
+        print(f"jaxpneumo: there is no verb {verb!r}; choose one of {', '.join(VERBS)}.{like}", file=sys.stderr)
         return BAD_INPUT
     prepare_process()
     return run(verb, lambda rest: import_module(VERBS[verb][0]).main(rest), arguments)

@@ -4,24 +4,30 @@ import argparse
 import io
 import json
 import logging
+import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
-from jaxpneumo import progress, run_report
-from jaxpneumo.errors import exit_code
+from jaxpneumo import __version__, places, progress, run_report
+from jaxpneumo.errors import exit_code, tell
 from jaxpneumo.train.stop import end_on_sigterm
 
 logger = logging.getLogger("jaxpneumo")
+
+CLOSED = 141  # 128 and SIGPIPE: what a shell says of a program that nobody reads any more
 
 OPTIONS = """\
 options of every verb:
   --quiet             no progress bars, and only warnings in the log
   --verbose           everything in the log, with the time
   --run-report FILE   where run_report.json goes (default: the output folder)
-  --log-json FILE     the log also as JSON lines, appended to FILE"""
+  --log-json FILE     the log also as JSON lines, appended to FILE
+  --version           the version alone"""
 
 
 def run(name: str, verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
@@ -35,6 +41,37 @@ def run(name: str, verb: Callable[[Sequence[str]], int], arguments: Sequence[str
     Returns:
       The exit code (see errors.py). What a verb raises beyond its known failures is reported and raised.
     """
+    return until_closed(lambda: _run(name, verb, arguments))
+
+
+def until_closed(program: Callable[[], int]) -> int:
+    """Runs a program and returns its exit code; one whose reader has gone, as with `| head`, ends without a word."""
+    try:
+        try:
+            code = program()
+        finally:
+            # Here, and not when Python ends, where nobody could catch it.
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.flush()
+        return code
+    except OSError as error:
+        pipe = isinstance(error, BrokenPipeError)
+        lost = [stream for stream in (sys.stdout, sys.stderr) if stream and _has_no_reader(stream)]
+        if pipe and not lost:
+            raise  # another pipe, such as one to a worker process
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in lost or filter(None, [sys.stdout]):
+            os.dup2(nowhere, stream.fileno())
+        return CLOSED if pipe else tell(error)
+
+
+def _has_no_reader(stream: IO[str]) -> bool:
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _run(name: str, verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     options, rest = _common(name).parse_known_args(arguments)
     start_logging(options.quiet, options.verbose, options.log_json)
     progress.silent = options.quiet
@@ -99,6 +136,7 @@ def _common(name: str) -> argparse.ArgumentParser:
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("--quiet", action="store_true")
     loudness.add_argument("--verbose", action="store_true")
-    parser.add_argument("--run-report", type=Path, metavar="FILE")
-    parser.add_argument("--log-json", type=Path, metavar="FILE")
+    parser.add_argument("--run-report", type=places.path, metavar="FILE")
+    parser.add_argument("--log-json", type=places.file_to_write, metavar="FILE")
+    parser.add_argument("--version", action="version", version=f"jaxpneumo {__version__}")
     return parser

@@ -67,6 +67,16 @@ def read_json(path: Path | str) -> Any:
     return value
 
 
+def take_name(made: Path, name: Path) -> None:
+    """Gives a finished folder its name. The current folder, empty until now, stays itself: its name cannot be taken."""
+    if not (name.is_dir() and name.samefile(".")):
+        os.replace(made, name)
+        return
+    for path in made.iterdir():
+        os.replace(path, name / path.name)
+    made.rmdir()
+
+
 def printable(name: str) -> str:
     """A file's name or path as text that any file can hold; different names stay different.
 

@@ -23,9 +23,10 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxpneumo import command, run_report
+from jaxpneumo import command, places, run_report
 from jaxpneumo.errors import DONE, PARTIAL, InputError
 from jaxpneumo.runtime import prepare_process
+from jaxpneumo.train.config import check_config, check_paths, resolve_paths, synthetic_folders, why_refused
 
 # JAX and everything above it are imported inside `run`: Grain's worker processes import this module again.
 
@@ -41,9 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
         print(__doc__)
         return DONE
-    config_file = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), None)
-    if config_file is None:
-        raise InputError("no config: give one as --config=configs/exp5.py; --help has examples.")
+    config_file = _config_file(arguments)
     file = config_file.split(".py:")[0].removesuffix(".py") + ".py"
     if not Path(file).is_file():
         raise InputError(f"--config={config_file}: there is no file {file} here; configs/ has the shipped ones.")
@@ -51,17 +50,23 @@ def main(arguments: Sequence[str]) -> int:
         rest = FLAGS(["jaxpneumo", *arguments])[1:]
     except Exception as error:
         # The config file is the user's program and may raise anything; so may a wrong override.
-        raise InputError(f"--config={config_file} cannot be used: {_reason(error)}") from error
+        raise InputError(f"--config={config_file} cannot be used: {why_refused(error)}") from error
     if rest:
         raise InputError(f"{' '.join(rest)} is not understood: flags have the form --config.stage1.epochs=2.")
+    workdir = _WORKDIR.value
     name = config_file.removesuffix(".py").replace(".py:", "_").rsplit("/", 1)[-1]
-    return run(_CONFIG.value, Path(_WORKDIR.value or f"runs/{name}"))
+    return run(_CONFIG.value, places.path(workdir) if workdir else Path(f"runs/{name}"))
 
 
-def _reason(error: Exception) -> str:
-    """What the config file or ml_collections said, without the traceback that the latter puts into its text."""
-    text = str(error.args[0]) if error.args else str(error)
-    return text.strip().splitlines()[-1] if "Traceback" in text else " ".join(text.split())
+def _config_file(arguments: Sequence[str]) -> str:
+    """What --config names, with = or a blank. Raises InputError where it names nothing."""
+    for place, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config"):
+            value = value if equals else "".join(arguments[place + 1 : place + 2])
+            if value:
+                return value
+    raise InputError("no config: give one as --config=configs/exp5.py; --help has examples.")
 
 
 def run(config: ConfigDict, workdir: Path) -> int:
@@ -80,6 +85,13 @@ def run(config: ConfigDict, workdir: Path) -> int:
       InputError: the config, the data or the folder cannot be used.
       TrainingError: training failed.
     """
+    # Before anything starts that takes time: several processes would wait for each other.
+    check_config(config)
+    resolve_paths(config)
+    check_paths(config)
+    places.check_folder(workdir, "--workdir")
+    _check_input(config, workdir)
+
     from jaxpneumo.train.sharding import is_first, start_processes
     from jaxpneumo.train.stop import end_on_sigterm
 
@@ -120,6 +132,19 @@ def run(config: ConfigDict, workdir: Path) -> int:
     print(f"Everything is in {workdir}; open {workdir / 'report.html'} in a browser.")
     print(clean.words(workdir))
     return DONE if complete else PARTIAL
+
+
+def _check_input(config: ConfigDict, workdir: Path) -> None:
+    """Raises InputError where there will be nothing to predict; synthetic data may have to be made first."""
+    where, made = config.predict.input, "synthetic" in config.data and synthetic_folders(config)["test"]
+    if not where or Path(where) == made:
+        return
+    if not Path(where).exists():
+        drawn = f"; the synthetic ones will be in {made}" if made else ""
+        raise InputError(f"--config.predict.input={where}: there is no such folder. Give one of radiographs{drawn}.")
+    from jaxpneumo.predict.pipeline import find_radiographs
+
+    find_radiographs(Path(where), workdir / "predictions")
 
 
 if __name__ == "__main__":

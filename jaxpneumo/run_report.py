@@ -4,6 +4,7 @@ Whoever reads, writes or sets aside says so here, in one line; without a report 
 report is the process's own, and its threads share it. It holds paths and counts, and nothing of what is in the files.
 """
 
+import os
 import resource
 import sys
 import threading
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from jaxpneumo.errors import BAD_INPUT, DONE, PARTIAL
 
 # Lists in the report end here; the counts beside them go on.
 LISTED = 100
@@ -39,11 +42,15 @@ class _Files:
 
 @dataclass
 class Report:
-    """What is known of the command under way; `code` and `reason` are set when it ends."""
+    """What is known of the command under way; `code` and `reason` are set when it ends.
+
+    `placed`: the place of `file` is by `place`, not by the user.
+    """
 
     verb: str
     command: list[str]
     file: Path | None = None
+    placed: bool = False
     process: int = 0
     code: int | None = None
     reason: str = ""
@@ -69,7 +76,7 @@ def recording(verb: str, command: list[str], file: Path | None = None) -> Iterat
       file: where the report goes; None: where `place` says, or nowhere.
     """
     global _under_way
-    before, report = _under_way, Report(verb, command, Path(file) if file else None)
+    before, report = _under_way, Report(verb, command, Path(os.path.abspath(file)) if file else None)
     started, start = datetime.now(UTC), time.monotonic()
     _under_way = report
     try:
@@ -83,8 +90,8 @@ def place(output: Path | str) -> None:
     """Says where the report goes: into a folder, or beside a file as NAME.run_report.json. The first one counts."""
     report = _under_way
     if report and not report.file:
-        path = Path(output)
-        beside = path.suffix and not path.is_dir()
+        path, report.placed = Path(os.path.abspath(output)), True
+        beside = path.suffix in (".json", ".csv", ".png") and not path.is_dir()
         report.file = path.with_name(f"{path.stem}.run_report.json") if beside else path / "run_report.json"
 
 
@@ -144,7 +151,16 @@ def _note(kind: str, path: Path | str, files: int) -> None:
 
 
 def _write(report: Report, started: datetime, seconds: float) -> None:
-    """Writes a report that has a place. A folder that was never made is not made for it: it goes beside it."""
+    """Writes a report that has a place, and changes nothing else: whatever fails on the way is told as a warning."""
+    try:
+        _write_to_its_place(report, started, seconds)
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or error
+        print(f"jaxpneumo: the run report {report.file} could not be written: {reason}.", file=sys.stderr)
+
+
+def _write_to_its_place(report: Report, started: datetime, seconds: float) -> None:
+    """A folder that was never made, or not filled, is not made or filled for the report: it goes beside it."""
     # Here: files.py notes what it writes, and so imports this module.
     from jaxpneumo.files import write_json
     from jaxpneumo.software import software
@@ -154,9 +170,10 @@ def _write(report: Report, started: datetime, seconds: float) -> None:
         return
     if report.process:
         path = path.with_name(f"{path.stem}_{report.process}{path.suffix}")
-    beside = path.parent.with_name(f"{path.parent.name}.{path.name}")
-    if not path.parent.is_dir():
-        if report.code == 2 or not path.parent.parent.is_dir():
+    beside = path.parent.parent / f"{path.parent.name}.{path.name}"
+    unused = report.placed and report.code not in (None, DONE, PARTIAL) and not any(path.parent.glob("*"))
+    if unused or not path.parent.is_dir():
+        if report.code == BAD_INPUT or not path.parent.parent.is_dir():
             return
         path = beside
     else:
@@ -181,7 +198,4 @@ def _write(report: Report, started: datetime, seconds: float) -> None:
         "processor_seconds": {who: round(usage.ru_utime + usage.ru_stime, 3) for who, usage in used.items()},
         "software": software(),
     }
-    try:
-        write_json(path, content)
-    except OSError as error:
-        print(f"jaxpneumo: the run report {path} could not be written: {error.strerror}.", file=sys.stderr)
+    write_json(path, content)

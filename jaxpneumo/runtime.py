@@ -48,7 +48,8 @@ def prepare_process() -> None:
         # XLA takes the memory for a call's results anew for every call. In pages of 4 KiB this costs a step more
         # than a fifth of its time; glibc reads how it asks for pages when a process starts and never again.
         os.environ[_TUNABLES] = _HUGE_PAGES
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

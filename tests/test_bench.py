@@ -215,13 +215,13 @@ def test_config_of_a_run_is_read_with_its_changes():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["step", "--size=30"], "multiples of 32"),
+        (["step", "--size=30"], "--size: 30 cannot be used; give a multiple of 32"),
         (["step", "--depths=1,2"], "four numbers"),
         (["step", *TINY_OPTIONS, "--repeats=0", "--no-roofline"], "--repeats"),
-        (["step", "--augment=0.5,x,0,0"], "four probabilities"),
-        (["plan", "--sizes=256,x"], "multiples of 32"),
-        (["plan", "--memory=0"], "memory in GiB"),
-        (["run", "--config=configs/exp5.py", "--epochs=1"], "2 --epochs"),
+        (["step", "--augment=0.5,x,0,0"], "--augment: 0.5,x,0,0 cannot be used; give four numbers"),
+        (["plan", "--sizes=256,x"], "each a multiple of 32"),
+        (["plan", "--memory=0"], "--memory: 0 cannot be used; give a number above 0"),
+        (["run", "--config=configs/exp5.py", "--epochs=1"], "--epochs: 1 cannot be used; give a whole number from 2"),
         (["run", "--config=configs/exp5.py", "--steps=1"], "not understood"),
     ],
 )

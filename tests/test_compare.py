@@ -100,5 +100,5 @@ def test_an_evaluation_that_is_missing_or_not_whole_is_refused(runs):
     shutil.rmtree(runs[1] / "evaluation")
     with pytest.raises(InputError, match="was not evaluated"):
         compare.compare(*runs, None, 100, 0)
-    with pytest.raises(InputError, match="at least 100"):
+    with pytest.raises(InputError, match="--replicates: 9 cannot be used; give a whole number from 100"):
         compare.main([*map(str, runs), "--replicates", "9"])

@@ -192,7 +192,10 @@ def test_picture_of_nothing_positive(tmp_path):
         (["--data", "x", "--patients", "y"], "--patients goes with --labels"),
         (["--data", "none"], "is not a prepared data set"),
         (["--labels", "none.csv"], r"none\.csv cannot be read"),
-        (["--labels", "none.csv", "--removal", "-1"], "is negative"),
+        (
+            ["--labels", "none.csv", "--removal", "-1"],
+            "--removal: -1 cannot be used; give a whole number from 0",
+        ),
     ],
 )
 def test_wrong_use(arguments, words):

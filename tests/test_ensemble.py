@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from argparse import ArgumentTypeError
 
 import jax
 import numpy as np
@@ -103,20 +104,15 @@ def test_weights_and_folders_of_the_command_line(tmp_path):
     assert [str(path) for path in members.read_workdirs(["x,y", "z"])] == ["x", "y", "z"]
     assert members.read_workdirs([str(tmp_path / "a,b")]) == [tmp_path / "a,b"]
     assert members.read_weights(None, 4) == [0.25] * 4
-    assert members.read_weights("3,1", 2) == [0.75, 0.25]
+    assert members.read_weights(members.WEIGHTS("3,1"), 2) == [0.75, 0.25]
     with pytest.raises(InputError, match="empty name"):
         members.read_workdirs(["x,"])
-    for value, words in (
-        ("1,a", "not numbers"),
-        ("1,-1", "0 or more"),
-        ("0,0", "not all of them 0"),
-        ("1,nan", "0 or more"),
-        ("1,inf", "0 or more"),
-        ("1", "are 1 for 2 runs"),
-        ("1,1,1", "are 3 for 2 runs"),
-    ):
+    for text in ("1,a", "1,-1", "1,nan", "1,inf", "1,,1", ""):
+        with pytest.raises(ArgumentTypeError, match="cannot be used; give numbers between commas, each"):
+            members.WEIGHTS(text)
+    for text, words in (("0,0", "not all of them 0"), ("1", "are 1 for 2 runs"), ("1,1,1", "are 3 for 2 runs")):
         with pytest.raises(InputError, match=words):
-            members.read_weights(value, 2)
+            members.read_weights(members.WEIGHTS(text), 2)
 
 
 def test_predict_takes_several_runs(evaluated, second, radiographs, tmp_path):

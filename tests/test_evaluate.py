@@ -270,5 +270,5 @@ def test_surfaces_and_calibration_are_left_for_the_report(workdir, summary):
 
 
 def test_too_few_replicates_are_refused(workdir):
-    with pytest.raises(InputError, match="at least 100"):
+    with pytest.raises(InputError, match="--replicates: 10 cannot be used; give a whole number from 100"):
         module.main(["--workdir", str(workdir), "--replicates", "10"])

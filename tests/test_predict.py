@@ -281,7 +281,7 @@ def test_options_change_the_runs_settings(workdir, radiographs, tmp_path):
     assert len(list((output / "overlays").iterdir())) == 2
     assert not (output / "quarantine.csv").exists()
     output = tmp_path / "none"
-    assert predict.main([*arguments, "--output", str(output), "--removal-threshold", "2000000"]) == DONE
+    assert predict.main([*arguments, "--output", str(output), "--removal-threshold", str(1024 * 1024)]) == DONE
     assert set(read_submission(output / "submission.csv").values()) == {"-1"}
 
 

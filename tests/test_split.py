@@ -112,8 +112,11 @@ def test_no_patient_is_written(data, radiographs):
         (["--labels", "x.csv"], "say where with --output"),
         (["--data", "DATA", "--method", "rounds"], "needs --patients CSV with a column round1"),
         (["--data", "DATA", "--method", "x.csv", "--folds", "3"], "goes with --method random or patient"),
-        (["--data", "DATA", "--folds", "1"], "choose --folds from 2 to 24"),
-        (["--data", "DATA", "--validation-fraction", "1.5"], "validation fraction is 1.5"),
+        (["--data", "DATA", "--folds", "25"], "choose --folds from 2 to 24"),
+        (
+            ["--data", "DATA", "--validation-fraction", "1.5"],
+            "fraction: 1.5 cannot be used; give a number from 0 to below 1",
+        ),
         (["--data", "DATA", "--output", "s.txt"], "does not end in .json"),
         (["--data", "none"], "is not a prepared data set"),
         (["--data", "DATA", "--method", "none.json"], "cannot be read"),

@@ -238,7 +238,7 @@ def test_top_threshold_empties_masks(workdir, radiographs, tmp_path):
     arguments = ["--workdir", str(workdir), "--input", str(radiographs / "dicom"), "--quiet", "--overlays", "0"]
     saved = {"threshold": 0.0, "removal_threshold": 0, "removal_rule": "image", "tta": True, "size": 32}
     write_json(workdir / "thresholds/all.json", {**saved, "top_threshold": 0.0, "top_area": NATIVE_AREA})
-    write_json(workdir / "thresholds/none.json", {**saved, "top_threshold": 0.0, "top_area": NATIVE_AREA + 100})
+    write_json(workdir / "thresholds/none.json", {**saved, "top_threshold": 1.0, "top_area": NATIVE_AREA})
     for name, code in (("all", f"0 {128 * 128}"), ("none", "-1")):
         assert predict.main([*arguments, "--output", str(tmp_path / name), "--thresholds", name]) == DONE
         assert set(read_submission(tmp_path / name / "submission.csv").values()) == {code}

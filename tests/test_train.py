@@ -179,9 +179,12 @@ def test_killed_process_goes_on_from_its_last_checkpoint(prepared, tmp_path):
 
 
 def test_loss_that_is_not_finite_stops_with_words(prepared, tmp_path):
+    """With a rate that a config may not have: train_stage itself does not ask."""
     config = small(prepared, learning_rate=1e30)
+    data = StageData(str(prepared), np.arange(12), np.arange(12, 24))
+    variables = initialise(make_model(config), 0)
     with pytest.raises(TrainingError, match=r"stage1 epoch 1/3: the loss became .* learning_rate"):
-        train(config, tmp_path)
+        train_stage(config, "stage1", data, tmp_path / "stage1", variables)
     assert not (tmp_path / "stage1/final").exists()
 
 
@@ -236,7 +239,9 @@ def test_config_problems_are_told_all_at_once(prepared, tmp_path):
     config = small(prepared, schedule="steps")
     del config.loss.dice
     del config.predict.tta
-    with pytest.raises(InputError, match=r"loss\.dice is missing; predict\.tta is missing; stage1\.schedule must be"):
+    with pytest.raises(
+        InputError, match=r"loss\.dice is missing; predict\.tta is missing; --config\.stage1\.schedule must be"
+    ):
         train(config, tmp_path)
 
 
@@ -323,7 +328,7 @@ def test_folds_that_cannot_be_are_refused_before_anything_is_written(prepared, t
     splits.write_folds(file, [index.image_id[:12], index.image_id[12:]], "mine", None)
     for where, fold, words in (
         (file, 2, "has the folds 0 to 1, not 2"),
-        (file, -1, "has the folds 0 to 1, not -1"),
+        (file, -1, "data.fold must be a whole number from 0 to 999, not -1"),
         ("random", 1, "random split has no folds"),
     ):
         with pytest.raises(InputError, match=words):

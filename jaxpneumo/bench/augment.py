@@ -19,6 +19,7 @@ from jaxpneumo.bench.measure import add_network, finish, network, parser, random
 from jaxpneumo.bench.step import prepare_step
 from jaxpneumo.errors import DONE
 from jaxpneumo.model.unet import UNet
+from jaxpneumo.ranges import CALLS
 
 
 def bench_augment(
@@ -86,7 +87,7 @@ def main(argv: list[str]) -> int:
     """The verb `jaxpneumo bench augment`."""
     options = parser("augment", __doc__.split(": ", 1)[1].split("\n")[0], "--size 256 --batch 64 --dtype bfloat16")
     add_network(options)
-    options.add_argument("--calls", type=int, metavar="N", help="calls a repeat (default: about 0.3 s)")
+    options.add_argument("--calls", type=CALLS, metavar="N", help="calls a repeat (default: about 0.3 s)")
     options = options.parse_args(argv)
     result = bench_augment(network(options), options.size, options.batch, options.repeats, options.calls)
     finish(

@@ -14,11 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxpneumo import places
 from jaxpneumo.augment import host
 from jaxpneumo.bench.measure import finish, parser, rates, seconds_per_call
 from jaxpneumo.data import dataset
 from jaxpneumo.data.source import index_batches, train_batches
-from jaxpneumo.errors import DONE, InputError
+from jaxpneumo.errors import DONE
+from jaxpneumo.ranges import BATCH, CALLS, COUNT, WORKERS, multiple_of
 from jaxpneumo.train.sharding import check_batch_size, make_mesh, place, replicated, split
 from jaxpneumo.train.step import take_batch
 
@@ -105,15 +107,24 @@ def main(argv: list[str]) -> int:
     """The verb `jaxpneumo bench input`."""
     options = parser("input", __doc__.split(": ", 1)[1].split("\n")[0], "--size 256 --batch 64")
     add = options.add_argument
-    add("--size", type=int, default=256, metavar="PIXELS", help="height and width (default: %(default)s)")
-    add("--batch", type=int, default=64, metavar="N", help="images of a batch (default: %(default)s)")
-    add("--images", type=int, metavar="N", help="of the data set (default: 512, or two batches)")
-    add("--workers", type=int, default=0, metavar="N", help="reading processes (default: 0, threads)")
-    add("--calls", type=int, metavar="N", help="batches a repeat (default: about 0.3 s)")
-    add("--scratch", type=Path, metavar="DIR", help="where the data set goes for a while (default: system's)")
+    add(
+        "--size",
+        type=multiple_of(8, 4096),
+        default=256,
+        metavar="PIXELS",
+        help="height and width (default: %(default)s)",
+    )
+    add("--batch", type=BATCH, default=64, metavar="N", help="images of a batch (default: %(default)s)")
+    add("--images", type=COUNT, metavar="N", help="of the data set (default: 512, or two batches)")
+    add("--workers", type=WORKERS, default=0, metavar="N", help="reading processes (default: 0, threads)")
+    add("--calls", type=CALLS, metavar="N", help="batches a repeat (default: about 0.3 s)")
+    add(
+        "--scratch",
+        type=places.scratch_folder,
+        metavar="DIR",
+        help="where the data set goes for a while (default: system's)",
+    )
     options = options.parse_args(argv)
-    if options.size < 8 or options.size % 8:
-        raise InputError(f"--size {options.size}: arrays have multiples of 8.")
     result = bench_input(
         options.size,
         options.batch,

@@ -6,6 +6,7 @@ from importlib import import_module
 
 from jaxpneumo import run_report
 from jaxpneumo.errors import BAD_INPUT, DONE
+from jaxpneumo.ranges import did_you_mean
 
 BENCHMARKS = {
     "step": "the compiled training step alone, beside the device's roofline",
@@ -33,5 +34,5 @@ def main(argv: list[str]) -> int:
     print("\nexample:\n  jaxpneumo bench step --size 512 --batch 16 --dtype bfloat16")
     if name in ("-h", "--help"):
         return DONE
-    print(f"\njaxpneumo bench: there is no {name!r}.", file=sys.stderr)
+    print(f"\njaxpneumo bench: there is no {name!r}.{did_you_mean(name, BENCHMARKS)}", file=sys.stderr)
     return BAD_INPUT

@@ -18,10 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpneumo import places
+from jaxpneumo.arguments import Parser
 from jaxpneumo.data.workers import cores, peak_memory
 from jaxpneumo.errors import InputError
 from jaxpneumo.files import write_json
 from jaxpneumo.model.unet import ENCODERS, UNet, backend_rewrites
+from jaxpneumo.ranges import BATCH, DEPTHS, REPEATS, SIDE, WIDTH
 from jaxpneumo.software import software
 
 # A repeat takes about this long, so that neither the clock nor the first dispatch counts.
@@ -40,8 +43,6 @@ def seconds_per_call(function: Callable[[], Any], repeats: int = 5, calls: int |
     Returns:
       Mean seconds a call, one figure a repeat.
     """
-    if repeats < 1 or (calls is not None and calls < 1):
-        raise InputError("give --repeats and --calls of 1 or more.")
     jax.block_until_ready(function())
     start = time.perf_counter()
     jax.block_until_ready(function())
@@ -109,47 +110,47 @@ def random_batch(size: int, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def parser(name: str, description: str, example: str, repeats: int = 5) -> argparse.ArgumentParser:
+def parser(name: str, description: str, example: str, repeats: int = 5) -> Parser:
     """The options that all benchmarks have: --repeats, --output."""
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog=f"jaxpneumo bench {name}",
         description=description,
         epilog=f"example: jaxpneumo bench {name} {example}",
     )
     result.add_argument(
-        "--repeats", type=int, default=repeats, metavar="N", help="medians count (default: %(default)s)"
+        "--repeats", type=REPEATS, default=repeats, metavar="N", help="medians count (default: %(default)s)"
     )
-    result.add_argument("--output", type=Path, metavar="JSON", help="write the figures there too")
+    result.add_argument("--output", type=places.file_to_write, metavar="JSON", help="write the figures there too")
     return result
 
 
-def add_network(parser: argparse.ArgumentParser, size: int | None = 256, batch: int | None = 4) -> None:
+def add_network(parser: Parser, size: int | None = 256, batch: int | None = 4) -> None:
     """Options for the network and, unless None, the size of its images and batches."""
     add = parser.add_argument
     add("--encoder", choices=tuple(ENCODERS), default="resnet34_preact", help="default: %(default)s")
     add(
         "--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the computation (default: %(default)s)"
     )
-    add("--depths", default="3,4,6,3", metavar="N,N,N,N", help="units of the encoder's stages (default: %(default)s)")
-    add("--width", type=int, default=64, metavar="N", help="channels of the first one (default: %(default)s)")
+    add(
+        "--depths",
+        type=DEPTHS,
+        default="3,4,6,3",
+        metavar="N,N,N,N",
+        help="units of the encoder's stages (default: %(default)s)",
+    )
+    add("--width", type=WIDTH, default=64, metavar="N", help="channels of the first one (default: %(default)s)")
     if size:
-        add("--size", type=int, default=size, metavar="PIXELS", help="height and width (default: %(default)s)")
+        add("--size", type=SIDE, default=size, metavar="PIXELS", help="height and width (default: %(default)s)")
     if batch:
-        add("--batch", type=int, default=batch, metavar="N", help="images of a batch (default: %(default)s)")
+        add("--batch", type=BATCH, default=batch, metavar="N", help="images of a batch (default: %(default)s)")
 
 
 def network(options: argparse.Namespace) -> UNet:
-    """The network that the options of `add_network` name. Raises InputError for impossible ones."""
-    depths = options.depths.split(",")
-    if len(depths) != 4 or not all(depth.isdigit() and int(depth) for depth in depths):
-        raise InputError(f"--depths {options.depths}: give four numbers, for example 3,4,6,3.")
-    for size in [getattr(options, "size", 32)]:
-        if size < 32 or size % 32:
-            raise InputError(f"--size {size}: the network takes multiples of 32.")
+    """The network that the options of `add_network` name."""
     return UNet(
         options.encoder,
         jnp.dtype(options.dtype),
-        depths=tuple(map(int, depths)),
+        depths=options.depths,
         width=options.width,
         **backend_rewrites(),
     )

@@ -17,6 +17,7 @@ from jaxpneumo.bench.measure import GIB, add_network, device_memory, finish, net
 from jaxpneumo.bench.step import jitted_step
 from jaxpneumo.errors import DONE, FAILED, InputError
 from jaxpneumo.model.unet import UNet
+from jaxpneumo.ranges import SIDE, Several, number
 from jaxpneumo.train.state import create_train_state, initialise
 
 # What the runtime, the next batch and the metrics take beside the step.
@@ -118,17 +119,19 @@ def main(argv: list[str]) -> int:
     """The verb `jaxpneumo bench plan`."""
     options = parser("plan", __doc__.split(": ", 1)[1].split("\n")[0], "--sizes 256,512 --memory 80")
     add_network(options, size=None, batch=None)
-    options.add_argument("--sizes", default="256,512", metavar="PIXELS", help="default: %(default)s")
-    options.add_argument("--memory", type=float, metavar="GIB", help="of one device (default: what it says is there)")
+    options.add_argument(
+        "--sizes", type=Several(SIDE), default="256,512", metavar="PIXELS", help="default: %(default)s"
+    )
+    options.add_argument(
+        "--memory",
+        type=number(0, 1e6, above_low=True),
+        metavar="GIB",
+        help="of one device (default: what it says is there)",
+    )
     options = options.parse_args(argv)
-    sizes = options.sizes.split(",")
-    if not all(size.isdigit() and int(size) and int(size) % 32 == 0 for size in sizes):
-        raise InputError(f"--sizes {options.sizes}: give multiples of 32, for example 256,512.")
-    if options.memory is not None and options.memory <= 0:
-        raise InputError(f"--memory {options.memory:g}: give the device's memory in GiB, for example 80.")
     model = network(options)
     memory = options.memory * GIB if options.memory else float(device_memory())
-    plans = {int(size): plan(model, int(size), memory * (1 - MARGIN)) for size in sizes}
+    plans = {size: plan(model, size, memory * (1 - MARGIN)) for size in options.sizes}
     devices = jax.device_count()
     lines = [
         f"training step, {model.encoder}, {options.dtype}, in {memory / GIB:.1f} GiB less {MARGIN:.0%}, on each of "

@@ -31,6 +31,7 @@ from jaxpneumo.model.folding import fold
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.predict.infer import Predictor, predict_masks, predict_probabilities
 from jaxpneumo.predict.native import native_masks
+from jaxpneumo.ranges import CALLS
 from jaxpneumo.train.sharding import check_batch_size, each_on_its_device, make_local_mesh, replicated, split
 from jaxpneumo.train.state import initialise
 
@@ -118,7 +119,7 @@ def main(argv: list[str]) -> int:
     options = parser("predict", __doc__.split(": ", 1)[1].split("\n")[0], "--size 512 --batch 32 --dtype bfloat16")
     add_network(options, size=512, batch=1)
     options.add_argument("--no-tta", action="store_true", help="without the mirror image")
-    options.add_argument("--calls", type=int, metavar="N", help="predictions a repeat (default: about 0.3 s)")
+    options.add_argument("--calls", type=CALLS, metavar="N", help="predictions a repeat (default: about 0.3 s)")
     options.add_argument("--no-roofline", action="store_true", help="do not measure the device's own rates")
     options = options.parse_args(argv)
     model, device = network(options), None if options.no_roofline else device_rates(repeats=3)

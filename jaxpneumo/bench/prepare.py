@@ -4,7 +4,6 @@ Machines are shared and clocks vary: every figure stands beside its yardstick, m
 the ratio is what counts.
 """
 
-import argparse
 import csv
 import os
 import shutil
@@ -19,12 +18,15 @@ from typing import Any
 import cv2
 import numpy as np
 
+from jaxpneumo import places
+from jaxpneumo.arguments import Parser
 from jaxpneumo.data import dicom, ingest, labels
 from jaxpneumo.data import prepare as preparation
 from jaxpneumo.data.workers import cores, keep_memory, peak_memory
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.files import write_json
 from jaxpneumo.progress import progress
+from jaxpneumo.ranges import COUNT, REPEATS, whole
 
 _context = get_context("spawn")
 
@@ -71,8 +73,6 @@ def bench_prepare(
       InputError: no files, or files that are not JPEG Baseline DICOM.
     """
     team = max(2, cores()) if workers is None else workers
-    if count < 1 or repeats < 1 or team < 2:
-        raise InputError("give a --count and --repeats of 1 or more, and 2 --workers or more.")
     folder = Path(tempfile.mkdtemp(prefix="jaxpneumo-bench-", dir=scratch))
     rates: dict[str, list[float]] = {"decode": [], "kept": [], "prepare": []}
     busy: dict[str, list[float]] = {"decode": [], "kept": [], "prepare": []}
@@ -204,19 +204,24 @@ def _prepare_once(folder: Path, sizes: tuple[int, ...], team: int) -> tuple[floa
 
 def main(argv: list[str]) -> int:
     """The verb `jaxpneumo bench prepare`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="jaxpneumo bench prepare",
         description=bench_prepare.__doc__.split("\n\n")[0],
         epilog="example: jaxpneumo bench prepare --images siim/dicom-images-train --labels siim/train-rle.csv",
     )
     add = parser.add_argument
-    add("--images", type=Path, required=True, metavar="DIR", help="folder with JPEG Baseline DICOM files")
-    add("--labels", dest="labels_path", type=Path, metavar="CSV", help="their labels (default: all negative)")
-    add("--count", type=int, default=1000, metavar="N", help="images, repeated under new ids (default: 1000)")
-    add("--repeats", type=int, default=5, metavar="N", help="of each, in turns; medians count (default: 5)")
-    add("--workers", type=int, metavar="N", help="processes of both (default: one a core, at least 2)")
-    add("--scratch", type=Path, metavar="DIR", help="where files and arrays go for a while (default: system's)")
-    add("--output", type=Path, metavar="JSON", help="write the figures there too")
+    add("--images", type=places.path, required=True, metavar="DIR", help="folder with JPEG Baseline DICOM files")
+    add("--labels", dest="labels_path", type=places.path, metavar="CSV", help="their labels (default: all negative)")
+    add("--count", type=COUNT, default=1000, metavar="N", help="images, repeated under new ids (default: 1000)")
+    add("--repeats", type=REPEATS, default=5, metavar="N", help="of each, in turns; medians count (default: 5)")
+    add("--workers", type=whole(2, 1024), metavar="N", help="processes of both (default: one a core, at least 2)")
+    add(
+        "--scratch",
+        type=places.scratch_folder,
+        metavar="DIR",
+        help="where files and arrays go for a while (default: system's)",
+    )
+    add("--output", type=places.file_to_write, metavar="JSON", help="write the figures there too")
     add("--quiet", action="store_true", help="no progress bar")
     options = vars(parser.parse_args(argv))
     output = options.pop("output")

@@ -20,13 +20,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxpneumo import places
 from jaxpneumo.bench.measure import finish, parser
 from jaxpneumo.bench.prepare import repeat_files
 from jaxpneumo.data import synthetic
 from jaxpneumo.data.prepare import prepare
 from jaxpneumo.errors import DONE, InputError, TrainingError
 from jaxpneumo.files import read_json
-from jaxpneumo.train.config import stages_of
+from jaxpneumo.ranges import COUNT, whole
+from jaxpneumo.train.config import check_config, stages_of, why_refused
 
 DISTINCT = 200  # drawn radiographs; the others repeat them
 CHALLENGE_IMAGES = 12047
@@ -47,7 +49,7 @@ def bench_run(
       config_file: as for `python -m jaxpneumo.main --config=`.
       overrides: "--config.a.b=value" each.
       count: radiographs, for training and validation together.
-      epochs: of each stage; the first one compiles and does not count.
+      epochs: of each stage, 2 or more; the first one compiles and does not count.
       full: radiographs of the projected data set.
       radiograph_size: height and width of the drawn ones.
       scratch: folder for data and run, removed at the end; None: the system's temporary one.
@@ -60,12 +62,11 @@ def bench_run(
       "other_seconds" (start, compilation, averaged statistics, evaluation, report), "projected_seconds"}.
 
     Raises:
-      InputError: the config cannot be read, or there are fewer than 2 epochs.
+      InputError: the config cannot be read or used.
       TrainingError: the run failed.
     """
-    if epochs < 2:
-        raise InputError("give 2 --epochs or more: the first one compiles and does not count.")
     config = load_config(config_file, overrides)
+    check_config(config)
     stages = stages_of(config)
     folder = Path(tempfile.mkdtemp(prefix="jaxpneumo-bench-", dir=scratch))
     try:
@@ -114,7 +115,7 @@ def load_config(file: str, overrides: list[str]) -> ConfigDict:
         try:
             config.update_from_flattened_dict({name: value})
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{override} cannot be used: {error}") from error
+            raise InputError(f"{override} cannot be used: {why_refused(error)}") from error
     return config
 
 
@@ -209,10 +210,27 @@ def main(argv: list[str]) -> int:
     )
     add = options.add_argument
     add("--config", required=True, metavar="FILE", help="config to run; --config.a.b=value changes one value")
-    add("--images", type=int, default=CHALLENGE_IMAGES, metavar="N", help="radiographs (default: %(default)s)")
-    add("--epochs", type=int, default=3, metavar="N", help="of each stage; the first does not count (default: 3)")
-    add("--radiograph-size", type=int, default=1024, metavar="PIXELS", help="of the drawn ones (default: %(default)s)")
-    add("--scratch", type=Path, metavar="DIR", help="where data and run go for a while (default: system's)")
+    add("--images", type=COUNT, default=CHALLENGE_IMAGES, metavar="N", help="radiographs (default: %(default)s)")
+    add(
+        "--epochs",
+        type=whole(2, 10_000),
+        default=3,
+        metavar="N",
+        help="of each stage; the first does not count (default: 3)",
+    )
+    add(
+        "--radiograph-size",
+        type=synthetic.SIZE,
+        default=1024,
+        metavar="PIXELS",
+        help="of the drawn ones (default: %(default)s)",
+    )
+    add(
+        "--scratch",
+        type=places.scratch_folder,
+        metavar="DIR",
+        help="where data and run go for a while (default: system's)",
+    )
     options, overrides = options.parse_known_args(argv)
     result = bench_run(
         options.config,

@@ -4,7 +4,6 @@ Once with an empty compilation cache, then with the one that the first start has
 its own: interpreter, imports, device, fresh weights, compilation and the step itself all count.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jaxpneumo.arguments import Parser
 from jaxpneumo.errors import DONE, TrainingError
 from jaxpneumo.runtime import prepare_process
 
@@ -86,7 +86,7 @@ def _first_step(argv: list[str]) -> dict[str, float]:
     from jaxpneumo.bench import measure, step
     from jaxpneumo.train.sharding import make_mesh, place, replicated, split
 
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     measure.add_network(parser)
     options = parser.parse_args(argv)
     model = measure.network(options)
@@ -109,7 +109,9 @@ def main(argv: list[str]) -> int:
     measure.add_network(options)
     options = options.parse_args(argv)
     measure.network(options)
-    result = bench_start([f"--{name}={getattr(options, name)}" for name in OPTIONS], options.repeats)
+    settings = {name: getattr(options, name) for name in OPTIONS}
+    settings["depths"] = ",".join(map(str, options.depths))
+    result = bench_start([f"--{name}={value}" for name, value in settings.items()], options.repeats)
     lines = [f"process start to first finished step, {options.encoder} at {options.size}, batch {options.batch}"]
     for kind in ("cold", "warm"):
         found = result[kind]
@@ -117,7 +119,7 @@ def main(argv: list[str]) -> int:
             f"  {kind} cache {found['seconds']:7.1f} s: imports {found['imports']:.1f} s, weights and compilation "
             f"{found['compile']:.1f} s"
         )
-    measure.finish({**{name: getattr(options, name) for name in OPTIONS}, **result}, lines, options.output)
+    measure.finish({**settings, **result}, lines, options.output)
     return DONE
 
 

@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,9 @@ from jaxpneumo.bench.measure import (
     seconds_per_call,
 )
 from jaxpneumo.bench.roofline import Rates, Work, compiled_work, counted_work, describe, device_rates, roofline
-from jaxpneumo.errors import DONE, InputError, TrainingError
+from jaxpneumo.errors import DONE, TrainingError
 from jaxpneumo.model.unet import UNet
+from jaxpneumo.ranges import CALLS, PROBABILITY, Several
 from jaxpneumo.train.optimizer import make_optimizer
 from jaxpneumo.train.sharding import check_batch_size, make_mesh, place, replicated, split
 from jaxpneumo.train.state import TrainState, create_train_state, initialise
@@ -149,22 +150,21 @@ def prepare_step(model: UNet, size: int, batch: int, augment: Callable | None = 
     return PreparedStep(once, compiled, counted, compile_seconds)
 
 
-def _augmentation(text: str | None, size: int) -> Callable | None:
-    try:
-        probabilities = [float(value) for value in text.split(",")] if text else []
-    except ValueError:
-        probabilities = None
-    if probabilities is None or len(probabilities) not in (0, 4):
-        raise InputError(f"--augment {text}: give four probabilities, for example 0.5,0.3,0.3,0.25.")
-    return make_augment(*probabilities, size) if any(probabilities) else None
+def _augmentation(probabilities: Sequence[float] | None, size: int) -> Callable | None:
+    return make_augment(*probabilities, size) if probabilities and any(probabilities) else None
 
 
 def main(argv: list[str]) -> int:
     """The verb `jaxpneumo bench step`."""
     options = parser("step", __doc__.split(": ", 1)[1], "--size 512 --batch 16 --dtype bfloat16")
     add_network(options)
-    options.add_argument("--calls", type=int, metavar="N", help="steps a repeat (default: about 0.3 s)")
-    options.add_argument("--augment", metavar="P,P,P,P", help="probabilities of A1..A4 on the device, in the step")
+    options.add_argument("--calls", type=CALLS, metavar="N", help="steps a repeat (default: about 0.3 s)")
+    options.add_argument(
+        "--augment",
+        type=Several(PROBABILITY, 4),
+        metavar="P,P,P,P",
+        help="probabilities of A1..A4 on the device, in the step",
+    )
     options.add_argument("--no-roofline", action="store_true", help="do not measure the device's own rates")
     options = options.parse_args(argv)
     model, augment = network(options), _augmentation(options.augment, options.size)

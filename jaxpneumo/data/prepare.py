@@ -11,9 +11,7 @@ was squashed to 1024 x 1024. Images are resized by area average, masks by area a
 the native size is the smaller one, OpenCV interpolates linearly instead).
 """
 
-import argparse
 import hashlib
-import os
 import secrets
 import shutil
 import sys
@@ -24,16 +22,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxpneumo import run_report
+from jaxpneumo import places, run_report
+from jaxpneumo.arguments import Parser
 from jaxpneumo.data import dataset, dicom, ingest, reconcile, repeat, splits
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data import workers as processes
 from jaxpneumo.data.journal import open_journal
-from jaxpneumo.data.radiograph import MIN_SIDE, UNREADABLE
+from jaxpneumo.data.radiograph import UNREADABLE
 from jaxpneumo.data.reconcile import Outcome
-from jaxpneumo.errors import BAD_INPUT, DONE, FAILED, PARTIAL, InputError
-from jaxpneumo.files import printable
+from jaxpneumo.errors import BAD_INPUT, DONE, FAILED, PARTIAL, InputError, tell
+from jaxpneumo.files import printable, take_name
 from jaxpneumo.progress import progress
+from jaxpneumo.ranges import FRACTION, NATIVE, SECONDS, SEED, SIDE, TEAM, Several
 
 MAX_SECONDS = 60.0  # for one file; a stalled network drive may need some
 
@@ -116,8 +116,9 @@ def prepare(
     images, output = Path(images), Path(output)
     sizes = tuple(sorted(set(sizes)))
     team = max(2, processes.cores()) if workers is None else workers
-    _check_arguments(images, output, sizes, team, native_size, time_limit)
+    _check_arguments(images, output)
     files = ingest.find_files(images)
+    splits.check_name(split, "--split")
     splits.check(split, validation_fraction)
     sources = [printable(path.relative_to(images).as_posix()) for path in files]
     table, people, names = label_files.read_matched(labels, patients, sources)
@@ -267,7 +268,7 @@ def _finished_folder(partial: Path, output: Path) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     yield folder
-    os.replace(folder, output)
+    take_name(folder, output)
     run_report.moved(folder, output)
     shutil.rmtree(partial)
 
@@ -275,17 +276,7 @@ def _finished_folder(partial: Path, output: Path) -> Iterator[Path]:
 # Arguments
 
 
-def _check_arguments(
-    images: Path, output: Path, sizes: tuple[int, ...], team: int, native_size: int | None, time_limit: float
-) -> None:
-    if not sizes or any(size < 32 or size % 32 for size in sizes):
-        raise InputError(f"The sizes {sizes} are not all multiples of 32; give for instance --sizes 256,512.")
-    if team < 1:
-        raise InputError(f"{team} workers cannot work; give --workers 1 or more.")
-    if native_size is not None and native_size < MIN_SIDE:
-        raise InputError(f"No radiograph has {native_size} pixels; give for instance --native-size 1024.")
-    if not time_limit > 0:
-        raise InputError(f"A time limit of {time_limit} s leaves no time; give for instance --time-limit 60.")
+def _check_arguments(images: Path, output: Path) -> None:
     if not images.is_dir():
         raise InputError(f"{images} is not a folder. Give the one with the radiographs as --images.")
 
@@ -298,8 +289,8 @@ def _check_space(partial: Path, count: int, sizes: tuple[int, ...]) -> None:
     """Refuses what will not fit on the disk before hours of work are lost to it."""
     there = sum(path.stat().st_blocks * 512 for path in partial.glob("*.npy"))
     folder = next(parent for parent in partial.absolute().parents if parent.exists())
-    needed, free = _bytes_needed(count, sizes) - there, shutil.disk_usage(folder).free
-    if needed > free:
+    needed, (total, _, free) = _bytes_needed(count, sizes) - there, shutil.disk_usage(folder)
+    if total and needed > free:
         raise InputError(
             f"{folder} has {free / 1e9:.1f} GB free and {count} images need {needed / 1e9:.1f} GB. "
             "Make room, or choose another --output or fewer --sizes."
@@ -331,19 +322,22 @@ def _by_reason(reasons: dict[str, int]) -> str:
 
 def main(argv: list[str]) -> int:
     """`jaxpneumo prepare`; returns the exit code: 0 clean, 3 some set aside, 1 failed, 2 wrong use or bad input."""
-    args = _parser().parse_args(argv)
-    run_report.place(args.output)
     try:
+        args = _parser().parse_args(argv)
+        run_report.place(args.output)
         report = prepare(**vars(args))
     except InputError as error:
         run_report.failed(error)
         print(f"jaxpneumo prepare: {error}", file=sys.stderr)
         return BAD_INPUT
-    except (SetAsideError, OSError, RuntimeError) as error:
+    except (SetAsideError, RuntimeError) as error:
         run_report.failed(error)
         way_out = "" if isinstance(error, SetAsideError) else ". The same command goes on where this one stopped."
         print(f"jaxpneumo prepare: {error}{way_out}", file=sys.stderr)
         return FAILED
+    except OSError as error:
+        run_report.failed(error)
+        return tell(error)
     count = sum(report.set_aside.values())
     run_report.skipped("images prepared by an earlier start", report.resumed)
     resumed = f", {report.resumed} of them before" if report.resumed else ""
@@ -362,12 +356,11 @@ def main(argv: list[str]) -> int:
     return PARTIAL
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="jaxpneumo prepare",
         description="Turns radiographs (DICOM, PNG, JPEG) and a label csv into the arrays that everything else reads. "
         "Killed or stopped, it goes on where it was when the same command is given again; finished, it does nothing.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""examples:
   jaxpneumo prepare --images siim/dicom-images-train --labels siim/train-rle.csv --output data/siim
   jaxpneumo prepare --images siim/dicom-images-train --labels siim/train-rle.csv --output data/siim \\
@@ -379,13 +372,19 @@ exit codes: 0 clean; 3 partial: done, but something was set aside; 1 failed: som
 --on-quarantine error, or the disk is full; 2 wrong use or bad input, nothing written""",
     )
     add = parser.add_argument
-    add("--images", type=Path, required=True, metavar="DIR", help="folder with the images, at any depth")
-    add("--labels", type=Path, required=True, metavar="CSV", help="ImageId,EncodedPixels; may end in .gz")
-    add("--output", type=Path, required=True, metavar="DIR", help="folder to make (OUTPUT.partial on the way)")
-    add("--sizes", type=_sizes, default=(256, 512), metavar="S,S", help="side lengths (default: 256,512)")
-    add("--patients", type=Path, metavar="CSV", help="ImageId,patient[,sex,age,view]; default: DICOM header")
-    add("--patient-key", type=Path, metavar="FILE", help="key of the hash (default: random, not kept)")
-    add("--native-size", type=int, metavar="S", help="set aside images that are not S x S (default: any size)")
+    add("--images", type=places.path, required=True, metavar="DIR", help="folder with the images, at any depth")
+    add("--labels", type=places.path, required=True, metavar="CSV", help="ImageId,EncodedPixels; may end in .gz")
+    add(
+        "--output",
+        type=places.folder_to_make,
+        required=True,
+        metavar="DIR",
+        help="folder to make (OUTPUT.partial first)",
+    )
+    add("--sizes", type=Several(SIDE), default=(256, 512), metavar="S,S", help="side lengths (default: 256,512)")
+    add("--patients", type=places.path, metavar="CSV", help="ImageId,patient[,sex,age,view]; default: DICOM header")
+    add("--patient-key", type=places.path, metavar="FILE", help="key of the hash (default: random, not kept)")
+    add("--native-size", type=NATIVE, metavar="S", help="set aside images that are not S x S (default: any size)")
     add(
         "--require-frontal",
         action="store_true",
@@ -404,17 +403,10 @@ exit codes: 0 clean; 3 partial: done, but something was set aside; 1 failed: som
         default="warn",
         help="if anything is set aside: warn and go on (default), or fail with OUTPUT.quarantine.csv and no data set",
     )
-    add("--workers", type=int, metavar="N", help="processes (default: one a core, at least 2; 1: no process beside)")
-    add("--time-limit", type=float, default=MAX_SECONDS, metavar="S", help="seconds a file may take (default: 60)")
+    add("--workers", type=TEAM, metavar="N", help="processes (default: one a core, at least 2; 1: no process beside)")
+    add("--time-limit", type=SECONDS, default=MAX_SECONDS, metavar="S", help="seconds a file may take (default: 60)")
     add("--split", default="random", metavar="HOW", help="random (default), patient, or a splits.json")
-    add("--validation-fraction", type=float, default=0.1, metavar="F", help="default: 0.1")
-    add("--seed", type=int, default=0, metavar="N", help="of the split (default: 0)")
+    add("--validation-fraction", type=FRACTION, default=0.1, metavar="F", help="default: 0.1")
+    add("--seed", type=SEED, default=0, metavar="N", help="of the split (default: 0)")
     add("--quiet", action="store_true", help="no progress bar")
     return parser
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(size) for size in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of sizes such as 256,512") from None

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxpneumo import run_report
+from jaxpneumo import places, run_report
+from jaxpneumo.arguments import Parser
 from jaxpneumo.data import dataset, leaks, splits, tables
 from jaxpneumo.data.dataset import Index
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.files import write_json
 from jaxpneumo.progress import progress
+from jaxpneumo.ranges import FRACTION, SEED, whole
 
 Sides = tuple[np.ndarray, np.ndarray]  # training and validation rows
 
@@ -120,6 +122,7 @@ def _output(args: argparse.Namespace) -> Path:
         raise InputError("Give either --data DIR, a prepared data set, or --labels CSV, the bare table.")
     if args.data is None and args.output is None:
         raise InputError("Without --data there is no folder to write to; say where with --output splits.json.")
+    splits.check_name(args.method, "--method", (*splits.DRAWN, "rounds"))
     if args.method == "rounds" and not args.patients:
         raise InputError("--method rounds needs --patients CSV with a column round1 of train and test.")
     if args.folds is not None and args.method not in splits.DRAWN:
@@ -127,6 +130,7 @@ def _output(args: argparse.Namespace) -> Path:
     output = args.output or args.data / "splits.json"
     if output.suffix != ".json":
         raise InputError(f"--output {output} does not end in .json, as a splits file has to.")
+    places.check_file(output, "--output")
     return output
 
 
@@ -165,11 +169,10 @@ def _write(args: argparse.Namespace, index: Index, sides: list[Sides], output: P
         splits.write_splits(output, index.image_id, *sides[0], **splits.origin(how))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="jaxpneumo split",
         description="Chooses the images to train on and to validate with, and reports what both share.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""examples:
   jaxpneumo split --data data/siim --method patient
   jaxpneumo split --data data/siim --method patient --folds 5
@@ -184,13 +187,18 @@ Of folds, number 0 validates unless another is chosen where the file is used.
 exit codes: 0 done, whatever the report says; 2 wrong use or bad input, nothing written""",
     )
     add = parser.add_argument
-    add("--data", type=Path, metavar="DIR", help="prepared data set")
-    add("--labels", type=Path, metavar="CSV", help="instead: ImageId,EncodedPixels without images; may end in .gz")
-    add("--patients", type=Path, metavar="CSV", help="ImageId,patient[,round1] (default: those of the data set)")
+    add("--data", type=places.path, metavar="DIR", help="prepared data set")
+    add(
+        "--labels",
+        type=places.path,
+        metavar="CSV",
+        help="instead: ImageId,EncodedPixels without images; may end in .gz",
+    )
+    add("--patients", type=places.path, metavar="CSV", help="ImageId,patient[,round1] (default: those of the data set)")
     add("--method", default="random", metavar="HOW", help="random (default), patient, rounds, or a FILE")
-    add("--folds", type=int, metavar="K", help="make K folds instead of one split")
-    add("--validation-fraction", type=float, default=0.1, metavar="F", help="default: 0.1")
-    add("--seed", type=int, default=0, metavar="N", help="of the draw (default: 0)")
-    add("--output", type=Path, metavar="FILE", help="file to write (default: DIR/splits.json)")
+    add("--folds", type=whole(2, 1000), metavar="K", help="make K folds instead of one split")
+    add("--validation-fraction", type=FRACTION, default=0.1, metavar="F", help="default: 0.1")
+    add("--seed", type=SEED, default=0, metavar="N", help="of the draw (default: 0)")
+    add("--output", type=places.file_to_write, metavar="FILE", help="file to write (default: DIR/splits.json)")
     add("--quiet", action="store_true", help="no progress bar")
     return parser

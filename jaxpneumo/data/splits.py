@@ -17,10 +17,11 @@ from jaxpneumo.data.dataset import Index
 from jaxpneumo.data.ids import of_images
 from jaxpneumo.errors import InputError
 from jaxpneumo.files import read_json, write_json
+from jaxpneumo.ranges import did_you_mean
 
 DRAWN = ("random", "patient")
 SIDES = ("train", "validation")
-METHODS = {
+DESCRIPTIONS = {
     "random": "split at random",
     "patient": "split by patient",
     "rounds": "split by the challenge's rounds",
@@ -28,6 +29,15 @@ METHODS = {
     "": "split",
 }
 DRAWS = 256  # random patient splits of which the most even one is taken
+
+
+def check_name(split: str, option: str, methods: tuple[str, ...] = DRAWN) -> None:
+    """Raises InputError, naming `option`, for what is neither a method of splitting nor the name of any file."""
+    if split not in methods and not Path(split).suffix and not Path(split).exists():
+        raise InputError(
+            f"{option} {split}: there is no such file; give one, or {', '.join(methods[:-1])} or {methods[-1]}."
+            f"{did_you_mean(split, methods)}"
+        )
 
 
 def check(split: str | Path, fraction: float) -> None:
@@ -301,7 +311,7 @@ def words(split: dict[str, Any]) -> str:
     file = split.get("file") or (method if is_file else "")
     details = [f"file {Path(file).name}"] if file else []
     details += [f"fold {split['fold']}"] if "fold" in split else []
-    how = METHODS.get("" if is_file else method, f"split {method}")
+    how = DESCRIPTIONS.get("" if is_file else method, f"split {method}")
     return f"{how} ({', '.join(details)})" if details else how
 
 

@@ -5,7 +5,6 @@ patients. `radiograph` draws one; `write` makes a folder laid out like the chall
 patients.csv). A seed gives the same bytes on any number of worker processes.
 """
 
-import argparse
 import csv
 import hashlib
 import multiprocessing
@@ -21,15 +20,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from jaxpneumo import run_report
+from jaxpneumo import places, run_report
+from jaxpneumo.arguments import Parser
 from jaxpneumo.data import anatomy, dicom, rle
 from jaxpneumo.data.anatomy import Frame, Patient
 from jaxpneumo.data.exposure import expose, position, view_position
 from jaxpneumo.errors import InputError
-from jaxpneumo.files import write_atomically
+from jaxpneumo.files import take_name, write_atomically
 from jaxpneumo.progress import progress
+from jaxpneumo.ranges import AREA_SCALE, COUNT, PROBABILITY, SEED, TEAM, whole
 
 # Areas of the challenge's 2,669 masks in pixels of 1024x1024; the 95 % point continues the curve to the largest.
+SIZE = whole(32, 8192)  # side of a picture in pixels
 AREA_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 AREA_PIXELS = (55.0, 1362.0, 4059.0, 8630.0, 18388.0, 48000.0, 161421.0)
 
@@ -275,7 +277,7 @@ def write(
                 table.writerow([case.image_id, case.patient, patient.sex, patient.age, view])
         with write_atomically(temporary / "README.txt") as file:
             file.write(_readme(cases, seed, size, area_scale))
-        os.replace(temporary, directory)
+        take_name(temporary, directory)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -337,20 +339,20 @@ def _cores() -> int:
 
 def main(argv: list[str]) -> int:
     """The verb `jaxpneumo synthesize`. Returns 0; raises InputError for wrong use."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="jaxpneumo synthesize",
         description="Draws synthetic chest radiographs and writes them as DICOM files with labels, for trying "
         "everything without patient data.",
         epilog="example: jaxpneumo synthesize --output synthetic --count 200 --seed 1",
     )
     add = parser.add_argument
-    add("--output", dest="directory", type=Path, required=True, metavar="DIR", help="folder to make")
-    add("--count", type=int, default=100, help="number of radiographs (100)")
-    add("--seed", type=int, default=0, help="same seed, same files (0)")
-    add("--size", type=int, default=1024, help="side length in pixels (1024)")
-    add("--positive-fraction", type=float, default=0.5, help="share with a pneumothorax (0.5)")
-    add("--area-scale", type=float, default=1.0, help="multiplies the mask areas (1: the challenge's)")
-    add("--workers", type=int, help="processes (one a core)")
+    add("--output", dest="directory", type=places.folder_to_make, required=True, metavar="DIR", help="folder to make")
+    add("--count", type=COUNT, default=100, help="number of radiographs (100)")
+    add("--seed", type=SEED, default=0, help="same seed, same files (0)")
+    add("--size", type=SIZE, default=1024, help="side length in pixels (1024)")
+    add("--positive-fraction", type=PROBABILITY, default=0.5, help="share with a pneumothorax (0.5)")
+    add("--area-scale", type=AREA_SCALE, default=1.0, help="multiplies the mask areas (1: the challenge's)")
+    add("--workers", type=TEAM, help="processes (one a core)")
     add("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(argv)
     run_report.place(options.directory)

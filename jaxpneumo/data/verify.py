@@ -5,7 +5,6 @@ checksums.csv, which names the damaged image, and every mask, bit for bit, with 
 row is in memory at a time.
 """
 
-import argparse
 import hashlib
 import math
 import warnings
@@ -18,6 +17,8 @@ from typing import IO, Any
 import numpy as np
 from tqdm import tqdm
 
+from jaxpneumo import places
+from jaxpneumo.arguments import Parser
 from jaxpneumo.data import dataset, labels, rle, splits
 from jaxpneumo.data.dicom import MAX_PIXELS
 from jaxpneumo.errors import DONE, FAILED, InputError
@@ -332,16 +333,15 @@ def _advice(directory: Path, problems: list[Problem]) -> str:
     return " ".join(advice)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="jaxpneumo verify",
         description="Checks that a prepared data set is undamaged: shapes, checksums, every mask against its label.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""example:
   jaxpneumo verify --data data/siim
 
 exit codes: 0 undamaged; 1 damaged, the output says where and what to do; 2 not a prepared data set""",
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set")
+    parser.add_argument("--data", type=places.path, required=True, metavar="DIR", help="prepared data set")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser

@@ -1,13 +1,13 @@
 """`jaxpneumo compare A B`: is run B better than run A, on the same images?"""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxpneumo import run_report
+from jaxpneumo import places, run_report
+from jaxpneumo.arguments import Parser
 from jaxpneumo.data.splits import words
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate import bootstrap
@@ -15,6 +15,7 @@ from jaxpneumo.evaluate.images import MODES
 from jaxpneumo.evaluate.results import read_metrics, read_summary
 from jaxpneumo.evaluate.scores import DISTANCES, REGIONS, Ratios, ratios
 from jaxpneumo.files import write_json
+from jaxpneumo.ranges import REPLICATES, SEED
 
 HELP = """\
 Compares two evaluated runs image by image: each score of both, their difference with a 95 % bootstrap interval,
@@ -130,19 +131,15 @@ def table(result: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """The verb: see HELP."""
-    parser = argparse.ArgumentParser(
-        prog="jaxpneumo compare", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("a", type=Path, metavar="A", help="an evaluated run")
-    parser.add_argument("b", type=Path, metavar="B", help="another one")
+    parser = Parser(prog="jaxpneumo compare", description=HELP)
+    parser.add_argument("a", type=places.path, metavar="A", help="an evaluated run")
+    parser.add_argument("b", type=places.path, metavar="B", help="another one")
     parser.add_argument("--mode", choices=tuple(MODES), help="compare this mode of both (default: each run's own)")
-    parser.add_argument("--output", type=Path, help="write the result as JSON, too")
-    parser.add_argument("--replicates", type=int, default=10_000, help="of bootstrap and test (default: 10000)")
-    parser.add_argument("--seed", type=int, default=bootstrap.SEED, help="of the draws (default: 0)")
+    parser.add_argument("--output", type=places.file_to_write, help="write the result as JSON, too")
+    parser.add_argument("--replicates", type=REPLICATES, default=10_000, help="of bootstrap and test (default: 10000)")
+    parser.add_argument("--seed", type=SEED, default=bootstrap.SEED, help="of the draws (default: 0)")
     options = parser.parse_args(arguments)
 
-    if options.replicates < 100:
-        raise InputError(f"--replicates={options.replicates} is too few for an interval; give at least 100.")
     if options.output:
         run_report.place(options.output)
     result = compare(options.a, options.b, options.mode, options.replicates, options.seed)

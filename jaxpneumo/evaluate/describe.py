@@ -3,7 +3,6 @@
 It takes a prepared data set or, before any image is at hand, the label and patients csv files alone.
 """
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxpneumo import places
+from jaxpneumo.arguments import Parser
 from jaxpneumo.data import dataset, leaks, rle, splits, tables
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data.dataset import Index
@@ -21,6 +22,7 @@ from jaxpneumo.evaluate import metrics
 from jaxpneumo.predict.pictures import write_png
 from jaxpneumo.predict.postprocess import NATIVE_AREA
 from jaxpneumo.progress import progress
+from jaxpneumo.ranges import AREA
 
 THRESHOLD = 2048  # R-TH of the papers, in pixels of a 1024x1024 image
 QUANTILES = {"min": 0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1}
@@ -271,8 +273,8 @@ def main(argv: list[str]) -> int:
         raise InputError("Give either --data DIR, a prepared data set, or --labels CSV, the bare table.")
     if args.data is not None and args.patients is not None:
         raise InputError("--patients goes with --labels; a prepared data set knows its patients.")
-    if args.removal < 0:
-        raise InputError(f"--removal {args.removal} is negative; give an area in pixels, such as {THRESHOLD}.")
+    if args.picture is not None and args.picture.suffix.lower() != ".png":
+        raise InputError(f"--picture {args.picture} does not end in .png, as a picture has to.")
     if args.data is not None:
         description = describe_data(args.data, args.removal, args.quiet)
     else:
@@ -286,11 +288,10 @@ def main(argv: list[str]) -> int:
     return DONE
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="jaxpneumo describe",
         description="Counts what a data set holds: patients, sex, view, positives, mask areas, duplicates, baselines.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""examples:
   jaxpneumo describe --data data/siim --picture siim.png
   jaxpneumo describe --data data/siim --json > siim.json
@@ -301,11 +302,21 @@ A patients file with the challenge's column round1 gives a column for each of it
 exit codes: 0 done; 2 wrong use or bad input""",
     )
     add = parser.add_argument
-    add("--data", type=Path, metavar="DIR", help="prepared data set")
-    add("--labels", type=Path, metavar="CSV", help="instead: ImageId,EncodedPixels without images; may end in .gz")
-    add("--patients", type=Path, metavar="CSV", help="to --labels: ImageId,patient[,sex,age,view,round1]")
-    add("--removal", type=int, default=THRESHOLD, metavar="N", help=f"removal threshold (default: {THRESHOLD})")
+    add("--data", type=places.path, metavar="DIR", help="prepared data set")
+    add(
+        "--labels",
+        type=places.path,
+        metavar="CSV",
+        help="instead: ImageId,EncodedPixels without images; may end in .gz",
+    )
+    add("--patients", type=places.path, metavar="CSV", help="to --labels: ImageId,patient[,sex,age,view,round1]")
+    add("--removal", type=AREA, default=THRESHOLD, metavar="N", help=f"removal threshold (default: {THRESHOLD})")
     add("--json", action="store_true", help="print JSON instead of a table")
-    add("--picture", type=Path, metavar="PNG", help="draw histograms and, with --data, masks over images")
+    add(
+        "--picture",
+        type=places.file_to_write,
+        metavar="PNG",
+        help="draw histograms and, with --data, masks over images",
+    )
     add("--quiet", action="store_true", help="no progress bar")
     return parser

@@ -4,7 +4,6 @@ Everything comes from counts (tp, fp, fn) an image, against the label file's own
 score stands beside its interval and beside those of predicting nothing at all and the mean shape.
 """
 
-import argparse
 import csv
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from jaxpneumo import run_report
+from jaxpneumo import places, run_report
+from jaxpneumo.arguments import Parser
 from jaxpneumo.data import dataset, rle
 from jaxpneumo.data.splits import read_splits, split_rows, words
 from jaxpneumo.errors import DONE, InputError
@@ -30,6 +30,7 @@ from jaxpneumo.predict.ensemble import load_ensemble
 from jaxpneumo.predict.infer import Predictor
 from jaxpneumo.predict.pictures import contact_sheet, overlay, write_png
 from jaxpneumo.predict.submission import write_submission
+from jaxpneumo.ranges import BATCH, REPLICATES, SEED
 
 GALLERY = 12
 NOTE = "Research software, not a medical device."
@@ -204,6 +205,13 @@ def _part(workdirs: Sequence[Path], data: Path, part: str) -> tuple[np.ndarray, 
         seen = [image_id for workdir in workdirs for image_id in read_splits(workdir / "splits.json")["train"]]
         trained = np.isin(index.image_id, seen)
         return np.arange(len(index)), {"method": "none", "part": "whole", "images_in_training": int(trained.sum())}
+    of_split = read_splits(workdirs[0] / "splits.json")
+    ids = of_split["train"] + of_split["validation"]
+    if lacking := int((~np.isin(ids, index.image_id)).sum()):
+        raise InputError(
+            f"{data} lacks {lacking} of the {len(ids)} images of {workdirs[0]}: it is another data set. "
+            "Give --part all to score the whole of it, or the run's own with --data."
+        )
     train, validation, split = split_rows(index, str(workdirs[0] / "splits.json"), 0.0, 0)
     for workdir in workdirs[1:]:
         _, other, _ = split_rows(index, str(workdir / "splits.json"), 0.0, 0)
@@ -283,11 +291,9 @@ def _write_gallery(
 
 def main(arguments: Sequence[str]) -> int:
     """The verb: see HELP."""
-    parser = argparse.ArgumentParser(
-        prog="jaxpneumo evaluate", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="jaxpneumo evaluate", description=HELP)
     members.add_arguments(parser)
-    parser.add_argument("--data", type=Path, help="prepared data set (default: the run's)")
+    parser.add_argument("--data", type=places.path, help="prepared data set (default: the run's)")
     parser.add_argument(
         "--part",
         choices=("validation", "train", "all"),
@@ -295,16 +301,16 @@ def main(arguments: Sequence[str]) -> int:
         help="images to score: a part of the run's split, or all (default: validation)",
     )
     parser.add_argument(
-        "--output", type=Path, help="folder to write to (default: WORKDIR/evaluation; needed with several)"
+        "--output",
+        type=places.folder_to_fill,
+        help="folder to write to (default: WORKDIR/evaluation; needed with several)",
     )
-    parser.add_argument("--batch-size", type=int, help="default: the run's predict.batch_size")
-    parser.add_argument("--replicates", type=int, default=bootstrap.REPLICATES, help="of the bootstrap")
-    parser.add_argument("--seed", type=int, default=bootstrap.SEED, help="of the bootstrap")
+    parser.add_argument("--batch-size", type=BATCH, help="default: the run's predict.batch_size")
+    parser.add_argument("--replicates", type=REPLICATES, default=bootstrap.REPLICATES, help="of the bootstrap")
+    parser.add_argument("--seed", type=SEED, default=bootstrap.SEED, help="of the bootstrap")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)
 
-    if options.replicates < 100:
-        raise InputError(f"--replicates={options.replicates} is too few for an interval; give at least 100.")
     workdirs = members.read_workdirs(options.workdir)
     weights = members.read_weights(options.weights, len(workdirs))
     if len(workdirs) > 1 and options.output is None:
@@ -313,8 +319,11 @@ def main(arguments: Sequence[str]) -> int:
     if options.batch_size is not None:
         predictor.config.predict.batch_size = options.batch_size
     data = options.data or Path(predictor.config.data.directory)
+    if options.data is None and not data.is_dir():
+        raise InputError(f"{data}, the data set of {workdirs[0]}, is not here. Give the folder where it is as --data.")
     rows, split = _part(workdirs, data, options.part)
     output = options.output or workdirs[0] / "evaluation"
+    places.check_folder(output, "--output")
     run_report.place(output)
     print(table(evaluate(predictor, data, rows, split, output, options.quiet, options.replicates, options.seed)))
     print(f"Written to {output}")

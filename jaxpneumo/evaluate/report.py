@@ -3,7 +3,6 @@
 Everything on it is read from what training and evaluation wrote; nothing is predicted anew.
 """
 
-import argparse
 import base64
 import hashlib
 from collections.abc import Sequence
@@ -17,7 +16,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from ml_collections import ConfigDict
 
-from jaxpneumo import run_report
+from jaxpneumo import places, run_report
+from jaxpneumo.arguments import Parser
 from jaxpneumo.data import dataset
 from jaxpneumo.data.splits import words
 from jaxpneumo.errors import DONE, InputError
@@ -27,6 +27,7 @@ from jaxpneumo.evaluate.results import read_metrics, read_summary
 from jaxpneumo.evaluate.tables import TABLES, VALIDATION
 from jaxpneumo.files import read_json, write_atomically
 from jaxpneumo.predict.postprocess import NATIVE_AREA
+from jaxpneumo.ranges import whole
 from jaxpneumo.software import software
 from jaxpneumo.train.config import read_config, stages_of
 from jaxpneumo.train.log import read_log
@@ -274,14 +275,17 @@ def _ends(ends: Sequence[float] | None, digits: int = 4) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """The verb: see HELP."""
-    parser = argparse.ArgumentParser(
-        prog="jaxpneumo report", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--workdir", type=Path, required=True, help="a finished and evaluated run")
-    parser.add_argument("--data", type=Path, help="its prepared data set (default: where its config says)")
-    parser.add_argument("--images", type=int, default=IMAGES, help=f"in the gallery, at most (default: {IMAGES})")
+    parser = Parser(prog="jaxpneumo report", description=HELP)
+    parser.add_argument("--workdir", type=places.folder_to_fill, required=True, help="a finished and evaluated run")
+    parser.add_argument("--data", type=places.path, help="its prepared data set (default: where its config says)")
     parser.add_argument(
-        "--experiment", help="whose figures of the papers to show (default: the run's folder's name, if it is one)"
+        "--images", type=whole(1, 100_000), default=IMAGES, help=f"in the gallery, at most (default: {IMAGES})"
+    )
+    parser.add_argument(
+        "--experiment",
+        choices=EXPERIMENTS,
+        metavar="EXPERIMENT",
+        help="whose figures of the papers to show (default: the run's folder's name, if it is one)",
     )
     options = parser.parse_args(arguments)
     run_report.place(options.workdir / "report")

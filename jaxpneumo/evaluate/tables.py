@@ -5,13 +5,13 @@ the papers' figures belong to other images: their validation part is another dra
 removal threshold (section 5.1), and TTA where the row does not say otherwise.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxpneumo import run_report
+from jaxpneumo import places, run_report
+from jaxpneumo.arguments import Parser
 from jaxpneumo.data.splits import words
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate.results import read_summary
@@ -177,11 +177,9 @@ def text(tables: dict[str, list[dict[str, Any]]]) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """The verb: see HELP."""
-    parser = argparse.ArgumentParser(
-        prog="jaxpneumo tables", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=Path, required=True, help="folder that holds the runs' folders")
-    parser.add_argument("--output", type=Path, help="write the tables as JSON, too")
+    parser = Parser(prog="jaxpneumo tables", description=HELP)
+    parser.add_argument("--runs", type=places.path, required=True, help="folder that holds the runs' folders")
+    parser.add_argument("--output", type=places.file_to_write, help="write the tables as JSON, too")
     options = parser.parse_args(arguments)
 
     if options.output:

@@ -9,14 +9,14 @@ Nothing here looks at pixels. An image's score at a bottom threshold, and whethe
 keep it, are known from its counts; the mean score of all triplets is then one matrix product over the images.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxpneumo import run_report
+from jaxpneumo import places, run_report
+from jaxpneumo.arguments import Parser
 from jaxpneumo.data import dataset
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate import metrics
@@ -28,6 +28,7 @@ from jaxpneumo.files import read_json, write_json
 from jaxpneumo.predict.members import read_workdirs
 from jaxpneumo.predict.postprocess import NATIVE_AREA
 from jaxpneumo.predict.thresholds import path_of
+from jaxpneumo.ranges import SEED
 from jaxpneumo.train.config import read_config
 
 RULES = ("image", "component", "triplet")
@@ -273,9 +274,7 @@ def read_pooled(workdirs: Sequence[Path]) -> tuple[LevelCounts, np.ndarray, dict
 
 def main(arguments: Sequence[str]) -> int:
     """The verb: see HELP."""
-    parser = argparse.ArgumentParser(
-        prog="jaxpneumo thresholds", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="jaxpneumo thresholds", description=HELP)
     parser.add_argument(
         "--workdir", action="append", required=True, help="an evaluated run; several, or A,B, such as the k folds"
     )
@@ -286,11 +285,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--choose", choices=("folds", "half"), default="folds", help="how they are tried on other patients"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the folds (default: 0)")
+    parser.add_argument("--seed", type=SEED, default=0, help="of the folds (default: 0)")
     options = parser.parse_args(arguments)
 
     name, workdirs = options.name or options.rule, read_workdirs(options.workdir)
     targets = [path_of(workdir, name) for workdir in workdirs]
+    for workdir in workdirs:
+        places.check_folder(workdir, "--workdir")
     run_report.place(workdirs[0] / "evaluation/thresholds.json")
     counts, patient, chosen_on = read_pooled(workdirs)
     result = choose_all(counts, patient, options.score, options.choose, options.seed)

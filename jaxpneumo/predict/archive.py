@@ -179,7 +179,9 @@ def part_folder(output: Path, part: tuple[int, int] | None) -> Path:
     return output if part is None else output / "part-{:05d}-of-{:05d}".format(*part)
 
 
-def choose_part(num_parts: str | None, part_id: str | None, environment: Mapping[str, str]) -> tuple[int, int] | None:
+def choose_part(
+    num_parts: int | str | None, part_id: int | str | None, environment: Mapping[str, str]
+) -> tuple[int, int] | None:
     """(part, number of parts) of the flags --part-id and --num-parts; None without them.
 
     "auto" takes them from a Slurm array (SLURM_ARRAY_TASK_ID, counted from SLURM_ARRAY_TASK_MIN, and
@@ -200,7 +202,7 @@ def choose_part(num_parts: str | None, part_id: str | None, environment: Mapping
         raise InputError(f"--num-parts {num_parts} --part-id {part_id} are not whole numbers or auto.") from None
 
 
-def _num_parts(text: str, environment: Mapping[str, str]) -> int:
+def _num_parts(text: int | str, environment: Mapping[str, str]) -> int:
     if text != "auto":
         return int(text)
     if "SLURM_ARRAY_TASK_COUNT" not in environment:
@@ -213,7 +215,7 @@ def _num_parts(text: str, environment: Mapping[str, str]) -> int:
     return count
 
 
-def _part_id(text: str, environment: Mapping[str, str]) -> int:
+def _part_id(text: int | str, environment: Mapping[str, str]) -> int:
     if text != "auto":
         return int(text)
     if "SLURM_ARRAY_TASK_ID" in environment:

@@ -3,7 +3,6 @@
 Both are one and the same: a single run is the merge of one part. Rows are sorted on the disk, not in memory.
 """
 
-import argparse
 import csv
 import heapq
 import json
@@ -17,7 +16,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from jaxpneumo import run_report
+from jaxpneumo import places, run_report
+from jaxpneumo.arguments import Parser
 from jaxpneumo.data import rle
 from jaxpneumo.data.reconcile import NOT_FRONTAL
 from jaxpneumo.errors import DONE, PARTIAL, InputError
@@ -251,6 +251,8 @@ def merge(folder: Path, output: Path) -> Report:
     """Merges the parts below a folder; see HELP. Raises InputError as `find_parts` and `check_parts`."""
     manifests = find_parts(folder)
     place = output.parent if output.suffix == ".csv" else output
+    if place.resolve() in {manifest.parent.resolve() for manifest in manifests}:
+        raise InputError(f"--output {output} lies in a part, whose own results it would replace. Choose another.")
     with _scratch(place) as scratch:
         header = check_parts(manifests, scratch)
     if output.suffix == ".csv":
@@ -269,13 +271,15 @@ def merge(folder: Path, output: Path) -> Report:
     return report
 
 
+def _output(text: str) -> Path:
+    return (places.file_to_write if text.endswith(".csv") else places.folder_to_fill)(text)
+
+
 def main(arguments: Sequence[str]) -> int:
     """The verb: see HELP. Returns 0, or 3 when files were set aside."""
-    parser = argparse.ArgumentParser(
-        prog="jaxpneumo merge", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--input", type=Path, required=True, help="folder with the parts")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to, or a .csv file")
+    parser = Parser(prog="jaxpneumo merge", description=HELP)
+    parser.add_argument("--input", type=places.path, required=True, help="folder with the parts")
+    parser.add_argument("--output", type=_output, required=True, help="folder to write to, or a .csv file")
     options = parser.parse_args(arguments)
     run_report.place(options.output)
     report = merge(options.input, options.output)

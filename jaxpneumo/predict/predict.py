@@ -5,11 +5,9 @@ processes decode the next pictures and threads code the masks before. What is kn
 (`archive.py`) at once, and the submission is written from there.
 """
 
-import argparse
 import errno
 import logging
 import os
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxpneumo import run_report
+from jaxpneumo import places, run_report
+from jaxpneumo.arguments import Parser
 from jaxpneumo.data import finder, rle
 from jaxpneumo.data.dicom import read_image
 from jaxpneumo.data.workers import cores
-from jaxpneumo.errors import DONE, FAILED, PARTIAL, InputError
+from jaxpneumo.errors import DONE, PARTIAL, InputError
 from jaxpneumo.files import printable, safe_name
 from jaxpneumo.predict import members, thresholds
 from jaxpneumo.predict.archive import (
@@ -40,8 +39,11 @@ from jaxpneumo.predict.archive import (
 from jaxpneumo.predict.merge import Report, write_results
 from jaxpneumo.predict.pictures import write_overlay
 from jaxpneumo.predict.pipeline import Picture, Reading, read_ahead
+from jaxpneumo.predict.postprocess import RULES as REMOVAL_RULES
 from jaxpneumo.predict.postprocess import remove_small
 from jaxpneumo.progress import COMPILING, progress
+from jaxpneumo.ranges import BATCH, WORKERS, whole
+from jaxpneumo.train.config import VALUES
 
 # What needs JAX is imported where it is used: --help, wrong flags and the reading processes do without.
 if TYPE_CHECKING:
@@ -241,32 +243,30 @@ def _is_newer(path: Path, picture: Picture) -> bool:
 
 def main(arguments: Sequence[str]) -> int:
     """The verb: see HELP. Returns 0, or 3 when files were set aside."""
-    parser = argparse.ArgumentParser(
-        prog="jaxpneumo predict", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="jaxpneumo predict", description=HELP)
     members.add_arguments(parser)
     add = parser.add_argument
-    add("--input", type=Path, required=True, help="a folder, searched at any depth, or a file")
-    add("--output", type=Path, required=True, help="folder to write to")
-    add("--overlays", type=int, help="write at most this many pictures (default: all)")
+    add("--input", type=places.path, required=True, help="a folder, searched at any depth, or a file")
+    add("--output", type=places.folder_to_fill, required=True, help="folder to write to")
+    add("--overlays", type=VALUES["predict.overlays"], help="write at most this many pictures (default: all)")
     add("--thresholds", metavar="NAME", help="thresholds that `jaxpneumo thresholds` saved by this name")
-    add("--threshold", type=float, help="probability threshold (default: the run's)")
+    add("--threshold", type=VALUES["predict.threshold"], help="probability threshold (default: the run's)")
     add(
         "--removal-threshold",
-        type=int,
+        type=VALUES["predict.removal_threshold"],
         help="smallest area in pixels of a 1024x1024 image (default: the run's; 0 = keep all)",
     )
-    add("--removal-rule", choices=("image", "component"), help="default: the run's")
+    add("--removal-rule", choices=REMOVAL_RULES, help="default: the run's")
     add("--no-tta", action="store_true", help="predict without the mirror image")
     add(
         "--batch-size",
-        type=int,
+        type=BATCH,
         help="radiographs in one call of the network (default: the run's, 1 for a single file)",
     )
-    add("--workers", type=int, metavar="N", help="reading processes (default: one a core; 0: threads)")
+    add("--workers", type=WORKERS, metavar="N", help="reading processes (default: one a core; 0: threads)")
     add("--any-image", action="store_true", help="predict what is no frontal chest radiograph by its header, too")
-    add("--num-parts", metavar="N", help="predict one of N parts of the files; a number or auto")
-    add("--part-id", metavar="K", help="which one, from 0; a number or auto")
+    add("--num-parts", type=whole(1, 99_999, word="auto"), metavar="N", help="predict one of N parts of the files")
+    add("--part-id", type=whole(0, 99_998, word="auto"), metavar="K", help="which one")
     add("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)
 
@@ -277,8 +277,6 @@ def main(arguments: Sequence[str]) -> int:
             "and --removal-rule."
         )
     part = choose_part(options.num_parts, options.part_id, os.environ)
-    if options.workers is not None and options.workers < 0:
-        raise InputError(f"{options.workers} workers cannot read; give --workers 0 or more.")
     run_report.place(part_folder(options.output, part))
     workdirs = members.read_workdirs(options.workdir)
     weights = members.read_weights(options.weights, len(workdirs))
@@ -294,21 +292,17 @@ def main(arguments: Sequence[str]) -> int:
     settings.tta = settings.tta and not options.no_tta
     if options.thresholds:
         thresholds.use(workdirs[0], options.thresholds, settings)
-    try:
-        report = predict_files(
-            predictor,
-            found.folder,
-            found.sources,
-            options.output,
-            options.overlays,
-            options.quiet,
-            options.workers,
-            part,
-            any_image=options.any_image,
-        )
-    except OSError as error:
-        print(f"jaxpneumo predict: {error}. The same command goes on where this one stopped.", file=sys.stderr)
-        return FAILED
+    report = predict_files(
+        predictor,
+        found.folder,
+        found.sources,
+        options.output,
+        options.overlays,
+        options.quiet,
+        options.workers,
+        part,
+        any_image=options.any_image,
+    )
     folder = part_folder(options.output, part)
     print(
         f"{report.images} radiographs, pneumothorax outlined in {report.positive}, {report.set_aside} files set "

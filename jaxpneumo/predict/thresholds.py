@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from jaxpneumo.errors import InputError
 from jaxpneumo.files import read_json
+from jaxpneumo.train.config import wrong_values
 
 NAMES = ("threshold", "removal_threshold", "removal_rule")
 NAMES_OF_TRIPLET = ("top_threshold", "top_area")
@@ -37,6 +38,9 @@ def use(workdir: Path, name: str, settings: ConfigDict) -> None:
     saved = read_json(path)
     if not isinstance(saved, dict) or any(key not in saved for key in (*NAMES, "tta", "size")):
         raise InputError(f"{path} is not a file of `jaxpneumo thresholds`. Choose the thresholds again.")
+    values = {f"predict.{key}": value for key, value in saved.items()}
+    if problems := "; ".join(wrong_values(values)).replace("predict.", ""):
+        raise InputError(f"{path} cannot be used: {problems}. Choose the thresholds again.")
     if (saved["tta"], saved["size"]) != (bool(settings.tta), settings.size):
         view = "with" if saved["tta"] else "without"
         raise InputError(f"{path} was chosen {view} flip TTA at size {saved['size']}: predict in the same way.")

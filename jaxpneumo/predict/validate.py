@@ -13,9 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxpneumo import places
+from jaxpneumo.arguments import Parser
 from jaxpneumo.data import labels, rle
 from jaxpneumo.errors import BAD_INPUT, DONE, InputError
 from jaxpneumo.predict.submission import EMPTY, HEADER
+from jaxpneumo.ranges import as_typed, whole
 
 HELP = """\
 Checks a submission csv: header, ids, run-length codes, and with --sample that it has the sample's images in its order.
@@ -189,22 +192,23 @@ def _size(text: str) -> tuple[int, int] | None:
         return None
     try:
         height, width = (int(side) for side in text.lower().split("x"))
-        if min(height, width) < 1:
+        if not (1 <= height <= 65535 and 1 <= width <= 65535):
             raise ValueError
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH such as 1024x1024, or any") from None
+        sides = f"{as_typed(text)} cannot be used; give HEIGHTxWIDTH such as 1024x1024, each from 1 to 65535, or any"
+        raise argparse.ArgumentTypeError(sides) from None
     return height, width
 
 
 def main(arguments: Sequence[str]) -> int:
     """The verb: see HELP. Returns 0 for a valid submission, else 2."""
-    parser = argparse.ArgumentParser(
-        prog="jaxpneumo validate", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--submission", type=Path, required=True, help="csv file; may end in .gz")
-    parser.add_argument("--sample", type=Path, help="csv with the images that must be there, in their order")
+    parser = Parser(prog="jaxpneumo validate", description=HELP)
+    parser.add_argument("--submission", type=places.path, required=True, help="csv file; may end in .gz")
+    parser.add_argument("--sample", type=places.path, help="csv with the images that must be there, in their order")
     parser.add_argument("--size", type=_size, default=(1024, 1024), help="of all images (default: 1024x1024), or any")
-    parser.add_argument("--show", type=int, default=10, metavar="N", help="findings of a kind to print (default: 10)")
+    parser.add_argument(
+        "--show", type=whole(0, 10**9), default=10, metavar="N", help="findings of a kind to print (default: 10)"
+    )
     options = parser.parse_args(arguments)
     findings = validate(options.submission, options.sample, options.size)
     shown: Counter[str] = Counter()

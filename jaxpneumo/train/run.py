@@ -8,14 +8,23 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxpneumo import run_report
+from jaxpneumo import places, run_report
 from jaxpneumo.data import dataset, splits, synthetic
 from jaxpneumo.data.prepare import prepare
 from jaxpneumo.errors import InputError
 from jaxpneumo.files import write_json
 from jaxpneumo.model import pretrained
 from jaxpneumo.train import checkpoint
-from jaxpneumo.train.config import check_config, differences, read_config, stages_of, trained_stages
+from jaxpneumo.train.config import (
+    check_config,
+    check_paths,
+    differences,
+    read_config,
+    resolve_paths,
+    stages_of,
+    synthetic_folders,
+    trained_stages,
+)
 from jaxpneumo.train.feed import StageData
 from jaxpneumo.train.loop import make_model, train_stage
 from jaxpneumo.train.provenance import record_start
@@ -43,18 +52,25 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       Stopped: SIGTERM came; the state is saved.
     """
     check_config(config)
+    resumed = (workdir / "config.json").is_file()
+    if resumed:
+        _check_same(config, workdir)
+    else:
+        splits.check_name(config.data.split, "--config.data.split")
+        splits.check(config.data.split, config.data.validation_fraction)
+    resolve_paths(config)
+    check_paths(config)
+    places.check_folder(workdir, "--workdir")
     for section in stages_of(config):
         check_batch_size(config[section].batch_size, jax.device_count(), section)
     run_report.process(jax.process_index())
     check_batch_size(config.predict.batch_size, jax.local_device_count(), "predict")
-    _check_folder(config, workdir)
     if is_first():
         make_synthetic_data(config)
     checkpoint.meet("data")
     for stage in stages_of(config):
         dataset.open_arrays(config.data.directory, config[stage].size)
     dataset.open_arrays(config.data.directory, config.predict.size)
-    resumed = (workdir / "config.json").is_file()
     data, split = _read_split(config, workdir / "splits.json" if resumed else None)
     variables = _first_variables(config)
     # Only now: a start that was refused leaves nothing behind that stands in the next one's way.
@@ -83,7 +99,7 @@ def make_synthetic_data(config: ConfigDict) -> None:
         return
     directory = Path(config.data.directory)
     settings = config.data.synthetic
-    folders = {part: directory.with_name(f"{directory.name}-{part}") for part in ("train", "test")}
+    folders = synthetic_folders(config)
     for seed, (part, folder) in enumerate(folders.items()):
         if not folder.is_dir():
             logger.info("Making %d synthetic radiographs in %s", settings[part], folder)
@@ -100,9 +116,7 @@ def make_synthetic_data(config: ConfigDict) -> None:
         prepare(source, source / "labels.csv", directory, tuple(sizes), source / "patients.csv")
 
 
-def _check_folder(config: ConfigDict, workdir: Path) -> None:
-    if not (workdir / "config.json").is_file():
-        return
+def _check_same(config: ConfigDict, workdir: Path) -> None:
     changed = differences(read_config(workdir), config)
     if changed:
         raise InputError(

@@ -1,0 +1,21 @@
+"""The verbs as functions and as processes, for tests of what all of them have."""
+
+import os
+import subprocess
+import sys
+
+from conftest import REPOSITORY
+
+from jaxpneumo import __main__ as command
+from jaxpneumo.bench.main import BENCHMARKS
+
+# Modules whose `main` is a verb; train has a command line of its own.
+MAINS = {verb: module for verb, (module, _) in command.VERBS.items() if verb not in ("train", "bench")}
+MAINS |= {f"bench {what}": f"jaxpneumo.bench.{what}" for what in BENCHMARKS}
+
+
+def run(*arguments, **kwargs) -> subprocess.CompletedProcess:
+    """The command in a process of its own."""
+    line = [sys.executable, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(line, capture_output=True, text=True, env=environment, check=False, **kwargs)

@@ -1,0 +1,179 @@
+"""Every value of a config has its range, and a start that is refused leaves nothing behind."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from commands import run
+from conftest import REPOSITORY, load_config, shrink
+
+from jaxpneumo import main
+from jaxpneumo.errors import BAD_INPUT, InputError
+from jaxpneumo.files import read_json, write_json
+from jaxpneumo.predict import thresholds
+from jaxpneumo.train.config import ALLOWED, check_config, read_config
+from jaxpneumo.train.run import train
+
+CONFIGS = ["exp1", "exp2", "exp3", "exp4", "exp5", "unet256", "quickstart", "augmentation_study:A1+A2"]
+
+
+def numbers_in(values: dict, prefix: str = "") -> dict:
+    """The numeric values of a config by their full names, and those without a value."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= numbers_in(value, f"{prefix}{key}.")
+        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            flat[prefix + key] = value
+    return flat
+
+
+class TestNumbersOfTheConfig:
+    @pytest.mark.parametrize("name", CONFIGS)
+    def test_shipped_configs_pass(self, name):
+        check_config(load_config(name))
+
+    @pytest.mark.parametrize("name", CONFIGS)
+    def test_every_number_has_a_range_and_is_refused_out_of_it(self, name):
+        keys = numbers_in(load_config(name).to_dict())
+        assert {"stage1.epochs", "predict.threshold", "augment.flip", "model.momentum", "data.fold"} <= keys.keys()
+        for key in keys:
+            kind = ALLOWED[key]
+            step = kind.step if kind.whole else 1e-3
+            high = kind.high if kind.below_high else kind.high + step
+            values = [float("nan"), float("inf"), -float("inf"), kind.low - step, high, True, "7", [1]]
+            for value in [*values, *([] if kind.word else [None])]:
+                config = load_config(name)
+                with config.ignore_type():
+                    config.update_from_flattened_dict({key: value})
+                with pytest.raises(InputError) as caught:
+                    check_config(config)
+                assert f"--config.{key} must be {kind}, not {value!r}" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("model.encoder", "resnet18"),
+            ("model.dtype", "float16"),
+            ("model.depths", (1, 1, 1)),
+            ("model.depths", (1, 0, 1, 1)),
+            ("loss.dice", "pixel"),
+            ("augment.engine", "gpu"),
+            ("data.resident", "yes"),
+            ("predict.removal_rule", "images"),
+            ("stage1.size", 250),
+            ("stage1.schedule", "steps"),
+        ],
+    )
+    def test_words_and_lists(self, key, value):
+        config = load_config("exp2")
+        config.update_from_flattened_dict({key: value})
+        with pytest.raises(InputError, match=rf"--config\.{re.escape(key)} must be "):
+            check_config(config)
+
+    def test_more_averaged_epochs_than_there_are(self):
+        config = load_config("exp2")
+        config.stage1.epochs = 4
+        with pytest.raises(InputError, match=r"stage1\.swa_epochs must be at most stage1\.epochs, 4, not 5"):
+            check_config(config)
+
+    def test_the_encoders_are_those_of_the_network(self):
+        from jaxpneumo.model.unet import ENCODERS
+
+        assert set(ALLOWED["model.encoder"].words) == set(ENCODERS)
+
+    def test_a_run_of_an_earlier_version_is_read_and_a_damaged_one_is_not(self, evaluated, tmp_path):
+        values = read_json(evaluated / "config.json")
+        del values["data"]["fold"], values["model"]["remat"], values["augment"]["engine"]
+        write_json(tmp_path / "config.json", values)
+        assert read_config(tmp_path).stage1.epochs == 1
+        values["predict"]["threshold"] = 70
+        write_json(tmp_path / "config.json", values)
+        with pytest.raises(
+            InputError, match=r"config\.json cannot be used: predict\.threshold must be a number from 0"
+        ):
+            read_config(tmp_path)
+        write_json(tmp_path / "config.json", [1])
+        with pytest.raises(InputError, match="is not the config of a run"):
+            read_config(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            *[("threshold", 70), ("removal_threshold", -1), ("removal_rule", "all"), ("threshold", float("nan"))],
+            *[("top_threshold", 1.5), ("top_area", 2**20 + 1), ("size", 30), ("tta", "yes")],
+        ],
+    )
+    def test_saved_thresholds(self, tmp_path, key, value):
+        saved = {"threshold": 0.5, "removal_threshold": 0, "removal_rule": "image", "tta": True, "size": 32}
+        settings = load_config("exp2").predict
+        settings.size = 32
+        (tmp_path / "thresholds").mkdir()
+        (tmp_path / "thresholds/a.json").write_text(json.dumps(saved))
+        thresholds.use(tmp_path, "a", settings)
+        (tmp_path / "thresholds/a.json").write_text(json.dumps({**saved, key: value}))
+        with pytest.raises(InputError, match=rf"a\.json cannot be used: {key} must be .*, not .*Choose the thresholds"):
+            thresholds.use(tmp_path, "a", settings)
+
+
+class TestRefusedTraining:
+    """Nothing is left behind that stands in the way of the corrected start."""
+
+    @pytest.mark.parametrize(
+        ("key", "value", "words"),
+        [
+            ("model.pretrained", "none.h5", r"--config\.model\.pretrained=none\.h5: no such file"),
+            ("init_from", "none", r"--config\.init_from=none is not a folder"),
+            ("data.directory", "none", "none is not a prepared data set"),
+            ("data.split", "none.json", r"none\.json cannot be read"),
+            ("data.split", "patients", r'--config\.data\.split patients: .* Did you mean "patient"'),
+            ("predict.input", "none", r"--config\.predict\.input=none: there is no such folder"),
+            ("stage1.swa_epochs", 2, "must be at most"),
+            ("predict.threshold", 7.0, "must be a number from 0 to 1"),
+        ],
+    )
+    def test_before_anything_is_written(self, prepared, tmp_path, monkeypatch, key, value, words):
+        monkeypatch.chdir(tmp_path)
+        config = shrink(load_config("exp2"), prepared)
+        config.update_from_flattened_dict({key: value})
+        with pytest.raises(InputError, match=words):
+            main.run(config, Path("run"))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_before_jax_is_loaded(self, tmp_path):
+        code = (
+            "import sys; from jaxpneumo.__main__ import main; sys.argv = ['jaxpneumo', 'train', *sys.argv[1:]]; "
+            "code = main(); assert 'jax' not in sys.modules; sys.exit(code)"
+        )
+        for change in ("model.pretrained=none.h5", "predict.input=none", "predict.threshold=7"):
+            arguments = [f"--config={REPOSITORY}/configs/exp5.py", f"--config.{change}"]
+            result = run("-c", code, *arguments, cwd=tmp_path)
+            assert (result.returncode, change.split("=")[0] in result.stderr) == (BAD_INPUT, True), result.stderr
+        assert list(tmp_path.iterdir()) == []
+
+    def test_synthetic_data_are_not_drawn_for_a_start_that_is_refused(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for key, value in (("model.pretrained", "none.h5"), ("data.split", "none.json")):
+            config = load_config("quickstart")
+            config.update_from_flattened_dict({key: value})
+            with pytest.raises(InputError, match="none"):
+                train(config, tmp_path / "run")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_config_is_named_with_a_blank_too(self, tmp_path):
+        for flag in (["--config", f"{REPOSITORY}/configs/exp2.py"], [f"--config={REPOSITORY}/configs/exp2.py"]):
+            result = run("-m", "jaxpneumo", "train", *flag, "--config.data.directory=none", cwd=tmp_path)
+            assert (result.returncode, "none is not a prepared data set" in result.stderr) == (BAD_INPUT, True)
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ("stage1.epoch=2", 'cannot be used: \'epoch\' Did you mean "epochs" instead of "epoch"?'),
+            ("stage1.epochs=nan", "--config.stage1.epochs=nan is not a whole number from 1 to 10000."),
+            ("data.fold=1.5", "--config.data.fold=1.5 is not a whole number from 0 to 999."),
+        ],
+    )
+    def test_a_wrong_change_of_the_config_is_told_without_a_quotation(self, tmp_path, change, words):
+        result = run("-m", "jaxpneumo", "train", f"--config={REPOSITORY}/configs/exp2.py", f"--config.{change}")
+        assert (result.returncode, result.stderr.endswith(words + "\n")) == (BAD_INPUT, True), result.stderr
