@@ -24,7 +24,7 @@ from pathlib import Path
 
 from jaxpneumo import places, run_report
 from jaxpneumo.arguments import Parser
-from jaxpneumo.data import dataset, dicom, ingest, reconcile, repeat, splits
+from jaxpneumo.data import dataset, dicom, ingest, reconcile, remarks, repeat, splits
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data import workers as processes
 from jaxpneumo.data.journal import open_journal
@@ -53,7 +53,7 @@ class Report:
       busy_seconds: processor time for one file, on average: of its worker process and of the one that collects.
       resumed: images that an earlier, interrupted run had finished.
       worker_peaks: the most memory that each worker process had resident, in bytes.
-      notes: sentences about labels and patients that the user must know.
+      notes: sentences about labels, patients and headers that the user must know.
       complete: the data set was there already, made by an earlier call like this one.
     """
 
@@ -195,7 +195,10 @@ def prepare(
         busy_seconds=busy / max(len(spans), 1),
         resumed=resumed,
         worker_peaks=tuple(peaks),
-        notes=tuple(filter(None, (unlabelled, _patients_note(patients_from)))),
+        notes=(
+            *filter(None, (unlabelled, _patients_note(patients_from))),
+            *remarks.tell((outcome.source, outcome.remarks) for outcome in kept),
+        ),
     )
 
 

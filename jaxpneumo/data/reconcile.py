@@ -54,6 +54,7 @@ class Outcome:
       pixels: checksum of its rows' images; equal pixels have equal ones.
       checksum: of all its rows, images and masks.
       stamp: the file's size in bytes and time of change in ns.
+      remarks: of the radiograph.
     """
 
     row: int
@@ -67,6 +68,7 @@ class Outcome:
     pixels: int = 0
     checksum: int = 0
     stamp: tuple[int, int] = (0, 0)
+    remarks: tuple[str, ...] = ()
 
 
 def match(uid: str, name: str, labelled: Container[str]) -> tuple[str, str]:

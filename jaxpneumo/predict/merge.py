@@ -18,7 +18,7 @@ from typing import Any
 
 from jaxpneumo import places, run_report
 from jaxpneumo.arguments import Parser
-from jaxpneumo.data import rle
+from jaxpneumo.data import remarks, rle
 from jaxpneumo.data.reconcile import NOT_FRONTAL
 from jaxpneumo.errors import DONE, PARTIAL, InputError
 from jaxpneumo.files import printable, write_atomically, write_json
@@ -55,6 +55,7 @@ class Report:
       undrawn: radiographs whose outlined picture could not be written.
       first: why the first file was set aside.
       note: what whoever looks at the outlines must know.
+      remarks: sentences about header elements that could not be used as they are.
     """
 
     images: int
@@ -64,6 +65,7 @@ class Report:
     undrawn: int = 0
     first: str = ""
     note: str = NOTE
+    remarks: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -122,8 +124,9 @@ def write_results(manifests: Sequence[Path], submission: Path, quarantine: Path 
         if "undrawn" in entry:
             counts["undrawn"] += 1
             run_report.set_aside(printable(entry["file"]), entry["undrawn"])
+    told = remarks.tell((entry["file"], entry.get("remarks", ())) for entry in entries("done"))
     header = next(read_entries(manifests[0]))
-    return Report(**counts, first=first[1] if first else "", note=header.get("note", NOTE))
+    return Report(**counts, first=first[1] if first else "", note=header.get("note", NOTE), remarks=tuple(told))
 
 
 @contextmanager

@@ -42,6 +42,7 @@ class Picture:
       uid: SOP instance UID, or what `finder.name_of` calls a file without.
       image: uint8 (S, S), shrunk by area average.
       height, width: native size, in pixels.
+      remarks: of the radiograph.
     """
 
     source: str
@@ -52,6 +53,7 @@ class Picture:
     image: np.ndarray | None = None
     height: int = 0
     width: int = 0
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ def read(reading: Reading, source: str) -> Picture:
         return Picture(reason=f"{NOT_FRONTAL}: {wrong}", **about)
     uid = ingest.own_id(radiograph, data, source, finder.name_of(source, reading.repeated))
     height, width = radiograph.image.shape
-    return Picture(**about, uid=uid, image=squash(radiograph.image, (reading.size,))[0], height=height, width=width)
+    image = squash(radiograph.image, (reading.size,))[0]
+    return Picture(**about, uid=uid, image=image, height=height, width=width, remarks=radiograph.remarks)
 
 
 def _read_in_threads(reading: Reading, sources: Sequence[str]) -> Iterator[Picture]:

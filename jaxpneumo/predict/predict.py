@@ -142,6 +142,8 @@ def predict_files(
                 if undrawn:
                     logger.warning("%s is predicted and not drawn: %s", printable(picture.source), undrawn)
                     found["undrawn"] = undrawn
+                if picture.remarks:
+                    found["remarks"] = picture.remarks
                 append({**_entry(picture), "uid": picture.uid, **found, "code": code})
                 bar.update()
         append(end_entry(listed, len(sources)))
@@ -312,6 +314,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"What was set aside and why: {folder / 'quarantine.csv'}")
     if report.not_frontal:
         print(f"{report.not_frontal} of them are no frontal chest radiographs; --any-image predicts these, too.")
+    for line in report.remarks:
+        print(line)
     if report.undrawn:
         print(f'{report.undrawn} outlined pictures could not be written: "undrawn" in {folder / MANIFEST} says why.')
     return DONE if report.complete else PARTIAL

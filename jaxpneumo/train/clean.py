@@ -1,11 +1,11 @@
 """`jaxpneumo clean`: removes what a finished run no longer needs, its checkpoints."""
 
-import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxpneumo import run_report
+from jaxpneumo import places, run_report
+from jaxpneumo.arguments import Parser
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.train.config import check_config, read_config, trained_stages
 
@@ -74,10 +74,10 @@ def check(workdir: Path) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """The verb: see HELP."""
-    parser = argparse.ArgumentParser(
-        prog="jaxpneumo clean", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="jaxpneumo clean", description=HELP)
+    parser.add_argument(
+        "--workdir", type=places.path, action="append", required=True, help="a finished run; may be repeated"
     )
-    parser.add_argument("--workdir", type=Path, action="append", required=True, help="a finished run; may be repeated")
     parser.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
     options = parser.parse_args(arguments)
 
