@@ -96,7 +96,8 @@ def validate(
     for number, image_id, code in rows:
         codes.setdefault(image_id, []).append((number, code))
     if dialect := rle.file_dialect((number, code) for number, _, code in rows):
-        findings.append(Finding("dialect", dialect[0], f"the file's codes seem to be {dialect[1]}"))
+        line, kind = dialect
+        findings.append(Finding("dialect", line, f"the file's codes seem to be {kind}. {labels.WAY_OUT[kind]}"))
     else:
         for number, image_id, code in rows:
             findings += [] if code == EMPTY else _check_code(number, image_id, code, size)
