@@ -54,19 +54,17 @@ def test_zero_is_nobody_unless_patients_are_counted_from_it():
 @pytest.mark.parametrize(
     ("ids", "believed"),
     [
-        (["Q"] * 5, False),
+        (["Q"] * 12, False),
+        (["Q"] * 11, True),  # so few may well be one patient's
         (["Q"] * 18 + ["a", "b"], False),
         (["Q"] * 17 + ["a", "b", "c"], True),
-        (["Q", "Q", ""], True),  # two thirds of few images may well be one patient's
         (["Q"], True),
     ],
 )
 def test_one_id_for_nearly_all_is_nobody(ids, believed):
     found, problem = patients.believe(ids)
     assert ("Q" in found) == believed == (problem == "")
-    assert [each for each in found if each != "Q"][-2:] == (
-        ids[-2:] if len(ids) > 5 else found[-2:] if not believed else ids[2:]
-    )
+    assert [each for each in found if each] == [each for each in ids if believed or each != "Q"]
 
 
 def test_what_is_stored_in_place_of_an_id_is_told_apart_alike():

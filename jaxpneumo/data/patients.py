@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 MAX_AGE = 120  # years; ChestX-ray14's table has ages up to 414, which are mistakes
-ONE_FOR_ALL = 0.9  # share of the images from which on one id is no patient
+ONE_FOR_ALL = 0.9  # share of the images from which on one id is no patient,
+MANY = 12  # and how many they must be: fewer may well be one patient's
 NOBODY = "anonymous"  # stands for every word below
 _NOBODY = (
     *("anon", "anonym", "anonymous", "anonymised", "anonymized", "anonymisiert", "anonymouspatient", "deidentified"),
@@ -34,7 +35,7 @@ def believe(ids: Sequence[str], stored: Callable[[str], str] = str) -> tuple[lis
     """The ids that are patients, "" for those that are not, and what was wrong with these.
 
     A word such as "ANONYMOUS" is nobody, and so is 0, unless patients are counted from 0, and the one id that all
-    or nearly all images have.
+    or nearly all of many images have.
 
     Args:
       ids: one an image, as `name` and then `stored` give them; "" where unknown.
@@ -44,7 +45,7 @@ def believe(ids: Sequence[str], stored: Callable[[str], str] = str) -> tuple[lis
     counted = any(stored("1".zfill(digits)) in told for digits in range(1, 9))
     nobody = {stored(word) for word in (NOBODY, *([] if counted else ["0"]))}
     top, times = max(told.items(), key=lambda item: item[1], default=("", 0))
-    if times > 1 and times >= ONE_FOR_ALL * count:
+    if times >= max(MANY, ONE_FOR_ALL * count):
         nobody.add(top)
         problem = f"one and the same patient id for {times} of {count} images names nobody"
     elif times := sum(told[word] for word in nobody):
