@@ -24,6 +24,7 @@ VERBS = {
     "predict": ("jaxpneumo.predict.predict", "outline pneumothorax in a folder of radiographs"),
     "merge": ("jaxpneumo.predict.merge", "one submission of the parts of an archive"),
     "validate": ("jaxpneumo.predict.validate", "check a submission, also beside a sample"),
+    "clean": ("jaxpneumo.train.clean", "remove the checkpoints of finished runs"),
     "bench": ("jaxpneumo.bench.main", "measure how fast the parts are, beside what they could be"),
 }
 

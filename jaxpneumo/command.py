@@ -1,6 +1,7 @@
 """What all verbs share: their common options, logging, the run report, exit codes."""
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -74,6 +75,8 @@ def _run(name: str, verb: Callable[[Sequence[str]], int], arguments: Sequence[st
     options, rest = _common(name).parse_known_args(arguments)
     start_logging(options.quiet, options.verbose, options.log_json)
     progress.silent = options.quiet
+    if isinstance(sys.stdout, io.TextIOWrapper):  # paths may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     # A verb that is asked to end ends as after an exception: what it holds is put away, and the report is written.
     end_on_sigterm()
 

@@ -1,7 +1,9 @@
-"""Files that are either whole or absent: written under a temporary name, then renamed."""
+"""Files that are either whole or absent, written under a temporary name and then renamed; and what names may be."""
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +11,14 @@ from typing import IO, Any
 
 from jaxpneumo import run_report
 from jaxpneumo.errors import InputError
+
+LONG = 100  # bytes of a name; every file system allows more
+# What cannot stand in a text file as it is: bytes that are no UTF-8 (as surrogates), control characters, blanks at the
+# ends; and a backslash that would read as one of these.
+_ODD = re.compile(r"[\udc80-\udcff]|[\x00-\x1f\x7f]|\A\s+|\s+\Z|\\(?=x[0-9a-f]{2})")
+# Small letters alone, as some file systems hold "A" and "a" for one name; Windows keeps some names for itself.
+_SAFE = re.compile(r"(?!(con|prn|aux|nul|com\d|lpt\d)(\.|\Z))[a-z0-9_][a-z0-9._-]*")
+_DIGEST = 16  # hexadecimal digits
 
 
 @contextmanager
@@ -24,7 +34,7 @@ def write_atomically(path: Path | str, mode: str = "w") -> Iterator[IO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(_temporary_name(path.name))
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
         with open(temporary, mode, **text) as file:
@@ -65,3 +75,35 @@ def take_name(made: Path, name: Path) -> None:
     for path in made.iterdir():
         os.replace(path, name / path.name)
     made.rmdir()
+
+
+def printable(name: str) -> str:
+    """A file's name or path as text that any file can hold; different names stay different.
+
+    What is odd in a name becomes `\\xNN`, its bytes in hexadecimal digits: bytes that are no UTF-8, control characters,
+    blanks at the ends. All other names, and that is nearly all, stay as they are.
+    """
+    return _ODD.sub(lambda odd: "".join(f"\\x{byte:02x}" for byte in os.fsencode(odd[0])), name)
+
+
+def safe_name(text: str) -> str:
+    """A name for a file about `text`, for every file system; different texts have different names.
+
+    Args:
+      text: any, such as an image's id.
+
+    Returns:
+      The text itself where it is short and of small letters, digits, dots, hyphens and underscores; else its
+      beginning and a checksum of all of it. No ending is added.
+    """
+    looks_made = re.search(rf"-[0-9a-f]{{{_DIGEST}}}\Z", text)
+    if _SAFE.fullmatch(text) and len(text) <= LONG and not looks_made:
+        return text
+    digest = hashlib.sha256(os.fsencode(text)).hexdigest()[:_DIGEST]
+    return f"{re.sub('[^A-Za-z0-9_-]', '_', text)[: LONG // 2]}-{digest}"
+
+
+def _temporary_name(name: str) -> str:
+    """A name beside a file's own that is not too long where the file's is not."""
+    encoded = os.fsencode(name)
+    return f"{hashlib.sha256(encoded).hexdigest()[:32]}.tmp" if len(encoded) > LONG else f"{name}.tmp"

@@ -107,6 +107,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     from jaxpneumo.evaluate.report import write_report
     from jaxpneumo.predict.infer import load_predictor
     from jaxpneumo.predict.predict import predict_folder
+    from jaxpneumo.train import clean
     from jaxpneumo.train.run import train
 
     run_report.place(workdir)
@@ -116,20 +117,24 @@ def run(config: ConfigDict, workdir: Path) -> int:
     predictor = load_predictor(workdir)
     print(table(evaluate_run(predictor)))
 
-    set_aside = 0
+    complete = True
     if config.predict.input:
         report = predict_folder(
             predictor, Path(config.predict.input), workdir / "predictions", config.predict.overlays, anew=True
         )
-        set_aside = report.set_aside
-        print(f"Predicted {report.images} radiographs of {config.predict.input}, set aside {set_aside} files.")
+        complete = report.complete
+        print(
+            f"Predicted {report.images} radiographs of {config.predict.input}, set aside {report.set_aside} files. "
+            f"{report.note}"
+        )
     else:
         (workdir / "predictions").mkdir(exist_ok=True)
         shutil.copyfile(workdir / "evaluation/submission.csv", workdir / "predictions/submission.csv")
         print("Predicted the validation images; --config.predict.input=FOLDER predicts a folder of DICOM files.")
     write_report(workdir)
     print(f"Everything is in {workdir}; open {workdir / 'report.html'} in a browser.")
-    return PARTIAL if set_aside else DONE
+    print(clean.words(workdir))
+    return DONE if complete else PARTIAL
 
 
 def _check_input(config: ConfigDict, workdir: Path) -> None:

@@ -7,6 +7,9 @@ from tqdm import tqdm
 # No bars at all, whatever is asked for; the option --quiet of every verb.
 silent = False
 
+# At the end of a bar while its first call is compiled, so that it does not seem to hang.
+COMPILING = "compiling, once"
+
 
 def progress(
     items: Iterable | None = None,

@@ -15,7 +15,14 @@ for argument in "$@"; do
 done
 cd "$(dirname "$0")/.."
 runs=${RUNS:-runs}
-for arm in ${ARMS:-none A1 A2 A1+A2 A3 A4}; do
+arms=${ARMS:-none A1 A2 A1+A2 A3 A4}
+for arm in $arms; do
+    if [[ ! $arm =~ ^(none|A1|A2|A1\+A2|A3|A4)$ ]]; then
+        echo "launch/augmentation_study.sh: there is no arm $arm; ARMS holds some of none A1 A2 A1+A2 A3 A4." >&2
+        exit 2
+    fi
+done
+for arm in $arms; do
     echo "== augmentation study, arm $arm"
     python -m jaxpneumo.main --config="configs/augmentation_study.py:$arm" \
         --workdir="$runs/augmentation_study_$arm" "$@"

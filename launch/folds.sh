@@ -29,11 +29,30 @@ runs=${RUNS:-runs}
 name=$(basename "$config")
 name=${NAME:-${name/.py/}}
 name=${name/:/_}
-count=$(python -c 'import json, sys; print(len(json.load(open(sys.argv[1]))["folds"]))' "$file") || {
-    echo "launch/folds.sh: $file has no folds; make some with \`jaxpneumo split --folds K --output $file\`." >&2
+if ! command -v python >/dev/null; then
+    echo "launch/folds.sh: there is no python on the PATH; activate the environment that has jaxpneumo." >&2
     exit 2
-}
+fi
+# The number of folds; 0 where the file has none, or is no JSON.
+count=$(python -c '
+import json, sys
+try:
+    folds = json.load(open(sys.argv[1], encoding="utf-8"))["folds"]
+    print(len(folds) if isinstance(folds, list) else 0)
+except (KeyError, TypeError, ValueError, OSError):
+    print(0)
+' "$file")
+if ((count == 0)); then
+    echo "launch/folds.sh: $file has no folds; make some with \`jaxpneumo split --folds K --output FILE.json\`." >&2
+    exit 2
+fi
 folds=${SLURM_ARRAY_TASK_ID:-${FOLDS:-$(seq -s " " 0 $((count - 1)))}}
+for fold in $folds; do
+    if [[ ! $fold =~ ^[0-9]+$ ]] || ((10#$fold >= count)); then
+        echo "launch/folds.sh: there is no fold $fold; $file has the folds 0 to $((count - 1))." >&2
+        exit 2
+    fi
+done
 for fold in $folds; do
     echo "== $name, fold $fold of 0 to $((count - 1))"
     python -m jaxpneumo.main --config="$config" --workdir="$runs/${name}_fold$fold" \

@@ -94,7 +94,7 @@ def test_merged_parts_are_the_single_run_byte_for_byte(single, parts, tmp_path, 
         reasons = {row["file"]: row["reason"] for row in csv.DictReader(file)}
     assert len(reasons) == 5
     assert "second file of image" in reasons["000/00031.copy.dcm"]
-    assert "second file of image" in reasons["zz.dcm"]
+    assert reasons["zz.dcm"].endswith("; 000/00007.dcm was used")
     assert json.loads((tmp_path / "merged.json").read_text())["set_aside"] == 5
 
 
@@ -134,6 +134,20 @@ def test_changed_and_new_files_are_done_and_those_gone_are_dropped(evaluated, fi
     assert after["00002.dcm"] == before["00002.dcm"]
     assert after["00001.dcm"]["uid"] == read(files / "000/00005.dcm").uid
     assert set(read_submission(tmp_path / "out/submission.csv")) == {entry["uid"] for entry in after.values()}
+
+
+def test_a_manifest_from_before_any_image_was_asked_for_was_of_any_image(tmp_path):
+    old = archive.make_header("a", {"threshold": 0.5}, {}, None)
+    with archive.open_manifest(tmp_path, old, tmp_path, []):
+        pass
+    new = archive.make_header("a", {"threshold": 0.5, "any_image": True}, {}, None, synthetic=True)
+    with archive.open_manifest(tmp_path, new, tmp_path, []):
+        (header,) = read_entries(tmp_path / MANIFEST)
+    assert header == {**old, "note": new["note"]}
+    with pytest.raises(InputError, match=r"any_image True, now False\)\. Choose another"):
+        archive.open_manifest(
+            tmp_path, archive.make_header("a", {"threshold": 0.5, "any_image": False}, {}, None), tmp_path, []
+        ).__enter__()
 
 
 @pytest.mark.parametrize("torn", [b'{"file": "x.dcm", "sta', b"\0" * 100, b"[1]\n", b'{"file": "00000.dcm"}\n'])

@@ -1,10 +1,20 @@
-"""Intervals and paired tests: what is drawn, known answers, and coverage on simulated data."""
+"""Intervals and paired tests: what is drawn, known answers, where there is none, and coverage on simulated data."""
 
 import numpy as np
 import pytest
-from scipy.stats import permutation_test
+from scipy.stats import binomtest, permutation_test
 
-from jaxpneumo.evaluate.bootstrap import as_list, clusters, draws, intervals, of_ratios, paired
+from jaxpneumo.evaluate.bootstrap import (
+    as_list,
+    clusters,
+    contributing,
+    draws,
+    exact,
+    intervals,
+    of_ratios,
+    paired,
+    words,
+)
 from jaxpneumo.evaluate.scores import ratios
 
 
@@ -41,10 +51,70 @@ def test_interval_of_a_mean_is_near_the_normal_one():
 
 
 def test_score_without_images_has_no_interval():
-    statistic = of_ratios({"all": (np.ones(3), np.ones(3)), "none": (np.zeros(3), np.zeros(3))})
+    statistic = of_ratios({"all": (np.arange(3), np.ones(3)), "none": (np.zeros(3), np.zeros(3))})
     ends = intervals(statistic, np.arange(3), 200)
-    assert as_list(ends[0]) == [1, 1]
+    assert as_list(ends[0]) == pytest.approx([0, 2])
     assert as_list(ends[1]) is None
+
+
+def test_draws_that_all_agree_give_no_interval():
+    """One patient, or the same value everywhere: a bootstrap interval would have no width."""
+    values, ones = np.array([0.3, 0.9, 0.4]), np.ones(3)
+    assert np.isnan(intervals(of_ratios({"mean": (values, ones)}), np.zeros(3, int), 200)).all()
+    for value in (0.0, 0.1, 1.0):
+        assert np.isnan(intervals(of_ratios({"mean": (value * ones, ones)}), np.arange(3), 200)).all()
+
+
+@pytest.mark.parametrize(("successes", "patients"), [(28, 28), (6, 6), (0, 6), (0, 1205), (2, 2)])
+def test_rates_of_0_and_1_have_the_exact_interval(successes, patients):
+    """Clopper and Pearson's, as SciPy computes it; a patient is one trial, however many images he has."""
+    expected = binomtest(successes, patients).proportion_ci(0.95, "exact")
+    hits = np.full(patients, successes > 0, float)
+    found = exact({"rate": (hits, np.ones(patients))}, np.arange(patients))
+    assert found[0] == pytest.approx((expected.low, expected.high), abs=1e-12)
+    thrice = exact({"rate": (np.repeat(hits, 3), np.ones(3 * patients))}, np.repeat(np.arange(patients), 3))
+    np.testing.assert_array_equal(thrice, found)
+
+
+def test_exact_intervals_by_hand():
+    """28 of 28 and 6 of 6, as tables print them."""
+    ones = np.ones(28)
+    assert exact({"rate": (ones, ones)}, np.arange(28))[0] == pytest.approx((0.8766, 1), abs=5e-5)
+    assert exact({"rate": (ones[:6], ones[:6])}, np.arange(6))[0] == pytest.approx((0.5407, 1), abs=5e-5)
+
+
+def test_only_patients_that_contribute_are_trials_of_the_exact_interval():
+    """Three patients with five of five regions met, two without a region; a score of other values has none."""
+    pairs = {
+        "met": (np.array([2, 1, 2, 0, 0.0]), np.array([2, 1, 2, 0, 0.0])),
+        "mixed": (np.array([1, 1, 0, 0, 0.0]), np.ones(5)),
+        "nobody": (np.zeros(5), np.zeros(5)),
+    }
+    np.testing.assert_array_equal(contributing(pairs, np.arange(5)), [3, 5, 0])
+    np.testing.assert_array_equal(contributing(pairs, np.array([0, 0, 1, 1, 1])), [2, 2, 0])
+    ends = exact(pairs, np.arange(5))
+    assert ends[0] == pytest.approx(binomtest(3, 3).proportion_ci(0.95, "exact"))
+    assert np.isnan(ends[1:]).all()
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.3, 0.9, 0.995])
+def test_exact_intervals_cover_the_truth(rate):
+    """Of all outcomes where each of n patients succeeds, or none, so rarely does the interval leave out the truth."""
+    for n in (2, 6, 28, 300):
+        ends = exact({"all": (np.ones(n), np.ones(n)), "none": (np.zeros(n), np.ones(n))}, np.arange(n))
+        missed = [
+            chance
+            for (low, high), chance in zip(ends, (rate**n, (1 - rate) ** n), strict=True)
+            if not low <= rate <= high
+        ]
+        assert sum(missed) <= 0.05
+
+
+def test_how_intervals_were_made_is_said_in_words():
+    made = {"replicates": 2000, "seed": 0, "unit": "patient", "clusters": 28}
+    assert words(made).startswith("95 % intervals: bootstrap of 28 patients, 2000 replicates, seed 0; exact (Clopper-P")
+    assert words(made | {"clusters": 1}) == "no intervals: all images are of one patient"
+    assert words(made | {"clusters": 1, "unit": "image"}) == "no intervals: one image"
 
 
 def counts(rng: np.random.Generator, n: int, quality: float) -> dict[str, np.ndarray]:
@@ -74,12 +144,22 @@ def test_clear_and_absent_differences():
     rng = np.random.default_rng(5)
     a = counts(rng, 100, 0.5)
     same = paired(ratios(a), ratios(a), np.arange(100), 500)["dice"]
-    assert (same["difference"], same["interval"], same["p"]) == (0, [0, 0], 1)
+    assert (same["difference"], same["interval"], same["p"]) == (0, None, 1)
     truth = a["tp"] + a["fn"]
     perfect = paired(ratios(a), ratios({"tp": truth, "fp": 0 * truth, "fn": 0 * truth}), np.arange(100), 500)["dice"]
     assert perfect["b"] == 1
     assert perfect["interval"][0] > 0
     assert perfect["p"] == pytest.approx(1 / 501)
+
+
+def test_one_patient_gives_neither_interval_nor_p_value():
+    """All images of one patient; and a score to which one patient alone contributes, in either run."""
+    ones, values = np.ones(6), np.arange(6.0)
+    alone = paired({"x": (0 * ones, ones)}, {"x": (values, ones)}, np.zeros(6, int), 200)["x"]
+    assert alone == {"a": 0.0, "b": 2.5, "difference": 2.5, "interval": None, "p": None}
+    only_first = (np.arange(6) == 0).astype(float)
+    found = paired({"x": (0 * ones, ones)}, {"x": (values * only_first, only_first)}, np.arange(6), 200)["x"]
+    assert (found["difference"], found["interval"], found["p"]) == (0, None, None)
 
 
 def test_sign_flip_test_is_valid_where_patients_have_many_images():

@@ -27,7 +27,7 @@ def edit(path, change):
 
 def test_a_run_and_itself_do_not_differ(runs, capsys):
     assert compare.main([*map(str, runs), "--replicates", "200"]) == DONE
-    assert "patient split, validation part" in capsys.readouterr().out
+    assert "split by patient, validation part" in capsys.readouterr().out
     result = compare.compare(*runs, None, 200, 0)
     assert result["unit"] == "patient"
     for score in result["scores"].values():

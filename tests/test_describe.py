@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import writable_arrays
 
-from jaxpneumo.data import dataset, tables
+from jaxpneumo.data import dataset, split, tables, verify
 from jaxpneumo.errors import InputError
 from jaxpneumo.evaluate import describe
 from jaxpneumo.evaluate.data_picture import data_picture
@@ -121,6 +121,34 @@ def test_prepared_data(prepared, tmp_path):
     assert "Set aside in quarantine.csv: 1 unreadable, 2 label." in text
     (data / "splits.json").unlink()
     assert list(describe.describe_data(data, quiet=True)["parts"]) == ["all"]
+
+
+def test_a_part_without_images_is_described_as_such(prepared, tmp_path, capsys):
+    data = shutil.copytree(prepared, tmp_path / "data")
+    assert split.main(["--data", str(data), "--validation-fraction", "0", "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert "24 training images (" in printed
+    assert "0 validation images (0 positive)" in printed
+    assert verify.verify(data, quiet=True) == []
+    parts = describe.describe_data(data, quiet=True)["parts"]
+    assert parts["training"] == parts["all"]
+    empty = parts["validation"]
+    assert (empty["images"], empty["positive"], empty["patients"], empty["all_empty"]) == (0, 0, None, None)
+    assert set(empty["removal"]["ceiling"].values()) == {None}
+    assert describe.main(["--data", str(data), "--quiet", "--picture", str(tmp_path / "a.png")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if line.startswith("images ")).split() == ["images", "24", "24", "0"]
+    assert next(line for line in lines if line.startswith("mean Dice of predicting nothing")).endswith(" -")
+    assert describe.main(["--data", str(data), "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parts"]["validation"]["images"] == 0
+
+
+def test_a_round_without_images_is_described_as_such(tmp_path):
+    (tmp_path / "labels.csv").write_text("ImageId,EncodedPixels\na,-1\nb,0 9\n")
+    (tmp_path / "patients.csv").write_text("ImageId,patient,round1\na,1,test\nb,2,test\n")
+    found = describe.describe_tables(tmp_path / "labels.csv", tmp_path / "patients.csv")
+    assert {name: part["images"] for name, part in found["parts"].items()} == {"round 1": 0, "round 2": 2}
+    assert "images " in describe.text(found)
 
 
 def test_prepared_data_and_tables_agree(prepared, radiographs):

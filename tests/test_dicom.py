@@ -160,11 +160,6 @@ def test_look_up_tables(tmp_path, grey):
     assert np.abs(dicom.read(voi).image - expected).max() <= 0.51
 
 
-def test_constant_image_is_black(tmp_path):
-    path = save(tmp_path / "a.dcm", np.full((32, 32), 700, np.uint16))
-    assert not dicom.read(path).image.any()
-
-
 def test_sample_has_pydicoms_values(shared):
     paths = sorted((shared / "data/siim-sample").rglob("*.dcm"))
     assert len(paths) == 118
@@ -249,10 +244,10 @@ def test_what_is_not_a_radiograph_is_refused(tmp_path, grey):
     refused(save(tmp_path / "none.dcm", grey, PixelData=None), "no pixel data")
     refused(save(tmp_path / "many.dcm", grey, NumberOfFrames=3, PixelData=grey.tobytes() * 3), "3 frames")
     colour = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
-    refused(save(tmp_path / "rgb.dcm", grey, PixelData=grey.tobytes() * 3, **colour), "colour image .RGB")
+    refused(save(tmp_path / "rgb.dcm", grey, PixelData=grey.tobytes() * 3, **colour), "colour image")
     refused(save(tmp_path / "huge.dcm", grey, Rows=65_535, Columns=65_535), "claims 65535 x 65535 pixels")
     refused(save(tmp_path / "none.dcm", grey, Rows=0), "claims 0 x 64 pixels")
-    refused(save(tmp_path / "short.dcm", grey, PixelData=grey.tobytes()[:-100]), "cannot be decoded")
+    refused(save(tmp_path / "short.dcm", grey, PixelData=grey.tobytes()[:-100]), "truncated: 2972 bytes")
 
 
 def test_every_truncation_is_refused(tmp_path, grey):

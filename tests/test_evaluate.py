@@ -2,13 +2,18 @@
 
 import csv
 import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from jaxpneumo.data import dataset, rle
+from jaxpneumo.data import dataset, prepare, rle
 from jaxpneumo.errors import DONE, InputError
+from jaxpneumo.evaluate import compare, report, tables
 from jaxpneumo.evaluate import evaluate as module
 from jaxpneumo.evaluate.levels import read_levels
 from jaxpneumo.evaluate.metrics import all_empty, counts, dice
@@ -17,6 +22,7 @@ from jaxpneumo.files import read_json
 from jaxpneumo.predict.infer import load_predictor, predict_masks
 from jaxpneumo.predict.postprocess import remove_small
 from jaxpneumo.predict.submission import read_submission
+from jaxpneumo.train.config import read_config
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +135,67 @@ def test_every_score_has_an_interval_around_it_and_both_baselines_beside_it(summ
     assert checked > 50
     assert summary["mean_shape_made_from"]["images"] > 0
     assert summary["mean_shape"]["dice_negative"] == 0
+
+
+def test_no_interval_is_without_width_and_rates_of_0_and_1_have_the_exact_one(workdir, summary):
+    """As SciPy computes it, with the patients that have such images as trials; baselines' fixed scores have none."""
+    table = read_metrics(workdir / "evaluation/metrics.csv")
+    positive = table["truth_area"].astype(int) > 0
+    trials = {name: len(set(table["patient"][positive])) for name in ("sensitivity", "dice_positive", "iou_positive")}
+    trials |= {name: len(set(table["patient"][~positive])) for name in ("specificity", "dice_negative")}
+    exact = 0
+    for mode, scores in summary["scores"].items():
+        for name, n in trials.items():
+            if scores[name] in (0, 1):
+                ends = binomtest(int(scores[name] * n), n).proportion_ci(0.95, "exact")
+                assert summary["intervals"]["scores"][mode][name] == pytest.approx([ends.low, ends.high], abs=1e-12)
+                exact += 1
+    assert exact > 0
+    assert summary["intervals"]["all_empty"]["dice_positive"] is None
+    assert summary["intervals"]["mean_shape"]["dice_negative"] is None
+    for ends in found(summary["intervals"]):
+        assert ends[0] < ends[1]
+    for group in summary["strata"]:
+        patients = min(group["n_images"], summary["intervals"]["clusters"])
+        assert patients > 1 or not list(found(group["intervals"]))
+
+
+def found(intervals: dict) -> Iterator[list[float]]:
+    """All intervals that there are, at any depth."""
+    for value in intervals.values():
+        if isinstance(value, dict):
+            yield from found(value)
+        elif isinstance(value, list):
+            yield value
+
+
+def test_images_of_one_patient_have_no_intervals(workdir, radiographs, tmp_path, capsys):
+    """Neither in the summary nor in any text that is made of it, which say so instead."""
+    index = dataset.read_labels(Path(read_config(workdir).data.directory))
+    (tmp_path / "patients.csv").write_text("ImageId,patient\n" + "".join(f"{image_id},P\n" for image_id in index))
+    one = tmp_path / "one"
+    labels = radiographs / "labels.csv"
+    prepare.prepare(radiographs, labels, one, (32,), tmp_path / "patients.csv", workers=1, quiet=True)
+    runs = [shutil.copytree(workdir, tmp_path / "runs" / name) for name in ("exp4", "exp5")]
+    for run in runs:
+        (run / "evaluation/thresholds.json").unlink()
+        arguments = ["--workdir", str(run), "--data", str(one), "--part", "all", "--output", str(run / "evaluation")]
+        assert module.main([*arguments, "--quiet"]) == DONE
+    assert "[no intervals: all images are of one patient]" in capsys.readouterr().out
+    summary = read_json(runs[0] / "evaluation/summary.json")
+    assert summary["intervals"]["clusters"] == 1
+    assert summary["scores"]["plain"]["dice"] is not None
+    assert not list(found(summary["intervals"]))
+    assert not any(list(found(group["intervals"])) for group in summary["strata"])
+
+    result = compare.compare(*runs, None, 200, 0)
+    assert {(score["interval"], score["p"]) for score in result["scores"].values()} == {(None, None)}
+    assert compare.table(result).endswith("No intervals and no p values: all images are of one patient.")
+    row = next(line for line in tables.text(tables.collect(tmp_path / "runs")).splitlines() if "exp4 TTA" in line)
+    assert "no interval" in row
+    page = report.write_report(runs[0], one)[0].read_text()
+    assert "There are no intervals: all images are of one patient" in page
+    assert "the difference has no interval, for all images are of one patient" in page
 
 
 def test_table_of_images_joins_the_index_and_agrees_with_the_summary(workdir, summary, prepared):

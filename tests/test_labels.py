@@ -101,6 +101,29 @@ def test_wrong_code_names_file_and_line(tmp_path, code, words):
         labels.mask(table, "a", 4, 3)
 
 
+@pytest.mark.parametrize(
+    ("codes", "words"),
+    [
+        (["-1", "5780 20 5876 20 5972 20", "0 5"], "absolute .*from each start but the first take the end of the run"),
+        (["5781 20 5877 20 5973 20"], "absolute .*if the starts count from 1, take 1 from the first"),
+        (["5780 5800 5876 5896 5972 5992"], "starts and ends .*a length is end - start"),
+    ],
+)
+def test_codes_of_another_kind_are_refused_with_the_way_out(tmp_path, codes, words):
+    lines = [f"i{number},{code}" for number, code in enumerate(codes)]
+    line = 2 + next(number for number, code in enumerate(codes) if len(code) > 4)
+    with pytest.raises(InputError, match=rf"a\.csv line {line}: the file's run-length codes seem to be {words}"):
+        labels.read_labels(write(tmp_path / "a.csv", "\n".join(["ImageId,EncodedPixels", *lines]) + "\n"))
+
+
+def test_one_code_of_another_kind_costs_its_image(tmp_path):
+    rows = ["a,100 20 196 20 292 20", "b,5 5 91 5 91 5", "c,9 5 91 5"]
+    table = labels.read_labels(write(tmp_path / "a.csv", "\n".join(["ImageId,EncodedPixels", *rows]) + "\n"))
+    with pytest.raises(InputError, match=r"line 2: the run-length code seems to be absolute .*remove all lines of a"):
+        labels.mask(table, "a", 96, 96)
+    assert labels.mask(table, "b", 96, 96)[0].sum() == 15
+
+
 def test_patients(tmp_path):
     text = "ImageId,patient,sex,age,view,extra\na,17,f,60,ap,x\nb,18,,,,\n"
     patients = labels.read_patients(write(tmp_path / "p.csv", text))
@@ -109,12 +132,23 @@ def test_patients(tmp_path):
     assert patients == {"a": labels.Patient("17")}
 
 
+def test_words_for_sex_and_view_are_one(tmp_path):
+    text = "ImageId,patient,sex,view\na,1,Female,postero-anterior\nb,1,MALE,Frontal\nc,1,Unknown,A.P.\nd,1,other,LL\n"
+    people = labels.read_patients(write(tmp_path / "p.csv", text)).values()
+    assert [(person.sex, person.view) for person in people] == [("F", "PA"), ("M", "FRONTAL"), ("", "AP"), ("O", "LL")]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("ImageId,Patient\na,1\n", "line 1: the header lacks patient"),
         ("ImageId,patient\na,1\na,2\n", "line 3: a is listed a second time"),
         ("ImageId,patient,age\na,1,old\n", "line 2: the age"),
+        ("ImageId,patient,age\na,1,120\nb,1,411\n", "line 3: the age is above 120 years"),
+        ("ImageId,patient,age\na,1,\u0664\u0660\n", "line 2: the age is not a whole number"),
+        ("ImageId,patient,age\na,1,4_0\n", "line 2: the age is not a whole number"),
+        ("ImageId,patient,age\na,1,+40\n", "line 2: the age is not a whole number"),
+        ("ImageId,patient,sex\na,1,1\n", "line 2: the sex is not F, M, O or unknown"),
         ("ImageId,patient\n,1\n", "line 2: the ImageId is empty"),
     ],
 )

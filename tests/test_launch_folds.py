@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,10 +81,34 @@ def test_wrong_use_is_refused(launch, folds, tmp_path):
     result, calls = launch("configs/exp5.py", tmp_path / "none.json")
     assert (result.returncode, calls) == (2, [])
     assert "there is no file" in result.stderr
-    folds.write_text('{"train": [], "validation": []}')
-    result, calls = launch("configs/exp5.py", folds)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"train": [], "validation": []}', '{"folds": []}', '{"folds": 5}', "[]", "not JSON", "", "\udcff"],
+)
+def test_a_file_without_folds_is_answered_in_one_line(launch, folds, content):
+    folds.write_text(content, errors="surrogateescape")
+    result, calls = launch("configs/exp5.py", folds, SLURM_ARRAY_TASK_ID="")
     assert (result.returncode, calls) == (2, [])
-    assert "has no folds; make some" in result.stderr
+    assert result.stderr.startswith(f"launch/folds.sh: {folds} has no folds; make some with `jaxpneumo split --folds")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("chosen", [{"FOLDS": "0 3"}, {"FOLDS": "one"}, {"FOLDS": "-1"}, {"SLURM_ARRAY_TASK_ID": "3"}])
+def test_a_fold_that_the_file_has_not_is_refused_before_any_is_trained(launch, folds, chosen):
+    result, calls = launch("configs/exp5.py", folds, **{"SLURM_ARRAY_TASK_ID": "", **chosen})
+    assert (result.returncode, calls) == (2, [])
+    assert "has the folds 0 to 2." in result.stderr
+
+
+def test_an_environment_without_python_is_said(folds, tmp_path):
+    for name in ("bash", "dirname", "basename"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    command = [str(tmp_path / "bash"), SCRIPT, "configs/exp5.py", str(folds)]
+    result = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("launch/folds.sh: there is no python on the PATH")
 
 
 @pytest.mark.slow

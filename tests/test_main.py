@@ -83,7 +83,7 @@ def test_config_without_a_section_names_what_is_missing(tmp_path):
 
 
 def test_batch_size_and_weights_are_checked_before_training(prepared, tmp_path):
-    """On two devices; the weights' file has the names of nothing."""
+    """On two devices; the file of weights is empty."""
     shrunk = ["--config.model.depths=(1,1,1,1)", "--config.model.width=8", "--config.stage1.size=32"]
     shrunk += ["--config.stage2.size=64", "--config.predict.size=64", f"--config.data.directory={prepared}"]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
@@ -95,7 +95,7 @@ def test_batch_size_and_weights_are_checked_before_training(prepared, tmp_path):
     weights = f"--config.model.pretrained={tmp_path / 'weights.safetensors'}"
     result = run(*arguments, weights, "--config.model.encoder=resnet34", env=environment)
     assert result.returncode == BAD_INPUT
-    assert "missing encoder.conv1.weight" in result.stderr
+    assert "weights.safetensors holds no weights" in result.stderr
 
 
 def test_failures_become_exit_codes(capsys):

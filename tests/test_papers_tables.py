@@ -1,5 +1,6 @@
 """The papers' tables: their figures as the configs quote them, ours where there is a run."""
 
+import os
 import shutil
 import subprocess
 
@@ -52,7 +53,7 @@ def test_a_run_fills_its_rows(evaluated, tmp_path):
         assert rows[words]["ours"] == summary["scores"][mode]["iou"]
         assert rows[words]["interval"] == summary["intervals"]["scores"][mode]["iou"]
         assert "SYNTHETIC" in rows[words]["of"]
-        assert "patient split, validation part" in rows[words]["of"]
+        assert "split by patient, validation part" in rows[words]["of"]
     assert rows["A2 TTA"]["ours"] is None
     experiments = {row["label"]: row["of"] for row in result["Validation IoU of the experiments, round 1"]}
     assert experiments["exp4 TTA"] == "not evaluated"
@@ -62,6 +63,15 @@ def test_a_run_fills_its_rows(evaluated, tmp_path):
     again = tables.collect(tmp_path / "runs")["Augmentation study, test Dice"][4]
     assert again["ours"] == summary["scores"]["plain"]["dice"]
     assert f"{again['ours']:.4f}" in tables.text({"x": [again]})
+
+
+def test_the_study_refuses_an_arm_that_there_is_not_before_any_is_trained():
+    command = ["bash", str(REPOSITORY / "launch/augmentation_study.sh")]
+    environment = {**os.environ, "ARMS": "none A9"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert "there is no arm A9; ARMS holds some of none A1 A2 A1+A2 A3 A4" in result.stderr
 
 
 def test_the_study_refuses_what_is_no_override():

@@ -113,6 +113,18 @@ def test_the_smallest_finding_stays_in_a_thumbnail():
     assert np.argwhere(pixels_of(picture, "prediction")).tolist() == [[175, 75]]
 
 
+def test_a_warning_stands_along_the_upper_edge_and_hides_nothing_else():
+    image, mask = np.full((512, 512), 90, np.uint8), disc(512, 256, 256, 100)
+    plain, warned = (overlay(image, mask, warning=text) for text in ("", "These outlines say nothing about patients."))
+    changed = np.argwhere((plain != warned).any(axis=-1))
+    assert changed[:, 0].max() < 20
+    rows, columns = np.nonzero((warned[:20] > 100).any(axis=-1))
+    assert len(rows) > 100
+    assert columns.min() > 0
+    assert columns.max() < 511  # all of it is on the picture
+    assert rows.min() > 0
+
+
 def test_what_is_no_image_or_no_mask_of_it_is_refused():
     image, mask = grey_image(64), np.zeros((64, 64), np.uint8)
     with pytest.raises(InputError, match="uint8"):

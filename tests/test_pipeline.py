@@ -5,14 +5,15 @@ import itertools
 import os
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 
-from jaxpneumo.data.dicom import read
+from jaxpneumo.data import finder
+from jaxpneumo.data.dicom import read, write
 from jaxpneumo.data.squash import squash
-from jaxpneumo.errors import InputError
 from jaxpneumo.predict import pipeline
-from jaxpneumo.predict.pipeline import find_radiographs, read_ahead
+from jaxpneumo.predict.pipeline import Reading, read_ahead
 
 
 @pytest.fixture
@@ -25,14 +26,14 @@ def archive(radiographs, tmp_path):
         shutil.copyfile(path, target)
     (tmp_path / "in/0/cut.dcm").write_bytes(files[0].read_bytes()[:3000])
     (tmp_path / "in/text.dcm").write_text("not a radiograph")
-    folder, sources = find_radiographs(tmp_path / "in")
-    return folder, [*sources[:5], "1/gone.dcm", *sources[5:]]
+    found = finder.find(tmp_path / "in")
+    return found.folder, [*found.sources[:5], "1/gone.dcm", *found.sources[5:]]
 
 
 @pytest.mark.parametrize("team", [0, 1, 2])
 def test_pictures_come_in_order_and_are_those_of_preparation(archive, team):
     folder, sources = archive
-    pictures = list(read_ahead(folder, sources, 32, team))
+    pictures = list(read_ahead(Reading(folder, 32), sources, team))
     assert [picture.source for picture in pictures] == sources
     for picture in pictures:
         if picture.reason:
@@ -54,7 +55,7 @@ def test_pictures_stay_what_they_are_while_others_come(archive, monkeypatch):
     monkeypatch.setattr(pipeline, "WINDOW", 3)
     folder, sources = archive
     sound = [source for source in sources if "cut" not in source and "text" not in source and "gone" not in source]
-    pictures = list(read_ahead(folder, sound * 3, 32, 2))
+    pictures = list(read_ahead(Reading(folder, 32), sound * 3, 2))
     for first, again in zip(pictures[:12], pictures[24:], strict=True):
         np.testing.assert_array_equal(first.image, again.image)
         np.testing.assert_array_equal(first.image, *squash(read(folder / first.source).image, (32,)))
@@ -63,21 +64,47 @@ def test_pictures_stay_what_they_are_while_others_come(archive, monkeypatch):
 def test_what_is_left_unread_leaves_nothing_behind(archive):
     before = set(os.listdir("/dev/shm"))
     folder, sources = archive
-    pictures = read_ahead(folder, sources * 5, 32, 2)
+    pictures = read_ahead(Reading(folder, 32), sources * 5, 2)
     assert len(list(itertools.islice(pictures, 3))) == 3
     assert set(os.listdir("/dev/shm")) > before
     pictures.close()
     assert set(os.listdir("/dev/shm")) <= before
 
 
-def test_files_are_found_by_name_in_one_order(tmp_path):
-    for name in ("b/x.dcm", "a.dcm", "a/y.PNG", "a/1.2.840.3", "notes.txt", "b/DICOMDIR", ".hidden", "out/p.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    assert find_radiographs(tmp_path, tmp_path / "out") == (tmp_path, ["a.dcm", "a/1.2.840.3", "a/y.PNG", "b/x.dcm"])
-    assert find_radiographs(tmp_path / "a.dcm") == (tmp_path, ["a.dcm"])
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"holds no \.dcm"):
-        find_radiographs(tmp_path / "empty")
-    with pytest.raises(InputError, match="neither a folder nor a file"):
-        find_radiographs(tmp_path / "nowhere")
+def picture(seed):
+    return np.random.default_rng(seed).integers(0, 256, (40, 48), np.uint8)
+
+
+@pytest.mark.parametrize("team", [0, 2])
+def test_images_are_called_by_uid_else_by_name_and_where_names_repeat_by_path(tmp_path, team):
+    """The name must not depend on which part of the listing is read: one file is read alone here."""
+    for number, name in enumerate(("p1/view1.png", "p2/view1.jpg", "p2/other.jpg", "p3/view1.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), picture(number))
+    for folder in ("p1", "p2"):
+        write(tmp_path / folder / "1.2.3.dcm", picture(9), "1.2.3")  # copies of one image, named by its UID
+    found = finder.find(tmp_path)
+    reading = Reading(tmp_path, 32, finder.repeated_names(found.sources))
+    assert {each.source: each.uid for each in read_ahead(reading, found.sources, team)} == {
+        "p1/1.2.3.dcm": "1.2.3",
+        "p1/view1.png": "p1/view1",
+        "p2/1.2.3.dcm": "1.2.3",
+        "p2/other.jpg": "other",
+        "p2/view1.jpg": "p2/view1",
+        "p3/view1.png": "p3/view1",
+    }
+    assert [each.uid for each in read_ahead(reading, ["p3/view1.png"], team)] == ["p3/view1"]
+
+
+def test_what_is_no_frontal_chest_is_set_aside_unless_any_image_is_wanted(tmp_path):
+    cv2.imwrite(str(tmp_path / "strip.png"), np.tile(picture(0)[:20], (1, 5)))
+    write(tmp_path / "lateral.dcm", picture(1), "1.2.1", view="LL")
+    write(tmp_path / "frontal.dcm", picture(1), "1.2.2", view="PA")
+    sources = finder.find(tmp_path).sources
+    reasons = {each.source: each.reason for each in read_ahead(Reading(tmp_path, 32), sources)}
+    assert reasons == {
+        "frontal.dcm": "",
+        "lateral.dcm": "not a frontal chest radiograph: View Position is LL",
+        "strip.png": "not a frontal chest radiograph: its picture has 20 rows and 240 columns",
+    }
+    assert not any(each.reason for each in read_ahead(Reading(tmp_path, 32, any_image=True), sources))

@@ -1,6 +1,9 @@
 """Prediction: both views in one call, masks at native size, folders with bad files, a submission."""
 
 import csv
+import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -11,13 +14,16 @@ import pytest
 from conftest import load_config, shrink
 
 from jaxpneumo.data import rle
-from jaxpneumo.data.dicom import read
+from jaxpneumo.data.dicom import read, write
 from jaxpneumo.data.squash import squash
 from jaxpneumo.errors import DONE, PARTIAL, InputError
+from jaxpneumo.files import read_json, write_json
 from jaxpneumo.predict import predict
+from jaxpneumo.predict.ensemble import load_ensemble
 from jaxpneumo.predict.infer import load_predictor, predict_masks, predict_probabilities
 from jaxpneumo.predict.submission import read_submission
 from jaxpneumo.train.loop import make_model
+from jaxpneumo.train.provenance import trained_on_synthetic
 from jaxpneumo.train.run import train
 
 
@@ -128,6 +134,121 @@ def test_folder_is_predicted_with_its_bad_files_set_aside(predictor, workdir, ra
     assert (rle.decode(codes[radiograph.uid], *radiograph.image.shape) != expected).mean() < 0.002
 
 
+def test_names_of_any_kind_are_predicted_and_drawn(workdir, radiographs, tmp_path, capsys):
+    """Other scripts, the longest name, bytes that are no text, one name in two folders and in two cases."""
+    image = read(sorted((radiographs / "dicom").rglob("*.dcm"))[0]).image
+    names = ["张伟.png", "王芳.png", "Иван.png", "x" * 251 + ".png", "p1/view.png", "p2/view.png", "A.png", "a.png"]
+    names.append(os.fsdecode(b"M\xfcller.png"))
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    output = tmp_path / "out"
+    arguments = ["--workdir", str(workdir), "--input", str(tmp_path / "in"), "--output", str(output), "--quiet"]
+    assert predict.main(arguments) == DONE
+    codes = read_submission(output / "submission.csv")
+    ids = {"张伟", "王芳", "Иван", "x" * 251, "p1/view", "p2/view", "A", "a", r"M\xfcller"}
+    assert set(codes) == ids
+    assert len(set(codes.values())) == 1
+    overlays = [path.name.lower() for path in (output / "overlays").iterdir()]
+    assert len(set(overlays)) == len(names)
+    assert "9 radiographs" in capsys.readouterr().out
+    assert predict.main(arguments) == DONE  # again, from the manifest
+    assert read_submission(output / "submission.csv") == codes
+
+
+def test_output_in_the_input_is_never_input(workdir, radiographs, tmp_path):
+    for path in sorted((radiographs / "dicom").rglob("*.dcm"))[:2]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    arguments = ["--workdir", str(workdir), "--input", str(tmp_path), "--output", str(tmp_path), "--quiet"]
+    assert predict.main(arguments) == DONE
+    first = {name: (tmp_path / name).read_bytes() for name in ("submission.csv", "manifest.jsonl")}
+    assert len(list((tmp_path / "overlays").iterdir())) == 2
+    assert predict.main(arguments) == DONE
+    assert first == {name: (tmp_path / name).read_bytes() for name in first}
+    assert predict.main([*arguments[:-2], str(tmp_path / "out"), "--quiet"]) == DONE
+    assert (tmp_path / "out/submission.csv").read_bytes() == first["submission.csv"]
+
+
+def test_other_pictures_are_set_aside_unless_they_are_wanted(workdir, radiographs, tmp_path, capsys):
+    image = read(sorted((radiographs / "dicom").rglob("*.dcm"))[0]).image
+    for uid, view in (("1.1", "PA"), ("1.2", "LL"), ("1.3", "RLD"), ("1.4", "")):
+        write(tmp_path / "in" / f"{uid}.dcm", image, uid, view=view)
+    arguments = ["--workdir", str(workdir), "--input", str(tmp_path / "in"), "--overlays", "0", "--quiet"]
+    assert predict.main([*arguments, "--output", str(tmp_path / "out")]) == PARTIAL
+    told = capsys.readouterr().out
+    assert "2 files set aside" in told
+    assert "2 of them are no frontal chest radiographs; --any-image predicts these, too." in told
+    assert set(read_submission(tmp_path / "out/submission.csv")) == {"1.1", "1.4"}
+    with open(tmp_path / "out/quarantine.csv") as file:
+        reasons = {row["file"]: row["reason"] for row in csv.DictReader(file)}
+    assert reasons == {
+        f"{uid}.dcm": f"not a frontal chest radiograph: View Position is {view}"
+        for uid, view in (("1.2", "LL"), ("1.3", "RLD"))
+    }
+    with pytest.raises(InputError, match=r"any_image False, now True\)\. Choose another --output"):
+        predict.main([*arguments, "--output", str(tmp_path / "out"), "--any-image"])
+    assert predict.main([*arguments, "--output", str(tmp_path / "any"), "--any-image"]) == DONE
+    assert set(read_submission(tmp_path / "any/submission.csv")) == {"1.1", "1.2", "1.3", "1.4"}
+
+
+def test_a_picture_that_cannot_be_drawn_costs_nothing_else(workdir, radiographs, tmp_path, capsys, caplog):
+    for path in sorted((radiographs / "dicom").rglob("*.dcm"))[:3]:
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / path.name).write_bytes(path.read_bytes())
+    uid = read(path).uid
+    # A folder has the place of the temporary file.
+    (tmp_path / "out/overlays" / f"{uid}.png.tmp").mkdir(parents=True)
+    arguments = ["--workdir", str(workdir), "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    for _ in range(2):
+        assert predict.main([*arguments, "--quiet"]) == PARTIAL
+        assert "1 outlined pictures could not be written" in capsys.readouterr().out
+    assert f"{path.name} is predicted and not drawn: {uid}.png cannot be written: Is a directory." in caplog.text
+    assert len(read_submission(tmp_path / "out/submission.csv")) == 3
+    assert len(list((tmp_path / "out/overlays").glob("*.png"))) == 2
+
+
+def test_a_run_on_synthetic_radiographs_says_so(workdir, radiographs, tmp_path, capsys):
+    """It knows from its own folder: the data may be gone. A run of real ones, here by its record alone, does not."""
+    words = "Trained on synthetic radiographs: these outlines say nothing about patients."
+    file = sorted((radiographs / "dicom").rglob("*.dcm"))[0]
+    real = tmp_path / "real"
+    shutil.copytree(workdir, real)
+    starts = read_json(real / "provenance.json")["starts"]
+    assert [start["synthetic"] for start in starts] == [True]
+    write_json(real / "provenance.json", {"starts": [{**starts[0], "synthetic": False}]})
+    pictures = []
+    for run, says in ((workdir, True), (real, False)):
+        output = tmp_path / f"out-{run.name}"
+        assert predict.main(["--workdir", str(run), "--input", str(file), "--output", str(output), "--quiet"]) == DONE
+        assert (words in capsys.readouterr().out) == says
+        header = json.loads((output / "manifest.jsonl").read_text().splitlines()[0])
+        assert (words in header["note"]) == says
+        assert (output / "submission.csv").read_text().splitlines()[0] == "ImageId,EncodedPixels"
+        pictures.append(cv2.imread(str(next((output / "overlays").iterdir()))))
+    changed = np.nonzero((pictures[0] != pictures[1]).any(axis=(1, 2)))[0]
+    assert 0 < changed.max() < len(pictures[0]) / 4
+    assert load_ensemble([real, workdir], [0.5, 0.5]).synthetic
+    assert not load_ensemble([real, real], [0.5, 0.5]).synthetic
+
+
+def test_an_older_run_is_asked_for_what_its_starts_do_not_say(workdir, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(workdir, run)
+    (run / "provenance.json").unlink()
+    assert trained_on_synthetic(run)  # of its data set
+    config = read_json(run / "config.json")
+    config["data"]["directory"] = str(tmp_path / "gone")
+    write_json(run / "config.json", config)
+    assert not trained_on_synthetic(run)
+    for directory, says in (("other", False), ("gone", True)):
+        write_json(run / "evaluation/summary.json", {"data": {"directory": directory, "synthetic": True}})
+        assert trained_on_synthetic(run) == says
+    (run / "evaluation/summary.json").unlink()
+    config["data"]["synthetic"] = {"train": 12, "test": 1}
+    write_json(run / "config.json", config)
+    assert trained_on_synthetic(run)
+
+
 def test_one_file_is_predicted_by_itself(workdir, radiographs, tmp_path, capsys):
     file = sorted((radiographs / "dicom").rglob("*.dcm"))[0]
     arguments = ["--workdir", str(workdir), "--input", str(file), "--output", str(tmp_path)]
@@ -166,7 +287,7 @@ def test_options_change_the_runs_settings(workdir, radiographs, tmp_path):
 
 def test_wrong_folders_are_refused_in_words(workdir, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"holds no \.dcm"):
+    with pytest.raises(InputError, match="holds no radiographs"):
         predict.main(["--workdir", str(workdir), "--input", str(tmp_path / "empty"), "--output", str(tmp_path)])
     with pytest.raises(InputError, match="is not a run"):
         load_predictor(tmp_path)

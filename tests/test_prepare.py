@@ -1,65 +1,24 @@
 """`jaxpneumo prepare` on files made here, on the real sample, and on everything that can be wrong with them."""
 
-import csv
 import hashlib
 import json
+import os
 import subprocess
 import sys
 
 import cv2
 import numpy as np
 import pytest
+from preparing import refused, three_files
 
 from jaxpneumo.data import dataset, dicom, ingest, labels, prepare, rle, splits
 from jaxpneumo.errors import InputError
 
 
-class Files:
-    """A folder of radiographs 96 x 128 and its label csv, to be spoilt by the tests."""
-
-    def __init__(self, folder):
-        self.folder, self.images, self.labels = folder, folder / "images", folder / "labels.csv"
-        self.output, self.rows = folder / "prepared", []
-        self.masks = {}
-
-    def add(self, uid: str, codes=("-1",), seed=0, patient="", **fields):
-        image = np.random.default_rng(seed).integers(0, 256, (12, 16), np.uint8)
-        image = cv2.resize(image, (128, 96), interpolation=cv2.INTER_CUBIC)
-        path = self.images / f"study{len(self.rows)}" / f"{uid}.dcm"
-        dicom.write(path, image, uid, patient or f"P{uid}", **fields)
-        self.rows += [f"{uid}, {code}" for code in codes]
-        return path
-
-    def run(self, *options: str) -> int:
-        self.labels.write_text("\n".join(["ImageId, EncodedPixels", *self.rows]) + "\n")
-        arguments = [
-            "--images",
-            self.images,
-            "--labels",
-            self.labels,
-            "--output",
-            self.output,
-            "--workers",
-            "1",
-        ]
-        return prepare.main([*map(str, arguments), "--sizes", "32,64", "--quiet", *map(str, options)])
-
-    def quarantine(self) -> list[dict[str, str]]:
-        with open(self.output / "quarantine.csv", newline="") as file:
-            return list(csv.DictReader(file))
-
-
 @pytest.fixture
 def files(tmp_path):
     """Three images: 1.3 negative, 1.1 with one region, 1.2 with two overlapping ones."""
-    files = Files(tmp_path)
-    square = np.zeros((96, 128), np.uint8)
-    square[10:50, 20:60] = 1
-    files.masks = {"1.1": square, "1.2": square | np.roll(square, (20, 30), (0, 1)), "1.3": square * 0}
-    files.add("1.3", seed=3, view="PA")
-    files.add("1.1", [rle.encode(square)], seed=1, sex="F", age=50, view="AP")
-    files.add("1.2", [rle.encode(square), rle.encode(np.roll(square, (20, 30), (0, 1)))], seed=2)
-    return files
+    return three_files(tmp_path)
 
 
 def test_makes_a_data_set(files, capsys):
@@ -142,45 +101,6 @@ def test_workers_do_not_import_jax():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-# Patients
-
-
-def test_patients_are_hashed(files):
-    files.add("1.4", patient="Smith^17")
-    files.add("1.5", patient="Smith^17", seed=9)
-    assert files.run() == 0
-    index = dataset.read_index(files.output)
-    assert index.patient[3] == index.patient[4] != index.patient[0]
-    assert all(len(patient) == 16 for patient in index.patient)
-    assert not any(b"Smith" in path.read_bytes() for path in files.output.iterdir())
-
-
-def test_key_file_makes_data_sets_agree(files, tmp_path):
-    files.add("1.4", patient="P1.1", seed=4)
-    patients = []
-    for name, key in [("a", b"k" * 32), ("b", b"k" * 32), ("c", b"l" * 32), ("d", None), ("e", None)]:
-        files.output = tmp_path / name
-        (tmp_path / "key").write_bytes(key or b"")
-        files.run(*(["--patient-key", tmp_path / "key"] if key else []))
-        patients.append(dataset.read_index(files.output).patient.tolist())
-    assert patients[0] == patients[1]
-    assert all(patients[0][0] != other[0] for other in patients[2:])
-    assert patients[3] != patients[4]
-
-
-def test_patients_file_goes_before_the_header(files, tmp_path):
-    path = tmp_path / "patients.csv"
-    path.write_text("ImageId,patient,sex,age,view\n1.1,7,M,,PA\n1.2,7,,41,\n")
-    assert files.run("--patients", path, "--split", "patient", "--validation-fraction", "0.4") == 0
-    index = dataset.read_index(files.output)
-    assert index.patient[0] == index.patient[1] != ""
-    assert index.patient[2] == ""  # not in the file: unknown, though the header has an id
-    assert (index.sex[0], index.age[0], index.view[0], index.age[1]) == ("M", 50, "PA", 41)
-    assert index.view[2] == "PA"
-    split = splits.read_splits(files.output / "splits.json")
-    assert (split["method"], split["validation"]) == ("patient", ["1.3"])
-
-
 # Set aside
 
 
@@ -254,6 +174,43 @@ def test_rows_follow_the_ids_not_the_file_names(files):
     assert not masks[2].any()
 
 
+def test_names_that_are_no_text_are_prepared(files):
+    """As some archives unpack: bytes of another character set, which no csv in UTF-8 can hold."""
+    path = next(files.images.rglob("1.1.dcm"))
+    path.rename(path.with_name(os.fsdecode(b"M\xfcller.dcm")))
+    bad = files.images / os.fsdecode(b"M\xe4ller.dcm")
+    bad.write_text("no image")
+    assert files.run() == 3
+    assert dataset.read_index(files.output).source.tolist()[0] == rf"{path.parent.name}/M\xfcller.dcm"
+    (row,) = files.quarantine()
+    assert (row["file"], row["ImageId"]) == (r"M\xe4ller.dcm", r"M\xe4ller")
+    assert r"M\xe4ller.dcm is not a DICOM" in row["detail"]
+
+
+def test_pictures_of_one_name_in_many_folders_are_known_by_their_paths(files):
+    for number in range(3):
+        path = files.images / f"p{number}/study1/view1.png"
+        path.parent.mkdir(parents=True)
+        cv2.imwrite(str(path), np.random.default_rng(number + 50).integers(0, 256, (96, 128), np.uint8))
+        files.rows.append(f"p{number}/study1/view1,-1")
+    assert files.run() == 0
+    index = dataset.read_index(files.output)
+    assert index.image_id.tolist()[3:] == ["p0/study1/view1", "p1/study1/view1", "p2/study1/view1"]
+    assert index.source.tolist()[3:] == [f"{name}.png" for name in index.image_id[3:]]
+
+
+def test_a_label_by_a_name_that_several_files_have_belongs_to_none(files):
+    """Which picture was meant? Copies would be another thing."""
+    for number in range(2):
+        path = files.images / f"p{number}/view1.png"
+        path.parent.mkdir(parents=True)
+        cv2.imwrite(str(path), np.random.default_rng(number + 50).integers(0, 256, (96, 128), np.uint8))
+    files.rows.append("view1,-1")
+    assert files.run() == 3
+    assert [(row["ImageId"], row["reason"]) for row in files.quarantine()] == [("view1", "duplicate id")] * 2
+    assert "2 files with this id differ" in files.quarantine()[0]["detail"]
+
+
 def test_conflicting_rows_are_not_used(files):
     files.add("1.4", ["0 10", "-1"], seed=4)
     assert files.run() == 3
@@ -280,7 +237,7 @@ def test_size_and_view_are_checked_where_asked_for(files):
     assert dataset.read_index(files.output).image_id.tolist() == ["1.5"]
     rows = {row["ImageId"]: (row["reason"], row["detail"]) for row in files.quarantine()}
     assert rows["1.1"] == ("wrong size", "96 x 128 pixels instead of 128 x 128.")
-    assert rows["1.6"] == ("not a frontal chest radiograph", "Its header says view 'LL'.")
+    assert rows["1.6"] == ("not a frontal chest radiograph", "View Position is LL.")
     assert {name for name, (reason, _) in rows.items() if reason == "wrong size"} == {"1.1", "1.2", "1.3"}
 
 
@@ -332,14 +289,6 @@ def test_a_crashing_decoder_costs_one_file(files, monkeypatch):
 # Refusals: exit code 2 and nothing left behind
 
 
-def refused(files, capsys, words: str, *options) -> None:
-    assert files.run(*options) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert error.startswith("jaxpneumo prepare: ")
-    assert not list(files.folder.glob("prepared.*"))
-
-
 def test_wrong_use_is_refused(files, capsys, tmp_path):
     refused(files, capsys, "each a multiple of 32", "--sizes", "100")
     refused(files, capsys, "0 cannot be used; give a whole number from 1", "--workers", "0")
@@ -364,10 +313,77 @@ def test_wrong_use_is_refused(files, capsys, tmp_path):
 
 def test_full_output_is_refused(files, capsys):
     files.output.mkdir()
-    assert files.run() == 0
-    before = (files.output / "index.csv").read_bytes()
+    (files.output / "notes.txt").write_text("mine")
     refused(files, capsys, "exists and is not an empty folder. Remove it or choose another")
-    assert (files.output / "index.csv").read_bytes() == before
+    (files.output / "dataset.json").write_text("{}")
+    refused(files, capsys, "exists and is not an empty folder. Remove it or choose another")
+    assert (files.output / "notes.txt").read_text() == "mine"
+
+
+def stamps(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_the_same_command_again_has_nothing_to_do(files, capsys):
+    assert files.run() == 0
+    before = stamps(files.output)
+    capsys.readouterr()
+    assert files.run("--workers", "2") == 0
+    said = capsys.readouterr().out
+    assert said == f"{files.output} is complete: 3 images, 2 positive, 1 negative, 0 set aside; nothing is left to do\n"
+    assert stamps(files.output) == before
+    assert not list(files.folder.glob("prepared.*"))
+
+
+def test_the_same_command_again_tells_again_what_was_set_aside(files, capsys):
+    files.add("1.4", [])
+    assert files.run() == 3
+    capsys.readouterr()
+    assert files.run() == 3
+    said = capsys.readouterr()
+    assert "is complete: 3 images, 2 positive, 1 negative, 1 set aside; nothing is left to do" in said.out
+    assert "Set aside, not in the data set: 1 image without labels." in said.err
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        (["--seed", "1"], "seed 0, now 1"),
+        (["--validation-fraction", "0.2"], "validation fraction 0.1, now 0.2"),
+        (["--split", "patient"], "split random, now patient"),
+        (["--sizes", "32"], "sizes [32, 64], now [32]"),
+        (["--native-size", "96"], "native size None, now 96"),
+        (["--require-frontal"], "frontal only False, now True"),
+        (["--duplicate-pixels", "keep"], "duplicate pixels set-aside, now keep"),
+        (["--on-quarantine", "error"], "on quarantine warn, now error"),
+    ],
+)
+def test_another_command_for_a_finished_output_is_refused(files, capsys, options, changed):
+    assert files.run() == 0
+    before = stamps(files.output)
+    refused(files, capsys, f"was prepared otherwise ({changed}). Remove it or choose another --output", *options)
+    assert stamps(files.output) == before
+
+
+def test_sources_that_have_changed_since_are_refused(files, capsys):
+    """A label, a file's time, a file more; and a data set that has lost a file."""
+    assert files.run() == 0
+    files.rows[0] += " "
+    refused(files, capsys, "was prepared otherwise (labels ")
+    files.rows[0] = files.rows[0].removesuffix(" ")
+    assert files.run() == 0
+    first = next(files.images.rglob("*.dcm"))
+    status = first.stat()
+    os.utime(first, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    refused(files, capsys, "was prepared otherwise (times of the files ")
+    os.utime(first, ns=(status.st_atime_ns, status.st_mtime_ns))
+    extra = files.images / "more.dcm"
+    extra.write_bytes(first.read_bytes())
+    refused(files, capsys, "was prepared otherwise (files ")
+    extra.unlink()
+    assert files.run() == 0
+    (files.output / "masks_32.npy").unlink()
+    refused(files, capsys, "was prepared so, but masks_32.npy is missing there. Remove it or choose another --output")
 
 
 def test_bad_label_file_is_refused(files, capsys):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxpneumo.data import dataset, dicom, labels, prepare, reconcile
+from jaxpneumo.data import dataset, labels, prepare, reconcile
 from jaxpneumo.data.reconcile import Outcome, match
 
 KNOWN = {"1.2.3", "1.2.4", "ID_7"}
@@ -78,6 +78,35 @@ def test_patient_ids_that_never_repeat_are_not_believed():
 
     assert people("a", "b", "c") == (["", "", ""], "nowhere")
     assert people("a", "b", "a", "") == (["a", "b", "a", ""], "header")
+
+
+def test_ids_of_nobody_are_unknown_and_the_source_says_so():
+    def people(*names, source="header"):
+        rows = [outcome(row, str(row)) for row in range(len(names))]
+        rows = [replace(each, index=each.index | {"patient": name}) for each, name in zip(rows, names, strict=True)]
+        kept, source = reconcile.believe_patients(rows, source)
+        return [each.index["patient"] for each in kept], source
+
+    told = "one and the same patient id for 4 of 4 images names nobody"
+    assert people("Q", "Q", "Q", "Q") == ([""] * 4, f"nowhere: {told}")
+    assert people("Q", "Q", "Q", "Q", source="file") == ([""] * 4, f"nowhere: {told}")
+    told = '2 of 5 images have a word for nobody, such as "ANONYMOUS", as patient id'
+    assert people("anonymous", "a", "a", "anonymous", "b") == (["", "a", "a", "", "b"], f"header: {told}")
+    assert people("anonymous", "a", "c", "anonymous", "b") == ([""] * 5, f"nowhere: {told}")
+    assert people("anonymous", "a", "c", "anonymous", "b", source="file")[0] == ["", "a", "c", "", "b"]
+
+
+@pytest.mark.parametrize(("unlabelled", "labelled", "told"), [(3, 2, True), (2, 2, False), (0, 3, False), (1, 0, True)])
+def test_labels_that_fit_few_files_are_told_once(tmp_path, unlabelled, labelled, told):
+    outcomes = [outcome(row, f"x/{row}", reason=reconcile.NO_LABELS) for row in range(unlabelled)]
+    outcomes += [outcome(row, str(row)) for row in range(labelled)]
+    codes = {str(row): [(2, "-1")] for row in range(labelled)} | {"train/77.dcm": [(9, "-1")]}
+    words = reconcile.unlabelled(outcomes, labels.Labels(tmp_path / "mine.csv", codes))
+    assert bool(words) == told
+    if told:
+        assert f"{unlabelled} of {unlabelled + labelled} files have no line in mine.csv" in words
+        assert "The id of 0.dcm is x/0." in words
+        assert "An id there without a file is train/77.dcm." in words
 
 
 @given(
@@ -172,7 +201,9 @@ def faulty(shared, tmp_path_factory):
     uncompressed(path, np.zeros((2, 1024, 1024), np.uint8), NumberOfFrames=2)
     _, path = spoil("colour image", "RGB")
     colour = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
-    uncompressed(path, np.zeros((1024, 1024, 3), np.uint8), **colour)
+    red = np.zeros((1024, 1024, 3), np.uint8)
+    red[100:900, 100:900, 0] = 200
+    uncompressed(path, red, **colour)
     _, path = spoil("wrong size", "1 x 1 pixels")
     uncompressed(path, np.zeros(2, np.uint8), Rows=1, Columns=1)
     _, path = spoil("wrong size", "65535 x 65535 pixels")
@@ -214,22 +245,3 @@ def test_nothing_is_made_where_quarantine_is_an_error(faulty, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "12 entries would be set aside" in error
     assert "data.quarantine.csv names each" in error
-
-
-# Headers and sizes that are asked for
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({}, ""),
-        ({"modality": "DX", "body_part": "", "view": "AP"}, ""),
-        ({"modality": "CT"}, "modality 'CT'"),
-        ({"body_part": "HAND"}, "body part 'HAND'"),
-        ({"view": "LL"}, "view 'LL'"),
-        ({"modality": "", "view": ""}, "modality '', view ''"),
-    ],
-)
-def test_frontal_chest_radiographs(fields, words):
-    header = {"modality": "CR", "body_part": "CHEST", "view": "PA"} | fields
-    assert reconcile.not_frontal(dicom.Radiograph(np.zeros((16, 16), np.uint8), "1", **header)) == words

@@ -202,6 +202,18 @@ def test_values_are_text_and_never_markup(workdir):
     assert not any("onerror" in attributes for _, attributes in page.elements)
 
 
+def test_a_splits_file_is_named_without_its_path(workdir):
+    config, summary = read_json(workdir / "config.json"), read_json(workdir / "evaluation/summary.json")
+    config["data"]["split"] = "/home/someone/folds.json"
+    config["predict"]["input"] = "/home/someone/in"
+    summary["split"] |= {"file": "folds.json", "fold": 2, "folds": 5}
+    write_json(workdir / "config.json", config)
+    write_json(workdir / "evaluation/summary.json", summary)
+    report.write_report(workdir)
+    assert "split by patient (file folds.json, fold 2), no patient on both sides." in Page(workdir / "report.html").text
+    assert "/home/someone" not in (workdir / "report.html").read_text()
+
+
 def test_what_is_missing_is_said_with_the_command(workdir, capsys):
     for name in ("thresholds.json", "calibration.json"):
         (workdir / "evaluation" / name).unlink()

@@ -90,12 +90,20 @@ def test_union_of_overlapping_codes():
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("", "empty"),
+        ("", "empty; -1 means no pneumothorax"),
         ("3", "1 numbers"),
         ("0 1 2", "3 numbers"),
         ("0 x", "whole numbers"),
         ("0 1.5", "whole numbers"),
         ("0 99999999999999999999", "whole numbers"),
+        ("1_0 3", "digits 0 to 9"),
+        ("+5 3", "digits 0 to 9"),
+        ("\u0661 2", "digits 0 to 9"),
+        ("\uff11 2", "digits 0 to 9"),
+        ("-0 2", "digits 0 to 9"),
+        ("1e1 2", "digits 0 to 9"),
+        ("0x1 2", "digits 0 to 9"),
+        ("1\u00a02", "digits 0 to 9"),
         ("0 0", "length 0 .number 2"),
         ("0 1 -1 1", "gap -1 .number 3"),
         ("-3 5", "start -3"),
@@ -116,6 +124,68 @@ def test_every_code_of_the_challenge_survives_byte_for_byte(shared):
     assert len(codes) == 12_954
     wrong = [code for code in set(codes) if rle.encode(rle.decode(code, 1024, 1024)) != code]
     assert not wrong
+
+
+# Other kinds of code
+
+
+def written(code: str, first: int | None) -> str:
+    """A code of the challenge with starts from the image's first pixel, counted from `first`; None: starts, ends."""
+    numbers, end, other = list(map(int, code.split())), 0, []
+    for gap, length in zip(numbers[::2], numbers[1::2], strict=True):
+        start, end = end + gap, end + gap + length
+        other += [start, end] if first is None else [start + first, length]
+    return " ".join(map(str, other))
+
+
+def test_codes_of_the_challenge_and_none_other_are_the_challenges(shared):
+    """The whole table, and every part of it down to one image, in its own words and in others."""
+    with gzip.open(shared / "data/train-rle-12047.csv.gz", "rt", newline="") as file:
+        codes = [(line, code.strip()) for line, (_, code) in enumerate(csv.reader(file), 1) if line > 1]
+    assert rle.file_dialect(codes) is None
+    several = [(line, code) for line, code in codes if len(code.split()) > 2]
+    assert len(several) == 3576
+    for first, dialect in ((0, rle.ABSOLUTE), (1, rle.ABSOLUTE), (None, rle.ENDS)):
+        others = [(line, code if code == "-1" else written(code, first)) for line, code in codes]
+        assert rle.file_dialect(others) == (several[0][0], dialect)
+        for line, code in several:
+            assert rle.file_dialect([(2, "-1"), (line, written(code, first))]) == (line, dialect)
+    for line, code in several:
+        assert rle.file_dialect([(line, code)]) is None
+        rle.check_dialect(code, 1024, 1024)
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        [],
+        ["-1", "-1"],
+        ["5780 20", "0 9"],  # one run is the same in both
+        ["1 2 3 4"],  # two runs alone could be either
+        ["10 10 86 10 86 10"],  # a square in the first columns
+        ["0 5 91 5", "5780 20 76 20 76 20"],
+        ["x 1 2 3 4 5", "1 2 3"],
+    ],
+)
+def test_what_proves_nothing_is_the_challenges(codes):
+    assert rle.file_dialect(enumerate(codes, 2)) is None
+
+
+def test_small_masks_in_absolute_starts_are_told():
+    assert rle.file_dialect([(2, "5780 20 5876 20"), (3, "100 9 196 9"), (4, "-1")]) == (2, rle.ABSOLUTE)
+    assert rle.file_dialect([(2, "-1"), (3, "5780 20 5876 20 5972 20")]) == (3, rle.ABSOLUTE)
+    # One broken line among them does not hide it, nor do codes of the challenge among fewer of them.
+    assert rle.file_dialect([(2, "1 5 97 5 193 5"), (3, "x"), (4, "4 5 100 5 196 5"), (5, "9 5 91 5 91 5")])[0] == 2
+
+
+def test_a_single_code_of_another_kind_is_refused_where_it_is_certain():
+    for code in ("100 20 196 20 292 20", "100 120 196 216 292 312"):
+        with pytest.raises(ValueError, match="seems to be"):
+            rle.check_dialect(code, 96, 96)
+    rle.check_dialect("100 20 196 20", 96, 96)
+    with pytest.raises(ValueError, match="seems to be absolute"):
+        rle.check_dialect("5780 20 5876 20", 96, 96)
+    rle.check_dialect("9000 200 90 20 91 9", 96, 96)  # leaves the image, and not for that reason
 
 
 def test_speed_of_a_large_mask():

@@ -194,6 +194,42 @@ def test_file_of_the_user(tmp_path):
         splits.split_rows(index, path, 0.1, 0)
 
 
+def test_a_split_in_words(tmp_path):
+    index, path = make_index([True, False] * 3), tmp_path / "siim-folds.json"
+    assert splits.words(splits.split_rows(index, "random", 0.5, 0)[2]) == "split at random"
+    splits.write_folds(path, [index.image_id[:2], index.image_id[2:4], index.image_id[4:]], "patient", 3)
+    train, validation, description = splits.split_rows(index, path, 0.1, 0, fold=2)
+    description["file"] = path.name  # as a run does
+    assert splits.words(description) == "split by patient (file siim-folds.json, fold 2)"
+    own = tmp_path / "splits.json"
+    splits.write_splits(own, index.image_id, train, validation, **splits.origin(description))
+    *_, description = splits.split_rows(index, own, 0.1, 0)
+    assert splits.words(description) == "split by patient (file siim-folds.json, fold 2)"
+    assert (description["seed"], description["folds"]) == (3, 3)
+    splits.write_splits(own, index.image_id, train, validation, "rounds", None, None)
+    assert splits.words(splits.split_rows(index, own, 0.1, 0)[2]) == "split by the challenge's rounds"
+    (tmp_path / "mine.csv").write_text("ImageId,split\ni003,validation\ni000,train\n")
+    assert splits.words(splits.split_rows(index, tmp_path / "mine.csv", 0.1, 0)[2]) == "split (file mine.csv)"
+    assert splits.words({"method": "none", "part": "whole"}) == "not split"
+
+
+def test_paths_that_older_runs_kept_are_names(tmp_path):
+    index, own = make_index([True, False] * 3), tmp_path / "splits.json"
+    method = "/home/someone/data/siim-folds.json"
+    splits.write_splits(own, index.image_id, np.arange(4), np.arange(4, 6), method, 0.1, 0, fold=2, folds=3)
+    *_, description = splits.split_rows(index, own, 0.1, 0)
+    assert "/" not in json.dumps(description)
+    assert splits.words(description) == "split (file siim-folds.json, fold 2)"
+    assert splits.words({"method": method, "fold": 1}) == "split (file siim-folds.json, fold 1)"
+
+
+def test_ids_of_a_file_may_have_endings(tmp_path):
+    index, path = make_index([True, False] * 2), tmp_path / "mine.csv"
+    path.write_text("ImageId,split\ni003.dcm,validation\ni000.png,train\n")
+    train, validation, _ = splits.split_rows(index, path, 0.1, 0)
+    assert (train.tolist(), validation.tolist()) == ([0], [3])
+
+
 def test_file_brings_the_split_back(tmp_path):
     index = make_index([True, False] * 20)
     train, validation, description = splits.split_rows(index, "random", 0.25, 7)

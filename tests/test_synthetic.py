@@ -228,6 +228,26 @@ def test_verb_writes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert len(list((tmp_path / "set" / "dicom").rglob("*.dcm"))) == 4
 
 
+def test_the_same_command_again_has_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture):
+    arguments = ["--output", str(tmp_path / "set"), "--count", "4", "--size", "64", "--workers", "1", "--quiet"]
+    assert synthetic.main(arguments) == 0
+    before = _bytes(tmp_path / "set")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*")}
+    capsys.readouterr()
+    assert synthetic.main(arguments) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'set'} is complete, nothing is left to do: 4 synthetic ")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*")} == times
+    for other in (["--seed", "1"], ["--size", "96"], ["--positive-fraction", "0"], ["--area-scale", "2"]):
+        with pytest.raises(InputError, match="exists already"):
+            synthetic.main([*arguments, *other])
+    assert _bytes(tmp_path / "set") == before
+    with pytest.raises(InputError, match="seed=-1"):
+        synthetic.main([*arguments, "--seed", "-1"])
+    next((tmp_path / "set/dicom").rglob("*.dcm")).unlink()
+    with pytest.raises(InputError, match="exists already"):
+        synthetic.main(arguments)
+
+
 def test_workers_need_no_jax():
     code = "import sys; import jaxpneumo.data.synthetic; sys.exit('jax' in sys.modules)"
     root = Path(__file__).resolve().parent.parent

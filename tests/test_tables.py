@@ -68,6 +68,34 @@ def test_patients_of_another_file(files):
         tables.read_tables(*files)
 
 
+def test_ids_of_the_patients_may_be_paths(files):
+    files[1].write_text("ImageId,patient,round1\ntrain/b.dcm,7,train\nx/c.png,7,test\na.png,8,test\n")
+    files[0].write_text("ImageId,EncodedPixels\na,-1\nb,-1\nc,-1\n")
+    index = tables.read_tables(*files)
+    assert index.patient.tolist() == ["8", "7", "7"]
+    assert tables.with_patients(tables.read_tables(files[0]), files[1]).patient.tolist() == ["8", "7", "7"]
+    assert tables.read_column(files[1], "round1", index.image_id).tolist() == ["test", "train", "test"]
+
+
+def test_nobody_is_no_patient(files, caplog):
+    files[1].write_text("ImageId,patient\na,unknown\nb,7\nc,7\n")
+    assert tables.read_tables(*files).patient.tolist() == ["", "7", "7"]
+    assert "1 of 3 images have a word for nobody" in caplog.text
+    files[1].write_text("ImageId,patient\na,7\nb,7\nc,7\n")
+    assert tables.with_patients(tables.read_tables(files[0]), files[1]).patient.tolist() == ["", "", ""]
+    assert "patients.csv: one and the same patient id for 3 of 3 images names nobody" in caplog.text
+
+
+def test_codes_of_another_kind_are_said(files):
+    files[0].write_text("ImageId,EncodedPixels\na,-1\nb,5000 7 6024 7 7048 7\n")
+    with pytest.raises(InputError, match=r"labels\.csv line 3: the file's run-length codes seem to be absolute"):
+        tables.read_tables(files[0])
+    rows = ["b,5000 7 6024 7 7048 7", "c,5000 7 1017 7 1017 7", "d,5000 7 1017 7"]
+    files[0].write_text("\n".join(["ImageId,EncodedPixels", *rows]) + "\n")
+    with pytest.raises(InputError, match=r"labels\.csv line 2: the run-length code seems to be absolute"):
+        tables.read_tables(files[0])
+
+
 def test_wrong_codes_are_said(files):
     files[0].write_text("ImageId,EncodedPixels\na,-1\nb,1048570 7\n")
     with pytest.raises(InputError, match=r"labels.csv line 3: .* leaves the image by 1 pixels"):

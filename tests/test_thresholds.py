@@ -1,8 +1,10 @@
 """The threshold search against brute force over masks; optimism; names that predict uses; refusals."""
 
+import re
 import shutil
 import time
 import tracemalloc
+from decimal import Decimal
 from itertools import product
 
 import numpy as np
@@ -22,6 +24,8 @@ from jaxpneumo.predict import predict
 from jaxpneumo.predict import thresholds as named
 from jaxpneumo.predict.postprocess import NATIVE_AREA, remove_small
 from jaxpneumo.predict.submission import read_submission
+
+ROWS = {*thresholds.RULES, "all empty"}
 
 
 def images(n: int, size: int = 128) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -113,17 +117,38 @@ def test_held_out_means_held_out(small):
 
 
 def test_halves_are_chosen_on_one_and_scored_on_the_other(small):
+    """Both ways round: every image is scored once with its own half's thresholds and once with the other half's."""
     _, table = small
     patient = np.array([f"p{i // 2}" for i in range(15)])
     half = folds(clusters(patient)[0], table.truth_area > 0, 2, 4) == 0
+    n, m = half.sum(), (~half).sum()
+    assert n + m == 15
     for rule, chosen in thresholds.choose_all(table, patient, method="half", seed=4)["rules"].items():
         first, second = (thresholds.surface(table, rule, images=images) for images in (half, ~half))
         a, b = thresholds.best(first), thresholds.best(second)
-        assert chosen["in_sample"] == pytest.approx(first[a])
-        assert chosen["held_out"] == pytest.approx(second[a])
-        assert chosen["optimism"] == pytest.approx((first[a] - second[a] + second[b] - first[b]) / 2)
+        assert chosen["thresholds"]["threshold"] == pytest.approx(LEVELS[a[-1] if rule == "triplet" else a[0]])
+        assert chosen["in_sample"] == pytest.approx((n * first[a] + m * second[b]) / 15)
+        assert chosen["held_out"] == pytest.approx((n * first[b] + m * second[a]) / 15)
+        assert chosen["optimism"] == pytest.approx(chosen["in_sample"] - chosen["held_out"])
         assert chosen["optimism"] >= 0  # however much easier one half is
-        assert (chosen["chosen_on_images"], chosen["held_out_images"]) == (half.sum(), (~half).sum())
+        assert (chosen["chosen_on_images"], chosen["held_out_images"]) == (n, m)
+
+
+@pytest.mark.parametrize("method", ["half", "folds"])
+def test_printed_rows_add_up(small, method):
+    """In sample less held out is the optimism; predicting nothing is scored on the same images in both columns."""
+    _, table = small
+    patient = np.array([f"p{i // 2}" for i in range(15)])
+    text = thresholds.table(thresholds.choose_all(table, patient, method=method, seed=4))
+    rows = {line[:10].strip(): line[10:].split()[:3] for line in text.splitlines() if line[:10].strip() in ROWS}
+    assert rows.keys() == ROWS
+    for in_sample, held_out, optimism in rows.values():
+        assert Decimal(in_sample) - Decimal(held_out) == Decimal(optimism)
+    negative = f"{(table.truth_area == 0).mean():.4f}"
+    assert rows["all empty"] == [negative, negative, "0.0000"]
+    if method == "half":
+        chosen_on, others = re.search(r"one half \((\d+) images\), held out: the other \((\d+)\)", text).groups()
+        assert int(chosen_on) + int(others) == 15
 
 
 def noise(n: int, seed: int) -> LevelCounts:
@@ -190,6 +215,23 @@ def test_predict_uses_thresholds_by_name(workdir, radiographs, tmp_path, capsys,
     codes = read_submission(output / "submission.csv")
     # On the images they were chosen on, predictions score what the choice said.
     assert score_of(codes, workdir, radiographs) == pytest.approx(saved["in_sample"], abs=0.02)
+
+
+def test_a_saved_name_is_replaced_only_where_that_is_asked_for(workdir, capsys):
+    """The same choice again changes nothing and is no reason to ask."""
+    arguments = ["--workdir", str(workdir), "--name", "mine"]
+    saved, surfaces = workdir / "thresholds/mine.json", workdir / "evaluation/thresholds.json"
+    for _ in range(2):
+        assert thresholds.main(arguments) == DONE
+    before = saved.read_bytes(), surfaces.read_bytes()
+    with pytest.raises(
+        InputError, match=r"mine\.json holds other thresholds of this name\. Give another --name, or --ov"
+    ):
+        thresholds.main([*arguments, "--rule", "image", "--score", "iou"])
+    assert (saved.read_bytes(), surfaces.read_bytes()) == before
+    assert thresholds.main([*arguments, "--rule", "image", "--score", "iou", "--overwrite"]) == DONE
+    assert read_json(saved)["rule"] == "image"
+    assert read_json(saved)["chosen_by"]["score"] == "iou"
 
 
 def test_top_threshold_empties_masks(workdir, radiographs, tmp_path):

@@ -1,7 +1,9 @@
 """A stage trains: averaging and its statistics, resuming to the same bits, devices, and what it refuses."""
 
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from jaxpneumo.train import checkpoint
 from jaxpneumo.train.feed import StageData
 from jaxpneumo.train.loop import batch_norm_momentum, make_model, train_stage
 from jaxpneumo.train.optimizer import make_optimizer
-from jaxpneumo.train.run import train
+from jaxpneumo.train.run import _read_split, train
 from jaxpneumo.train.sharding import check_batch_size
 from jaxpneumo.train.state import create_train_state, initialise, update_average
 from jaxpneumo.train.step import make_statistics_call, make_train_step, unpack
@@ -163,6 +165,12 @@ def test_killed_process_goes_on_from_its_last_checkpoint(prepared, tmp_path):
     again = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
     assert "stage1 is complete" in again.stderr
     assert "stage2 goes on after epoch" in again.stderr
+    # What takes long at first is said before it begins.
+    bar, validation, finished = (
+        again.stderr.index(words)
+        for words in ("compiling, once]", "stage2: validation (compiling, once)", "stage2 is complete")
+    )
+    assert bar < validation < finished
     subprocess.run([*command, f"--workdir={tmp_path / 'whole'}"], cwd=REPOSITORY, env=environment, check=True)
     assert epoch_records(tmp_path / "run/stage2") == epoch_records(tmp_path / "whole/stage2")
     for name in ("evaluation/summary.json", "evaluation/metrics.csv", "predictions/submission.csv"):
@@ -264,7 +272,7 @@ def test_each_fold_validates_once(prepared, tmp_path):
     for fold in range(3):
         train(fold_of(prepared, file, fold), tmp_path / f"run_fold{fold}")
         own = json.loads((tmp_path / f"run_fold{fold}/splits.json").read_text())
-        assert (own["part_of"], own["method"]) == ({"fold": fold, "folds": 3}, str(file))
+        assert (own["part_of"], own["method"], own["file"]) == ({"fold": fold, "folds": 3}, "patient", "folds.json")
         assert sorted(own["train"] + own["validation"]) == sorted(index.image_id)
         validated += own["validation"]
     assert sorted(validated) == sorted(index.image_id)
@@ -273,6 +281,46 @@ def test_each_fold_validates_once(prepared, tmp_path):
     train(fold_of(prepared, file, 2), tmp_path / "run_fold2")
     with pytest.raises(InputError, match=r"differ in data\.fold"):
         train(fold_of(prepared, file, 1), tmp_path / "run_fold2")
+
+
+def told_of_split(config, own, caplog) -> str:
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "jaxpneumo"):
+        _read_split(config, own)
+    return "\n".join(record.getMessage() for record in caplog.records)
+
+
+def test_a_splits_file_of_the_data_that_is_not_used_is_told(prepared, tmp_path, caplog):
+    data = shutil.copytree(prepared, tmp_path / "data")
+    config = small(data)
+    assert "is not used" not in told_of_split(config, None, caplog)  # `prepare` made the very same
+    assert split.main(["--data", str(data), "--method", "patient", "--quiet"]) == DONE
+    way_out = f"To train on it, start with --config.data.split={data}/splits.json."
+    told = told_of_split(config, None, caplog)
+    assert "splits.json (split by patient) is not used, as data.split is random" in told
+    assert way_out in told
+    shutil.copy(data / "splits.json", tmp_path / "own.json")
+    assert "is not used" not in told_of_split(config, tmp_path / "own.json", caplog)  # a run that goes on
+    config.data.split = str(data / "splits.json")
+    assert told_of_split(config, None, caplog) == ""
+    assert split.main(["--data", str(data), "--method", "random", "--seed", "5", "--quiet"]) == DONE
+    config.data.split = "patient"
+    assert told_of_split(config, None, caplog) == ""
+    command = ["--data", str(data), "--method", "patient", "--folds", "3", "--seed", "1", "--quiet"]
+    assert split.main(command) == DONE
+    assert "--config.data.fold=0, or another fold" in told_of_split(config, None, caplog)
+
+
+def test_patients_on_both_sides_are_a_warning(prepared, caplog):
+    index = dataset.read_index(prepared)
+    train_rows, validation_rows, _ = splits.split_rows(index, "random", 0.1, 0)
+    shared = np.isin(index.patient[validation_rows], index.patient[train_rows]).sum()
+    config = small(prepared)
+    told = told_of_split(config, None, caplog)
+    assert shared
+    assert f"{shared} of {len(validation_rows)} validation images (" in told
+    config.data.split = "patient"
+    assert told_of_split(config, None, caplog) == ""
 
 
 def test_folds_that_cannot_be_are_refused_before_anything_is_written(prepared, tmp_path):

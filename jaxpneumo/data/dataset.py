@@ -131,8 +131,8 @@ def read_index(directory: Path | str) -> Index:
     if len(rows) != count:
         raise InputError(f"{path} has {len(rows)} images, dataset.json {count}. Prepare the data set again.")
     try:
-        whole = {name: np.array([int(row[name]) for row in rows], np.int64) for name in WHOLE}
-        age = np.array([float(row["age"] or "nan") for row in rows])
+        whole = {name: np.array([labels.whole_number(row[name]) for row in rows], np.int64) for name in WHOLE}
+        age = np.array([labels.whole_number(row["age"]) if row["age"] else np.nan for row in rows], float)
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}). Prepare the data set again.") from error
     text = {name.replace("ImageId", "image_id"): np.array([row[name] for row in rows], str) for name in TEXT}

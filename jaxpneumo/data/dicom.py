@@ -1,13 +1,8 @@
-"""DICOM radiographs in and out: the only module that knows pydicom.
+"""DICOM radiographs in and out: `parse` reads every kind that hospitals make, `write` makes the challenge's kind.
 
 Reading gives every radiograph the same form, 8-bit grey with white bones, whatever its bit depth, photometric
 interpretation, look-up tables and transfer syntax (DICOM PS3.3 C.7.6.3 and C.11). Writing makes JPEG Baseline
 Secondary Capture files with the elements that the SIIM-ACR challenge's files have.
-
-JPEG Baseline goes through simplejpeg, JPEG Extended and Lossless through imagecodecs, everything else through
-pydicom. simplejpeg gives the very values that pydicom gives with its plugin "pillow", as both wrap libjpeg-turbo
-and its accurate integer transform, in half the time, and it refuses damaged data that Pillow and OpenCV fill
-with grey. pydicom's plugin "pylibjpeg" rounds otherwise: its values differ by 1 at most.
 
 Nothing is decoded before the header has said that it is one grey image of a sensible size, and the compressed
 data that they are of that very size.
@@ -21,31 +16,28 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import imagecodecs
 import numpy as np
 import pydicom
 import pydicom.config
 import simplejpeg
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels import apply_modality_lut, apply_voi
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    RLELossless,
     SecondaryCaptureImageStorage,
     generate_uid,
 )
 
-from jaxpneumo.data import codestream, grey, header
+from jaxpneumo.data import codestream, display, grey, header, picture
+from jaxpneumo.data.elements import Elements
 from jaxpneumo.data.radiograph import (
-    COLOUR,
     MAX_PIXELS,
-    SEVERAL_FRAMES,
     SYNTHETIC,
     Radiograph,
     RadiographError,
@@ -53,14 +45,15 @@ from jaxpneumo.data.radiograph import (
     file_id,
     header_fields,
 )
+from jaxpneumo.data.stored import check_header, read_stored
 from jaxpneumo.errors import InputError
 from jaxpneumo.files import write_atomically
 
 MAX_BYTES = 4 * MAX_PIXELS  # of a file, and of what a deflated one unfolds to
 MAX_META_BYTES = 1 << 16
 PIXEL_DATA_TAG = b"\xe0\x7f\x10\x00"  # (7FE0,0010), little endian
-SEQUENCE_END = b"\xfe\xff\xdd\xe0\0\0\0\0"  # closes encapsulated pixel data (DICOM PS3.5 A.4)
 IMPLEMENTATION_UID = "2.25.301846520934756201847365920174836520947"
+_FIRST_GROUPS = (b"\x02\0", b"\x08\0")  # with which a data set without preamble begins (DICOM PS3.10 7.1)
 
 # pydicom's warnings quote the offending values, and those may be a patient's.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -79,32 +72,17 @@ def read_image(path: Path | str) -> Radiograph:
 
 
 def parse_image(data: bytes, name: Path | str) -> Radiograph:
-    """Reads a radiograph from the bytes of a DICOM file, or of a grey PNG or JPEG picture.
-
-    A picture's uid is its file name without ending; one of 16 bits is stretched from its smallest to its
-    largest value. Arguments and errors as in `parse`.
-    """
-    if data[128:132] == b"DICM":
+    """Reads a radiograph from the bytes of a DICOM, PNG or JPEG file; as `parse` and `picture.parse_picture`."""
+    if has_mark(data) or data[:2] in _FIRST_GROUPS:
         return parse(data, name)
-    if not data.startswith((codestream.PNG_SIGNATURE, b"\xff\xd8")):
-        raise RadiographError(f"{name} is not a DICOM, PNG or JPEG file. Give radiographs in one of these formats.")
-    shape = codestream.shape(data)
-    if shape is None:
-        raise RadiographError(f"{name} is truncated or damaged. Copy or export it again.")
-    check_size(*shape[:2], name)
-    try:
-        pixels = _decode_picture(data, shape)
-    except (ValueError, cv2.error):
-        pixels = None
-    if pixels is None:
-        raise RadiographError(f"{name} is truncated or damaged. Copy or export it again.")
-    if pixels.ndim == 3:
-        channels = pixels[..., :3]
-        if (channels != channels[..., :1]).any():
-            raise RadiographError(f"{name} is a colour picture. Give the radiograph in grey.", COLOUR)
-        pixels = channels[..., 0]
-    image = pixels if pixels.dtype == np.uint8 else grey.stretch(pixels, np.ones(pixels.shape, bool))
-    return Radiograph(image=np.ascontiguousarray(image), uid=file_id(name))
+    if picture.is_picture(data):
+        return picture.parse_picture(data, name)
+    raise RadiographError(f"{name} is not a DICOM, PNG or JPEG file. Give radiographs in one of these formats.")
+
+
+def has_mark(data: bytes) -> bool:
+    """Whether a file has the mark of DICOM files at its place (DICOM PS3.10 7.1)."""
+    return data[128:132] == b"DICM"
 
 
 def jpeg_frame(data: bytes) -> bytes:
@@ -115,8 +93,8 @@ def jpeg_frame(data: bytes) -> bytes:
 def read_uid(data: bytes) -> str:
     """SOP instance UID of a DICOM file whose pixels may be beyond reading; "" where it cannot be found."""
     try:
-        header = pydicom.dcmread(BytesIO(data), stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
-        return str(header.get("SOPInstanceUID") or "").strip()
+        found = pydicom.dcmread(BytesIO(data), stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
+        return str(found.get("SOPInstanceUID") or "").strip()
     except Exception:  # damaged files make pydicom raise nearly anything
         return ""
 
@@ -124,18 +102,18 @@ def read_uid(data: bytes) -> str:
 def parse(data: bytes, name: Path | str) -> Radiograph:
     """Reads a DICOM radiograph from the bytes of its file.
 
-    8-bit MONOCHROME2 images without look-up tables keep their values. All others pass through the modality
-    LUT (or rescale slope and intercept) and the VOI LUT or first window (DICOM PS3.3 C.11.1, C.11.2) to
-    0..255; without a VOI transformation their smallest and largest values, padding apart, become 0 and 255.
-    MONOCHROME1 is inverted.
+    8-bit images without transformations keep their values. All others pass through the modality LUT (or rescale
+    slope and intercept) and the VOI LUT or first window to 0..255 (`display.to_grey`). MONOCHROME1 is inverted,
+    padding is black. Grey stored as RGB or with a palette is grey. Elements that make no sense and are not needed
+    are ignored; `Radiograph.remarks` says so.
 
     Args:
       data: the whole file.
       name: what messages call it.
 
     Raises:
-      RadiographError: not DICOM, truncated, without pixel data, several frames, colour, an impossible size, or
-        pixel data that cannot be decoded. The message holds nothing about the patient.
+      RadiographError: not DICOM, truncated, without pixel data, several frames, colour, a single grey, an
+        impossible size, or pixel data that cannot be decoded. The message holds nothing about the patient.
     """
     if len(data) > MAX_BYTES:
         raise RadiographError(
@@ -145,13 +123,13 @@ def parse(data: bytes, name: Path | str) -> Radiograph:
         return radiograph
     try:
         _check_deflated(data, name)
-        dataset = pydicom.dcmread(BytesIO(data))
-        _check_header(dataset, data, name)
-        pixels = _decode(dataset, name)
-        image = _to_grey(dataset, pixels)
-        if dataset.PhotometricInterpretation == "MONOCHROME1":
-            image = 255 - image
-        return Radiograph(image, **_fields(dataset, name))
+        dataset = _read_dataset(data, name)
+        elements = Elements(dataset)
+        _check_pixel_data(dataset, data, name)
+        check_header(elements, name)
+        syntax = _transfer_syntax(dataset, elements, name)
+        image = display.to_grey(elements, read_stored(elements, syntax, data, name), name)
+        return Radiograph(image, **_fields(elements, name), remarks=tuple(elements.remarks))
     except InputError:
         raise
     except InvalidDicomError:
@@ -261,17 +239,45 @@ def _read_bytes(path: Path | str) -> bytes:
 def _parse_plain(data: bytes) -> Radiograph | None:
     """What `parse` gives for a sound file of the commonest kind, in less time; None for all others."""
     found = header.plain(data)
-    if found is None or codestream.shape(found.frame) != (found.rows, found.columns, 1) or not _has_end(found.frame):
+    if found is None or not codestream.jpeg_has_end(found.frame):
+        return None
+    if codestream.describe(found.frame) != codestream.Codestream("JPEG", found.rows, found.columns, 1, 8):
         return None
     try:
         check_size(found.rows, found.columns, "")
-        return Radiograph(simplejpeg.decode_jpeg(found.frame, "GRAY")[..., 0], **found.fields)
+        image = simplejpeg.decode_jpeg(found.frame, "GRAY")[..., 0]
     except ValueError:  # the long way finds the words
         return None
+    return None if grey.image_is_one(image) else Radiograph(image, **found.fields)
 
 
-def _has_end(jpeg: bytes) -> bool:
-    return jpeg[-64:].rstrip(b"\0").endswith(b"\xff\xd9")
+def _read_dataset(data: bytes, name: Path | str) -> FileDataset:
+    """The data set, also of a file without preamble; InvalidDicomError where it is none."""
+    if has_mark(data):
+        return pydicom.dcmread(BytesIO(data))
+    if data[:2] not in _FIRST_GROUPS:
+        raise InvalidDicomError
+    dataset = pydicom.dcmread(BytesIO(data), force=True)
+    if "SOPClassUID" not in dataset and "Modality" not in dataset:
+        raise InvalidDicomError
+    return dataset
+
+
+def _transfer_syntax(dataset: FileDataset, elements: Elements, name: Path | str) -> UID:
+    """The file's transfer syntax, found out for uncompressed pixels where it does not say it (DICOM PS3.10 7.1)."""
+    syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
+    if syntax:
+        return UID(syntax)
+    if dataset["PixelData"].is_undefined_length:
+        raise RadiographError(
+            f"{name} has no Transfer Syntax UID (0002,0010), and its pixels are compressed. Export it again."
+        )
+    implicit, little = dataset.original_encoding
+    syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    dataset.file_meta = getattr(dataset, "file_meta", FileMetaDataset())
+    dataset.file_meta.TransferSyntaxUID = syntax
+    elements.remark(f"Transfer Syntax UID is missing; it is read as {syntax.name}")
+    return syntax
 
 
 def _check_deflated(data: bytes, name: Path | str) -> None:
@@ -286,8 +292,8 @@ def _check_deflated(data: bytes, name: Path | str) -> None:
         raise RadiographError(f"{name} unfolds to more than {MAX_BYTES >> 20} MiB; no radiograph has that. Remove it.")
 
 
-def _check_header(dataset: Dataset, data: bytes, name: Path | str) -> None:
-    """Refuses what is not one grey image of a sensible size, before anything is decoded."""
+def _check_pixel_data(dataset: Dataset, data: bytes, name: Path | str) -> None:
+    """Refuses a file that ends too early, or has no pixel data."""
     last = dataset.get_item(max(dataset.keys())) if len(dataset) else None
     cut = last is not None and last.value is not None and 0 < getattr(last, "length", 0) < 0xFFFFFFFF
     if cut and len(last.value) < last.length:
@@ -296,107 +302,37 @@ def _check_header(dataset: Dataset, data: bytes, name: Path | str) -> None:
     # pydicom drops an encapsulated element whose end is missing; its tag is still in the file.
     if element is None and PIXEL_DATA_TAG not in data:
         raise RadiographError(f"{name} has no pixel data: cut short, or not an image. Copy it again or remove it.")
-    if element is None or (element.is_undefined_length and data.rfind(SEQUENCE_END) < element.file_tell):
+    if element is None:
         raise RadiographError(f"{name} is truncated: its pixel data end too early. Copy or download it again.")
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    if frames != 1:
-        raise RadiographError(f"{name} has {frames} frames. Give one radiograph a file.", SEVERAL_FRAMES)
-    photometric = dataset.get("PhotometricInterpretation", "")
-    if dataset.get("SamplesPerPixel", 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise RadiographError(f"{name} is a colour image ({str(photometric)[:16]}). Give grey radiographs.", COLOUR)
-    check_size(int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0), name)
-    if dataset.get("BitsAllocated") not in (8, 16):
-        raise RadiographError(f"{name} has {dataset.get('BitsAllocated')} bits a pixel; 8 and 16 can be read.")
 
 
-def _decode_picture(data: bytes, shape: tuple[int, int, int]) -> np.ndarray | None:
-    """Pixels (H, W) or (H, W, C) of a PNG or JPEG file; None when it is damaged."""
-    if data.startswith(b"\xff\xd8"):
-        return simplejpeg.decode_jpeg(data, "GRAY")[..., 0] if shape[2] == 1 else simplejpeg.decode_jpeg(data)
-    whole = codestream.png_is_whole(data)
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if whole else None
-
-
-def _decode(dataset: Dataset, name: Path | str) -> np.ndarray:
-    """Stored values (H, W)."""
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax.is_compressed and syntax != DeflatedExplicitVRLittleEndian:
-        frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
-        shape = codestream.shape(frame)
-        if shape != (dataset.Rows, dataset.Columns, 1) and syntax != RLELossless:
-            raise RadiographError(
-                f"{name} holds compressed pixels of another size than its header's {dataset.Rows} x {dataset.Columns}, "
-                "or damaged ones. Export it again."
-            )
-        if syntax == JPEGBaseline8Bit and dataset.BitsAllocated == 8:
-            # As an end that is missing is by far the most frequent damage, it has its own words.
-            if not _has_end(frame):
-                raise RadiographError(f"{name} is truncated: its JPEG has no end. Copy or download it again.")
-            return _with_sign(simplejpeg.decode_jpeg(frame, "GRAY")[..., 0], dataset)
-        if syntax in (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1):
-            # pydicom reads all of these with a plugin under the GPL alone.
-            return _with_sign(imagecodecs.jpeg8_decode(frame), dataset)
-    return dataset.pixel_array
-
-
-def _with_sign(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """JPEG codes signed values by their low bits: spreads the sign over the bits above."""
-    if not dataset.PixelRepresentation:
-        return pixels
-    unused = 8 * pixels.itemsize - dataset.BitsStored
-    return (pixels << unused).view(f"i{pixels.itemsize}") >> unused
-
-
-def _to_grey(dataset: Dataset, pixels: np.ndarray) -> np.ndarray:
-    """Stored values to 0..255 by the header's transformations; uint8."""
-    rescale = _first(dataset.get("RescaleSlope")), _first(dataset.get("RescaleIntercept"))
-    modality = "ModalityLUTSequence" in dataset or rescale not in ((None, None), (1, 0))
-    values = apply_modality_lut(pixels, dataset) if modality else pixels
-    if dataset.get("VOILUTSequence"):
-        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        looked_up = apply_voi(np.rint(values).astype(np.int32), dataset)
-        return grey.to_uint8(looked_up / (2**bits - 1) * 255)
-    width = _first(dataset.get("WindowWidth"))
-    if width is not None and width >= 1 and _first(dataset.get("WindowCenter")) is not None:
-        function = dataset.get("VOILUTFunction") or "LINEAR"
-        return grey.window(values, _first(dataset.WindowCenter), width, function)
-    if not modality and pixels.dtype == np.uint8 and dataset.BitsStored == 8:
-        return pixels
-    padding = _padding(dataset, pixels)
-    image = grey.stretch(values, ~padding)
-    image[padding] = 255 if dataset.PhotometricInterpretation == "MONOCHROME1" else 0
-    return image
-
-
-def _padding(dataset: Dataset, pixels: np.ndarray) -> np.ndarray:
-    """True where a pixel lies outside the exposed field (DICOM PS3.3 C.7.5.1.1.2)."""
-    if dataset.get("PixelPaddingValue") is None:
-        return np.zeros(pixels.shape, bool)
-    start = int(dataset.PixelPaddingValue)
-    end = int(dataset.get("PixelPaddingRangeLimit", start))
-    return (pixels >= min(start, end)) & (pixels <= max(start, end))
-
-
-def _first(value) -> float | None:
-    """The first of a possibly multi-valued number, None when there is none."""
-    values = value if isinstance(value, (list, pydicom.multival.MultiValue)) else [value]
-    return None if not values or values[0] in (None, "") else float(values[0])
-
-
-def _fields(dataset: Dataset, name: Path | str) -> dict[str, Any]:
+def _fields(elements: Elements, name: Path | str) -> dict[str, Any]:
     """The header's share of a radiograph."""
-
-    def text(keyword: str) -> str:
-        return str(dataset.get(keyword) or "")
-
     return header_fields(
-        uid=text("SOPInstanceUID") or file_id(name),
-        patient_id=text("PatientID"),
-        sex=text("PatientSex"),
-        age=text("PatientAge"),
-        view=text("ViewPosition"),
-        pixel_spacing=[float(each) for each in dataset.get("PixelSpacing") or dataset.get("ImagerPixelSpacing") or ()],
-        derivation=text("DerivationDescription"),
-        modality=text("Modality"),
-        body_part=text("BodyPartExamined"),
+        uid=elements.text("SOPInstanceUID") or file_id(name),
+        patient_id=elements.text("PatientID"),
+        sex=elements.text("PatientSex"),
+        age=elements.text("PatientAge"),
+        view=elements.text("ViewPosition") or _view_code(elements),
+        pixel_spacing=_spacing(elements),
+        derivation=elements.text("DerivationDescription"),
+        modality=elements.text("Modality"),
+        body_part=elements.text("BodyPartExamined"),
+        sop_class=elements.text("SOPClassUID"),
     )
+
+
+def _view_code(elements: Elements) -> str:
+    """The view as a code's meaning: some files have it in a code sequence alone. "" where there is none."""
+    return next((item.text("CodeMeaning") for item in elements.items("ViewCodeSequence")), "")
+
+
+def _spacing(elements: Elements) -> list[float]:
+    """Row and column distance in mm; empty where they are unknown."""
+    for keyword, words in (("PixelSpacing", "Pixel Spacing"), ("ImagerPixelSpacing", "Imager Pixel Spacing")):
+        spacing = elements.numbers(keyword)
+        if len(spacing) == 2 and min(spacing) > 0:
+            return spacing
+        if spacing:
+            elements.remark(f"{words} is no pair of numbers above 0; it is ignored")
+    return []

@@ -1,41 +1,43 @@
-"""Stored values of a radiograph to 8-bit grey: windows and stretching."""
+"""Values to 8-bit grey: windows, stretching, and what no radiograph looks like."""
 
 import numpy as np
+
+NEARLY_ALL = 0.999  # of the pixels; a radiograph has noise
 
 
 def window(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray:
     """The window of DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3, to 0..255.
 
     Args:
-      values: (H, W), after the modality transformation.
-      center, width: of the window, in the unit of the values.
-      function: "LINEAR", "LINEAR_EXACT" or "SIGMOID"; others count as "LINEAR".
+      values: after the modality transformation.
+      center, width: of the window, in the unit of the values; the width above 0.
+      function: "LINEAR", "LINEAR_EXACT" or "SIGMOID".
 
     Returns:
-      (H, W) uint8.
+      uint8, of the values' shape.
     """
-    values = values.astype(np.float32)
+    values = values.astype(np.float64)
     if function == "SIGMOID":
-        return to_uint8(255 / (1 + np.exp(-4 * (values - center) / width)))
+        return to_uint8(255 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700))))
     if function == "LINEAR_EXACT":
         return to_uint8(((values - center) / width + 0.5) * 255)
-    return to_uint8(((values - (center - 0.5)) / max(width - 1, 1e-6) + 0.5) * 255)
+    if width == 1:  # a step: the formula would divide by 0
+        return np.where(values > center - 0.5, 255, 0).astype(np.uint8)
+    return to_uint8(((values - (center - 0.5)) / (width - 1) + 0.5) * 255)
 
 
 def stretch(values: np.ndarray, use: np.ndarray) -> np.ndarray:
-    """The smallest and largest of the used values become 0 and 255; a constant image becomes 0.
+    """The smallest and largest of the used values become 0 and 255.
 
     Args:
-      values: (H, W).
-      use: (H, W) bool, the values that count.
+      values: any shape.
+      use: bool of the same shape, the values that count; at least two different ones.
 
     Returns:
-      (H, W) uint8.
+      uint8, of the values' shape.
     """
-    if not use.any():
-        return np.zeros(values.shape, np.uint8)
     low, high = float(values[use].min()), float(values[use].max())
-    return to_uint8((values.astype(np.float32) - low) * (255 / max(high - low, 1e-6)))
+    return to_uint8((values.astype(np.float64) - low) * (255 / (high - low)))
 
 
 def to_uint8(values: np.ndarray) -> np.ndarray:
@@ -43,3 +45,25 @@ def to_uint8(values: np.ndarray) -> np.ndarray:
     if np.isnan(values).any():
         raise ValueError("the header's transformations lead to no number")
     return np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+
+
+def is_one(values: np.ndarray, counts: np.ndarray) -> bool:
+    """Whether nearly all pixels have one and the same value: there is nothing to see.
+
+    Args:
+      values: (N,), different ones or not.
+      counts: (N,), how many pixels have each.
+    """
+    present = counts > 0
+    _, which = np.unique(values[present], return_inverse=True)
+    pixels = np.bincount(which, weights=counts[present]) if present.any() else np.ones(1)
+    return bool(pixels.max() >= NEARLY_ALL * pixels.sum())
+
+
+def image_is_one(image: np.ndarray) -> bool:
+    """The same of a picture, (H, W) uint8 or uint16."""
+    sample = np.bincount(image[::8, ::8].ravel())
+    if sample.max() < NEARLY_ALL * sample.sum():
+        return False
+    counts = np.bincount(image.ravel())
+    return is_one(np.arange(len(counts)), counts)

@@ -24,7 +24,7 @@ _KNOWN_OF_PIXELS = {
     *(0x00280002, 0x00280004, 0x00280010, 0x00280011, 0x00280030, 0x00280034, 0x00280100),
     *(0x00280101, 0x00280102, 0x00280103, 0x00280301, 0x00282110, 0x00282112, 0x00282114),
 }
-_NUMBERS = {0x00280002: 1, 0x00280100: 8, 0x00280101: 8, 0x00280103: 0}
+_NUMBERS = {0x00280002: 1, 0x00280100: 8, 0x00280101: 8, 0x00280102: 7, 0x00280103: 0}
 _IMAGER_PIXEL_SPACING = 0x00181164
 # Printable ASCII without the signs that some character sets replace; the backslash separates values, too.
 _TEXT = re.compile(rb"[ -\[\]-}]*")
@@ -124,17 +124,21 @@ def _read(data: bytes, found: dict[int, tuple[bytes, bytes]], place: int) -> Pla
         or _text(found, 0x00080005, b"CS").encode() not in _CHARACTER_SETS
     ):
         return None
-    spacing = _text(found, 0x00280030, b"DS", _SPACING)
+    text = _text(found, 0x00280030, b"DS", _SPACING)
+    spacing = [float(value) for value in text.split("\\")] if text else []
+    if spacing and min(spacing) <= 0:
+        return None
     fields = header_fields(
         uid=_text(found, 0x00080018, b"UI", _UID),
         patient_id=_text(found, 0x00100020, b"LO"),
         sex=_text(found, 0x00100040, b"CS"),
         age=_text(found, 0x00101010, b"AS"),
         view=_text(found, 0x00185101, b"CS"),
-        pixel_spacing=[float(value) for value in spacing.split("\\")] if spacing else [],
+        pixel_spacing=spacing,
         derivation=_text(found, 0x00082111, b"ST"),
         modality=_text(found, 0x00080060, b"CS"),
         body_part=_text(found, 0x00180015, b"CS"),
+        sop_class=_text(found, 0x00080016, b"UI", _UID) if 0x00080016 in found else "",
     )
     return Plain(rows, columns, frame, fields)
 

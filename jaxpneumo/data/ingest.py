@@ -15,15 +15,15 @@ import cv2
 import numpy as np
 
 from jaxpneumo import run_report
-from jaxpneumo.data import dataset, dicom, reconcile
+from jaxpneumo.data import dataset, dicom, finder, frontal, patients, reconcile
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data import workers as processes
 from jaxpneumo.data.radiograph import UNREADABLE, WRONG_SIZE, Radiograph, RadiographError
 from jaxpneumo.data.reconcile import Outcome
 from jaxpneumo.data.squash import squash
 from jaxpneumo.errors import InputError
-
-ENDINGS = ("", "dcm", "dicom", "png", "jpg", "jpeg")
+from jaxpneumo.files import printable
+from jaxpneumo.progress import progress
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Job:
       sizes: their side lengths.
       labels, patients: the tables; None = ask the header.
       key: of the hash of the patients' ids.
+      names: source as text -> the id that a file has by its name (`ids.file_names`).
       native_size: height and width that images must have; None = any.
       require_frontal: whether the header must say that it is a frontal radiograph of the chest.
     """
@@ -46,6 +47,7 @@ class Job:
     labels: label_files.Labels
     patients: dict[str, label_files.Patient] | None
     key: bytes
+    names: dict[str, str]
     native_size: int | None = None
     require_frontal: bool = False
 
@@ -69,27 +71,14 @@ _busy: float  # seconds of the processor up to the last file
 
 
 def find_files(images: Path) -> list[Path]:
-    """DICOM, PNG and JPEG files at any depth by their endings, by name: that mostly is the order of the ids.
+    """The files of `finder.find`, by name: that mostly is the order of the ids.
 
     Raises:
       InputError: there are none.
     """
-    files = [path for path in images.rglob("*") if may_be_image(path.name) and path.is_file()]
-    if not files:
-        raise InputError(
-            f"{images} holds no radiographs (.dcm, .dicom, no ending, .png, .jpg, .jpeg). Give the right folder."
-        )
+    files = [images / source for source in finder.find(images).sources]
     run_report.read(images, len(files))
     return sorted(files, key=lambda path: (dicom.file_id(path), path))
-
-
-def may_be_image(name: str) -> bool:
-    """Whether a file's name could be a radiograph's."""
-    if name.startswith(".") or name == "DICOMDIR":
-        return False
-    # Exports often name files by the bare UID, whose last number looks like an ending.
-    ending = Path(name).suffix.lower().lstrip(".")
-    return ending in ENDINGS or ending.isdigit()
 
 
 def start(job: Job, single_thread: bool = True) -> None:
@@ -124,6 +113,22 @@ def ingest(task: tuple[int, Path]) -> tuple[Outcome, Span]:
     outcome = Outcome(row=row, source=source, **_ingest(row, path, source))
     _busy = time.process_time()
     return outcome, Span(os.getpid(), started, time.monotonic(), _busy - before)
+
+
+def recover(entries: list[dict[str, Any]], files: list[Path], job: Job, quiet: bool) -> dict[int, Outcome]:
+    """Outcomes of an earlier run by row: of files that have not changed since and rows that hold what they did."""
+    latest = {entry["row"]: entry for entry in entries}
+    found: dict[int, Outcome] = {}
+    rows = dataset.open_rows(job.folder, job.sizes) if latest else {}
+    bar = progress(latest.values(), description="check what is there", quiet=quiet or not latest)
+    for outcome in (Outcome(**{**entry, "stamp": tuple(entry["stamp"])}) for entry in bar):
+        try:
+            same = outcome.stamp == stamp(files[outcome.row])
+        except OSError:
+            same = False
+        if same and (outcome.reason or checksums(rows, outcome.row)[1] == outcome.checksum):
+            found[outcome.row] = outcome
+    return found
 
 
 def steady_rate(spans: list[Span | None]) -> float:
@@ -162,22 +167,23 @@ def _checksums(images: list, masks: list) -> tuple[int, int]:
 
 def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
     """The fields of a file's outcome."""
-    name = dicom.file_id(path)
+    shown = printable(source)
+    name = _job.names[shown]
     try:
         stamped = stamp(path)
         if stamped[0] > dicom.MAX_BYTES:
-            detail = f"{source} has {stamped[0] >> 20} MiB; no radiograph has that. Export it again."
+            detail = f"{shown} has {stamped[0] >> 20} MiB; no radiograph has that. Export it again."
             return {"image_id": name, "reason": UNREADABLE, "detail": detail}
         data = path.read_bytes()
     except OSError as error:
         return {"image_id": name, "reason": UNREADABLE, "detail": error.strerror or str(error)}
     try:
-        radiograph = dicom.parse_image(data, source)
+        radiograph = dicom.parse_image(data, shown)
     except RadiographError as error:
         image_id, _ = reconcile.match(dicom.read_uid(data) or name, name, _job.labels.codes)
         return {"image_id": image_id, "reason": error.reason, "detail": str(error), "stamp": stamped}
-    image_id, problem = reconcile.match(radiograph.uid, name, _job.labels.codes)
-    found = {"image_id": image_id, "stamp": stamped}
+    image_id, problem = reconcile.match(own_id(radiograph, data, source, name), name, _job.labels.codes)
+    found = {"image_id": image_id, "stamp": stamped, "remarks": radiograph.remarks}
     if reason_and_detail := _refusal(radiograph, image_id, problem):
         return {**found, **dict(zip(("reason", "detail"), reason_and_detail, strict=True))}
     height, width = radiograph.image.shape
@@ -194,7 +200,7 @@ def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
         person = _job.patients.get(image_id, label_files.Patient("", person.sex, person.age, person.view))
     index = {
         "ImageId": image_id,
-        "patient": label_files.pseudonym(person.patient, _job.key),
+        "patient": label_files.pseudonym(patients.name(person.patient), _job.key),
         "sex": person.sex or radiograph.sex,
         "age": radiograph.age if person.age is None else person.age,
         "view": person.view or radiograph.view,
@@ -202,12 +208,21 @@ def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
         "width": width,
         "mask_area": area,
         "label_rows": label_rows,
-        "source": source,
+        "source": shown,
         "sha256": hashlib.sha256(data).hexdigest(),
         **dict(zip(dataset.SPACING, radiograph.pixel_spacing or (None, None), strict=True)),
     }
     synthetic = radiograph.synthetic
     return {**found, "index": index, "code": code, "synthetic": synthetic, "pixels": pixels, "checksum": checksum}
+
+
+def own_id(radiograph: Radiograph, data: bytes, source: str, name: str) -> str:
+    """What an image is called: the SOP instance UID in its header, or its name among the files (`ids.file_names`)."""
+    uid = printable(radiograph.uid.strip())
+    # The reader gives files without UID their bare name; where `name` is another, the header has to be asked again.
+    if uid != name and radiograph.uid == dicom.file_id(printable(source)):
+        uid = printable(dicom.read_uid(data))
+    return uid or name
 
 
 def _refusal(radiograph: Radiograph, image_id: str, problem: str) -> tuple[str, str] | None:
@@ -218,10 +233,10 @@ def _refusal(radiograph: Radiograph, image_id: str, problem: str) -> tuple[str, 
         return problem, detail
     if _job.native_size and (height, width) != (_job.native_size, _job.native_size):
         return WRONG_SIZE, f"{height} x {width} pixels instead of {_job.native_size} x {_job.native_size}."
-    if _job.require_frontal and (wrong := reconcile.not_frontal(radiograph)):
-        return reconcile.NOT_FRONTAL, f"Its header says {wrong}."
+    if _job.require_frontal and (wrong := frontal.not_frontal(radiograph, strict=True)):
+        return reconcile.NOT_FRONTAL, f"{wrong}."
     if problem:
-        return problem, f"{_job.labels.path.name} has no line for it. Add one (-1 for no pneumothorax)."
+        return problem, f"{_job.labels.path.name} has no line for it. Add one if its label is known."
     if detail := label_files.conflict(_job.labels, image_id):
         return reconcile.CONFLICT, detail
     return None

@@ -76,9 +76,13 @@ def _read(data: bytes, path: Path) -> tuple[list[dict[str, Any]], int]:
 
 def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     if before != now:
-        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        changes = "; ".join(f"{name} {before.get(name)!s:.40}, now {now.get(name)!s:.40}" for name in names)
         raise InputError(
-            f"{folder} holds a preparation that was begun otherwise ({changes}). Give what it was begun with to go on, "
-            "or remove the folder to begin anew."
+            f"{folder} holds a preparation that was begun otherwise ({changes(before, now)}). Give what it was begun "
+            "with to go on, or remove the folder to begin anew."
         )
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between two dictionaries of settings, in words."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return "; ".join(f"{name} {before.get(name)!s:.40}, now {now.get(name)!s:.40}" for name in names)

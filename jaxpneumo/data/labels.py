@@ -1,22 +1,32 @@
 """The csv files that come with the images: masks by image (`ImageId,EncodedPixels`) and patients by image.
 
 Both dialects of the challenge are read: header and values with or without a blank after the comma, ids that
-are SOP instance UIDs or `ID_...`. Files whose name ends in .gz are unpacked on the way.
+are SOP instance UIDs or `ID_...`; and ids with endings or as paths (`ids`). Run-length codes of another kind than
+the challenge's are refused (`rle`). Files whose name ends in .gz are unpacked on the way.
 """
 
 import csv
 import gzip
 import hmac
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxpneumo import run_report
-from jaxpneumo.data import rle
+from jaxpneumo.data import ids, rle
+from jaxpneumo.data import patients as words
 from jaxpneumo.errors import InputError
 
+WAY_OUT = {
+    rle.ABSOLUTE: "Convert every code: from each start but the first take the end of the run before (its start + its "
+    "length); if the starts count from 1, take 1 from the first as well.",
+    rle.ENDS: "Convert every code: a length is end - start, and each start but the first the distance from the end of "
+    "the run before.",
+}
 # The csv module stops at 128 KiB a field; the code of a ragged mask in a large image can be longer.
 csv.field_size_limit(1 << 26)
 
@@ -44,6 +54,20 @@ class Patient:
     view: str = ""
 
 
+@contextmanager
+def open_csv(path: Path) -> Iterator[Any]:
+    """A `csv.reader` of a csv or csv.gz file; InputError where the file cannot be read, also later on."""
+    run_report.read(path)
+    open_text = gzip.open if path.suffix == ".gz" else open
+    try:
+        with open_text(path, "rt", encoding="utf-8-sig", newline="") as file:
+            yield csv.reader(file)
+    except (OSError, EOFError) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is not a csv file in UTF-8 ({error}). Save it as one.") from error
+
+
 def read_rows(path: Path | str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Reads a csv file row by row.
 
@@ -58,37 +82,29 @@ def read_rows(path: Path | str, columns: tuple[str, ...]) -> Iterator[tuple[int,
       InputError: the file cannot be read, lacks a column, or has a row of another length than its header.
     """
     path = Path(path)
-    run_report.read(path)
-    open_text = gzip.open if path.suffix == ".gz" else open
-    try:
-        with open_text(path, "rt", encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            header = [name.strip() for name in next(reader, [])]
-            if missing := [name for name in columns if name not in header]:
+    with open_csv(path) as reader:
+        header = [name.strip() for name in next(reader, [])]
+        if missing := [name for name in columns if name not in header]:
+            raise InputError(
+                f"{path} line 1: the header lacks {', '.join(missing)}; it is {','.join(header)[:99]!r}. "
+                f"Make its first line {','.join(columns)}."
+            )
+        for values in reader:
+            if not values:
+                continue
+            if len(values) != len(header):
                 raise InputError(
-                    f"{path} line 1: the header lacks {', '.join(missing)}; it is {','.join(header)[:99]!r}. "
-                    f"Make its first line {','.join(columns)}."
+                    f"{path} line {reader.line_num}: {len(values)} values under {len(header)} column "
+                    "names. Correct or remove the line."
                 )
-            for values in reader:
-                if not values:
-                    continue
-                if len(values) != len(header):
-                    raise InputError(
-                        f"{path} line {reader.line_num}: {len(values)} values under {len(header)} column "
-                        "names. Correct or remove the line."
-                    )
-                yield reader.line_num, dict(zip(header, map(str.strip, values), strict=True))
-    except (OSError, EOFError) as error:
-        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not a csv file in UTF-8 ({error}). Save it as one.") from error
+            yield reader.line_num, dict(zip(header, map(str.strip, values), strict=True))
 
 
 def read_labels(path: Path | str) -> Labels:
-    """Reads a label file, `ImageId,EncodedPixels`; the codes stay unchecked until an image's size is known.
+    """Reads a label file, `ImageId,EncodedPixels`; each code stays unchecked until its image's size is known.
 
     Raises:
-      InputError: as `read_rows`, or a row without ImageId, or no rows at all.
+      InputError: as `read_rows`, or a row without ImageId, no rows at all, or codes of another dialect.
     """
     path = Path(path)
     codes: dict[str, list[tuple[int, str]]] = {}
@@ -96,6 +112,12 @@ def read_labels(path: Path | str) -> Labels:
         codes.setdefault(_image_id(path, line, row), []).append((line, row["EncodedPixels"]))
     if not codes:
         raise InputError(f"{path} has no label below its header. Give the file that has them.")
+    if found := rle.file_dialect(row for rows in codes.values() for row in rows):
+        line, dialect = found
+        raise InputError(
+            f"{path} line {line}: the file's run-length codes seem to be {dialect}. Read as the challenge's they would "
+            f"give wrong masks. {WAY_OUT[dialect]}"
+        )
     return Labels(path, codes)
 
 
@@ -122,6 +144,7 @@ def mask(labels: Labels, image_id: str, height: int, width: int) -> tuple[np.nda
     union = None
     for line, code in rows:
         try:
+            rle.check_dialect(code, height, width)
             region = rle.decode_columns(code, height, width)
         except ValueError as error:
             raise InputError(
@@ -139,7 +162,7 @@ def read_patients(path: Path | str) -> dict[str, Patient]:
     """Reads a patients file, `ImageId,patient` and, where present, `sex,age,view`; ImageId -> Patient.
 
     Raises:
-      InputError: as `read_rows`, or a row without ImageId, an image listed twice, an age that is no number.
+      InputError: as `read_rows`, or a row without ImageId, an image listed twice, a sex or an age that is none.
     """
     path = Path(path)
     patients: dict[str, Patient] = {}
@@ -147,13 +170,53 @@ def read_patients(path: Path | str) -> dict[str, Patient]:
         image_id = _image_id(path, line, row)
         if image_id in patients:
             raise InputError(f"{path} line {line}: {image_id} is listed a second time. Keep one of the lines.")
-        age = row.get("age", "")
-        if age and not age.isdecimal():
-            raise InputError(f"{path} line {line}: the age is not a whole number of years. Correct or empty it.")
-        patients[image_id] = Patient(
-            row["patient"], row.get("sex", "").upper(), int(age) if age else None, row.get("view", "").upper()
-        )
+        sex = words.sex(row.get("sex", ""))
+        if sex is None:
+            raise InputError(f"{path} line {line}: the sex is not F, M, O or unknown. Correct or empty it.")
+        try:
+            age = whole_number(row["age"]) if row.get("age") else None
+        except ValueError:
+            raise InputError(
+                f"{path} line {line}: the age is not a whole number of years. Correct or empty it."
+            ) from None
+        if age is not None and age > words.MAX_AGE:
+            raise InputError(f"{path} line {line}: the age is above {words.MAX_AGE} years. Correct or empty it.")
+        patients[image_id] = Patient(row["patient"], sex, age, words.view(row.get("view", "")))
     return patients
+
+
+def read_matched(
+    labels: Path | str, patients: Path | str | None, sources: Collection[str]
+) -> tuple[Labels, dict[str, Patient] | None, dict[str, str]]:
+    """Reads both files, and matches their ids to the images' files as far as names and paths tell (`ids`).
+
+    Args:
+      labels, patients: the csv files; patients may be None.
+      sources: the images' files below their folder.
+
+    Returns:
+      Labels, and patients or None, by the ids of images; and source -> the id that a file has by its name.
+
+    Raises:
+      InputError: as `read_labels` and `read_patients`, or they have no image in common.
+    """
+    table = read_labels(labels)
+    plain = ids.plain_ids(table.codes, sources)
+    table = replace(table, codes={plain[each]: rows for each, rows in table.codes.items()})
+    people = read_patients(patients) if patients else None
+    if people is not None:
+        plain = ids.plain_ids(people, sources)
+        people = {plain[each]: person for each, person in people.items()}
+        if not people.keys() & table.codes.keys():
+            raise InputError(f"{patients} lists none of the images in {labels}. Give the one for them.")
+    return table, people, ids.file_names(sources, table.codes)
+
+
+def whole_number(text: str) -> int:
+    """A number of the digits 0 to 9; ValueError for all else, also for what int() takes, such as "+5" and "1_0"."""
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError(f"{text[:20]!r} is not a whole number")
+    return int(text)
 
 
 def pseudonym(patient: str, key: bytes) -> str:

@@ -21,19 +21,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import jaxpneumo
 from jaxpneumo import places, run_report
 from jaxpneumo.arguments import Parser
-from jaxpneumo.data import dataset, dicom, ingest, reconcile, splits
+from jaxpneumo.data import dataset, dicom, ingest, reconcile, remarks, repeat, splits
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data import workers as processes
 from jaxpneumo.data.journal import open_journal
-from jaxpneumo.data.radiograph import UNREADABLE, file_id
+from jaxpneumo.data.radiograph import UNREADABLE
 from jaxpneumo.data.reconcile import Outcome
 from jaxpneumo.errors import BAD_INPUT, DONE, FAILED, PARTIAL, InputError, tell
-from jaxpneumo.files import take_name
+from jaxpneumo.files import printable, take_name
 from jaxpneumo.progress import progress
 from jaxpneumo.ranges import FRACTION, NATIVE, SECONDS, SEED, SIDE, TEAM, Several
 
@@ -55,6 +53,8 @@ class Report:
       busy_seconds: processor time for one file, on average: of its worker process and of the one that collects.
       resumed: images that an earlier, interrupted run had finished.
       worker_peaks: the most memory that each worker process had resident, in bytes.
+      notes: sentences about labels, patients and headers that the user must know.
+      complete: the data set was there already, made by an earlier call like this one.
     """
 
     images: int
@@ -64,6 +64,8 @@ class Report:
     busy_seconds: float = 0.0
     resumed: int = 0
     worker_peaks: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    complete: bool = False
 
 
 def prepare(
@@ -88,11 +90,12 @@ def prepare(
 
     Args:
       images: folder with DICOM, PNG or JPEG files, at any depth.
-      labels: ImageId,EncodedPixels; ImageId is a SOP instance UID or a file name without its ending.
-      output: folder to make; must not exist, or be empty. `output`.partial is used on the way.
+      labels: ImageId,EncodedPixels; ImageId is a SOP instance UID, or a file's name or path (`ids`).
+      output: folder to make; must not exist, or be empty, or be made by the same call of the same files: then
+        nothing is done. `output`.partial is used on the way.
       sizes: side lengths of the arrays in pixels, multiples of 32.
-      patients: csv with ImageId,patient and possibly sex,age,view; by default the DICOM header is asked, and not
-        believed about patients where it gives every image one of its own.
+      patients: csv with ImageId,patient and possibly sex,age,view; by default the DICOM header is asked. Patients
+        are believed as far as `reconcile.believe_patients` says.
       patient_key: file whose bytes key the hash of the patients' ids, so that several data sets agree on
         them; by default the key is random and forgotten.
       workers: processes; None = one a core and at least 2, 1 = none beside this one (a file that crashes a
@@ -117,31 +120,24 @@ def prepare(
     files = ingest.find_files(images)
     splits.check_name(split, "--split")
     splits.check(split, validation_fraction)
-    table = label_files.read_labels(labels)
-    people = label_files.read_patients(patients) if patients else None
-    if people is not None and not people.keys() & table.codes.keys():
-        raise InputError(f"{patients} lists none of the images in {labels}. Give the one for them.")
+    sources = [printable(path.relative_to(images).as_posix()) for path in files]
+    table, people, names = label_files.read_matched(labels, patients, sources)
     given_key = label_files.read_key(patient_key) if patient_key else None
     partial = output.with_name(f"{output.name}.partial")
+    tables = (labels, patients, patient_key)
+    settings = repeat.settings(images, files, tables, sizes, native_size, require_frontal)
+    asked = settings | repeat.ending(files, split, validation_fraction, seed, duplicate_pixels, on_quarantine)
+    if repeat.is_finished(output, asked):
+        return Report(*repeat.counts(output), images_per_second=0.0, complete=True)
     _check_space(partial, len(files), sizes)
-    settings = {
-        "version": jaxpneumo.__version__,
-        "sizes": list(sizes),
-        "native size": native_size,
-        "frontal only": require_frontal,
-        "files": _digest("\n".join(path.relative_to(images).as_posix() for path in files).encode()),
-        "labels": _digest(Path(labels).read_bytes()),
-        "patients": _digest(Path(patients).read_bytes()) if patients else None,
-        "patient key": _digest(given_key) if given_key else None,
-    }
 
     partial.mkdir(parents=True, exist_ok=True)
     with open_journal(partial / "journal.jsonl", settings, {"key": secrets.token_hex(32)}) as (secret, entries, append):
         key = given_key or bytes.fromhex(secret["key"])
-        job = ingest.Job(images, partial, sizes, table, people, key, native_size, require_frontal)
+        job = ingest.Job(images, partial, sizes, table, people, key, names, native_size, require_frontal)
         if not entries:
             dataset.create_arrays(partial, len(files), sizes)
-        outcomes = _recover(entries, files, job, quiet)
+        outcomes = ingest.recover(entries, files, job, quiet)
         resumed, spans, peaks, collecting = len(outcomes), [], [], 0.0
         tasks = [(row, path) for row, path in enumerate(files) if row not in outcomes]
         with progress(total=len(files), description="prepare", quiet=quiet) as bar:
@@ -158,14 +154,18 @@ def prepare(
         kept, set_aside = reconcile.reconcile(
             in_order, lines, lambda outcome: _pixel_digest(images / outcome.source), duplicate_pixels == "keep"
         )
-        _refuse(output, partial, len(files), images, kept, set_aside, on_quarantine)
-        kept, patients_from = (kept, "file") if patients else reconcile.believe_patients(kept)
+        unlabelled = reconcile.unlabelled(in_order, table)
+        _refuse(output, partial, len(files), images, kept, set_aside, on_quarantine, unlabelled)
+        kept, patients_from = reconcile.believe_patients(
+            kept, "file" if patients else "header", lambda name: label_files.pseudonym(name, key)
+        )
         made_from = {
             "images": images.resolve().name,
             "labels": Path(labels).name,
             "patients": Path(patients).name if patients else None,
             "patients_from": patients_from,
             "patient_key_given": patient_key is not None,
+            "arguments": asked,
             "resize": "squashed; images by area average, masks by area average >= 0.5",
             "files": {"found": len(files), "used": len(kept)},
             "label_rows": {
@@ -184,8 +184,7 @@ def prepare(
             dataset.write_info(folder, sizes, len(kept), positive, len(set_aside), synthetic, made_from)
             index = dataset.read_index(folder)
             train, validation, how = splits.split_rows(index, split, validation_fraction, seed)
-            how = how["method"], how["validation_fraction"], how["seed"]
-            splits.write_splits(folder / "splits.json", index.image_id, train, validation, *how)
+            splits.write_splits(folder / "splits.json", index.image_id, train, validation, **splits.origin(how))
     reasons = Counter(entry["reason"] for entry in set_aside)
     busy = collecting + sum(span.busy for span in spans if span is not None)
     return Report(
@@ -196,6 +195,10 @@ def prepare(
         busy_seconds=busy / max(len(spans), 1),
         resumed=resumed,
         worker_peaks=tuple(peaks),
+        notes=(
+            *filter(None, (unlabelled, _patients_note(patients_from))),
+            *remarks.tell((outcome.source, outcome.remarks) for outcome in kept),
+        ),
     )
 
 
@@ -218,25 +221,9 @@ def _run(
             row, path = task
             detail = f"Decoding it {result.why}, so its process was ended. Export it again."
             source = path.relative_to(job.images).as_posix()
-            yield Outcome(row, source, file_id(path), UNREADABLE, detail), None
+            yield Outcome(row, source, job.names[printable(source)], UNREADABLE, detail), None
         else:
             yield result
-
-
-def _recover(entries: list[dict[str, Any]], files: list[Path], job: ingest.Job, quiet: bool) -> dict[int, Outcome]:
-    """Outcomes of an earlier run by row: of files that have not changed since and rows that hold what they did."""
-    latest = {entry["row"]: entry for entry in entries}
-    found: dict[int, Outcome] = {}
-    rows = dataset.open_rows(job.folder, job.sizes) if latest else {}
-    bar = progress(latest.values(), description="check what is there", quiet=quiet or not latest)
-    for outcome in (Outcome(**{**entry, "stamp": tuple(entry["stamp"])}) for entry in bar):
-        try:
-            same = outcome.stamp == ingest.stamp(files[outcome.row])
-        except OSError:
-            same = False
-        if same and (outcome.reason or ingest.checksums(rows, outcome.row)[1] == outcome.checksum):
-            found[outcome.row] = outcome
-    return found
 
 
 def _pixel_digest(path: Path) -> str:
@@ -255,6 +242,7 @@ def _refuse(
     kept: list[Outcome],
     set_aside: list[dict[str, str]],
     on_quarantine: str,
+    unlabelled: str,
 ) -> None:
     """Stops where no data set may be made: nothing is usable, or something is set aside and that is an error."""
     beside = output.with_name(f"{output.name}.quarantine.csv")
@@ -264,7 +252,8 @@ def _refuse(
     shutil.rmtree(partial)
     if not kept:
         raise InputError(
-            f"None of the {files} files in {images} could be used. The first is set aside as "
+            unlabelled
+            or f"None of the {files} files in {images} could be used. The first is set aside as "
             f"{set_aside[0]['reason']}: {set_aside[0]['detail']}"
         )
     dataset.write_quarantine(output.parent, set_aside, beside.name)
@@ -293,8 +282,6 @@ def _finished_folder(partial: Path, output: Path) -> Iterator[Path]:
 def _check_arguments(images: Path, output: Path) -> None:
     if not images.is_dir():
         raise InputError(f"{images} is not a folder. Give the one with the radiographs as --images.")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} exists and is not an empty folder. Remove it or choose another --output.")
 
 
 def _bytes_needed(count: int, sizes: tuple[int, ...]) -> int:
@@ -325,8 +312,11 @@ def _check_room(partial: Path, kept: list[Outcome], count: int, sizes: tuple[int
         )
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
+def _patients_note(source: str) -> str:
+    """A sentence where patients became unknown although their images share an id."""
+    if ":" not in source or source == reconcile.NO_TWO:
+        return ""
+    return f"Patients are known from {source}. Each image without one counts as a patient."
 
 
 def _by_reason(reasons: dict[str, int]) -> str:
@@ -354,10 +344,14 @@ def main(argv: list[str]) -> int:
     count = sum(report.set_aside.values())
     run_report.skipped("images prepared by an earlier start", report.resumed)
     resumed = f", {report.resumed} of them before" if report.resumed else ""
+    rate = "nothing is left to do" if report.complete else f"{report.images_per_second:.0f} images/s{resumed}"
     print(
-        f"{report.images} images, {report.positive} positive, {report.images - report.positive} negative, "
-        f"{count} set aside; {report.images_per_second:.0f} images/s{resumed}"
+        (f"{args.output} is complete: " if report.complete else "")
+        + f"{report.images} images, {report.positive} positive, {report.images - report.positive} negative, "
+        f"{count} set aside; {rate}"
     )
+    for note in report.notes:
+        print(note, file=sys.stderr)
     if not count:
         return DONE
     reasons, where = _by_reason(report.set_aside), args.output / "quarantine.csv"
@@ -369,7 +363,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="jaxpneumo prepare",
         description="Turns radiographs (DICOM, PNG, JPEG) and a label csv into the arrays that everything else reads. "
-        "Killed or stopped, it goes on where it was when the same command is given again.",
+        "Killed or stopped, it goes on where it was when the same command is given again; finished, it does nothing.",
         epilog="""examples:
   jaxpneumo prepare --images siim/dicom-images-train --labels siim/train-rle.csv --output data/siim
   jaxpneumo prepare --images siim/dicom-images-train --labels siim/train-rle.csv --output data/siim \\
@@ -397,8 +391,8 @@ exit codes: 0 clean; 3 partial: done, but something was set aside; 1 failed: som
     add(
         "--require-frontal",
         action="store_true",
-        help="set aside what its header does not call Modality CR or DX, Body Part Examined CHEST, THORAX or empty, "
-        "View Position PA or AP",
+        help="set aside what its header does not call a frontal radiograph (Modality such as CR or DX, View Position "
+        "PA or AP), or calls another body part than the chest",
     )
     add(
         "--duplicate-pixels",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpneumo.data import patients
 from jaxpneumo.errors import InputError
 
 MIN_SIDE = 16
@@ -15,6 +16,7 @@ UNREADABLE = "unreadable image"
 WRONG_SIZE = "wrong size"
 SEVERAL_FRAMES = "several frames"
 COLOUR = "colour image"
+ONE_GREY = "a single grey"
 SYNTHETIC = "synthetic radiograph, not a patient"
 
 
@@ -40,6 +42,8 @@ class Radiograph:
       pixel_spacing: (row, column) distance in mm, or None.
       synthetic: the file was made by `dicom.write(..., synthetic=True)`.
       modality, body_part: Modality and Body Part Examined, upper case, "" when absent.
+      sop_class: SOP Class UID, "" when absent.
+      remarks: sentences about header elements that could not be used as they are.
     """
 
     image: np.ndarray
@@ -52,11 +56,13 @@ class Radiograph:
     synthetic: bool = False
     modality: str = ""
     body_part: str = ""
+    sop_class: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 def file_id(path: Path | str) -> str:
     """A file's name without the ending of an image format; the numbers of a bare UID are no ending."""
-    return re.sub(r"\.(dcm|dicom|png|jpe?g)$", "", Path(path).name, flags=re.IGNORECASE)
+    return re.sub(r"\.(dcm|dicom|png|jpe?g|jpe|jfif)$", "", Path(path).name, flags=re.IGNORECASE)
 
 
 def check_size(rows: int, columns: int, name: Path | str) -> None:
@@ -64,6 +70,11 @@ def check_size(rows: int, columns: int, name: Path | str) -> None:
     if min(rows, columns) < MIN_SIDE or rows * columns > MAX_PIXELS:
         message = f"{name} claims {rows} x {columns} pixels; no radiograph has that. Export it again."
         raise RadiographError(message, WRONG_SIZE)
+
+
+def one_grey(name: Path | str) -> RadiographError:
+    """The refusal of a picture that shows nothing."""
+    return RadiographError(f"{name} is a single grey: its pixels all have the same value. Export it again.", ONE_GREY)
 
 
 def header_fields(
@@ -76,25 +87,27 @@ def header_fields(
     derivation: str,
     modality: str,
     body_part: str,
+    sop_class: str = "",
 ) -> dict[str, Any]:
     """The header's share of a `Radiograph`, from the elements' values ("" where there is none)."""
-    sex = sex.strip().upper()
     return {
         "uid": uid,
         "patient_id": patient_id.strip(),
-        "sex": sex if sex in ("F", "M", "O") else "",
+        "sex": patients.sex(sex) or "",
         "age": _years(age),
-        "view": view.strip().upper(),
+        "view": patients.view(view),
         "pixel_spacing": tuple(pixel_spacing) if len(pixel_spacing) == 2 and min(pixel_spacing) > 0 else None,
         "synthetic": derivation == SYNTHETIC,
         "modality": modality.strip().upper(),
         "body_part": body_part.strip().upper(),
+        "sop_class": sop_class.strip(),
     }
 
 
 def _years(age: str) -> int | None:
     """Whole years of an age string (DICOM PS3.5 AS: "034Y", "018M"); the challenge writes just "34"."""
-    match = re.fullmatch(r"(\d{1,3})([YMWD]?)", age.strip())
+    match = re.fullmatch(r"([0-9]{1,3})([YMWD]?)", age.strip())
     if match is None:
         return None
-    return int(match[1]) // {"Y": 1, "": 1, "M": 12, "W": 52, "D": 365}[match[2]]
+    years = int(match[1]) // {"Y": 1, "": 1, "M": 12, "W": 52, "D": 365}[match[2]]
+    return years if years <= patients.MAX_AGE else None

@@ -19,11 +19,14 @@ Every file and every label row ends in exactly one state. Pure functions; `prepa
 
 import re
 from collections import Counter
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxpneumo.data.radiograph import Radiograph, file_id
+from jaxpneumo.data import patients
+from jaxpneumo.data.labels import Labels
+from jaxpneumo.data.radiograph import file_id
+from jaxpneumo.files import printable
 
 NOT_FRONTAL = "not a frontal chest radiograph"
 CONTRADICTION = "file name and UID differ"
@@ -33,6 +36,7 @@ BAD_LABEL = "invalid run-length code"
 CONFLICT = "conflicting labels"
 DUPLICATE_ID = "duplicate id"
 DUPLICATE_PIXELS = "duplicate pixels"
+NO_TWO = "nowhere: no two images share a Patient ID"  # where patients are from
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Outcome:
       pixels: checksum of its rows' images; equal pixels have equal ones.
       checksum: of all its rows, images and masks.
       stamp: the file's size in bytes and time of change in ns.
+      remarks: of the radiograph.
     """
 
     row: int
@@ -63,6 +68,7 @@ class Outcome:
     pixels: int = 0
     checksum: int = 0
     stamp: tuple[int, int] = (0, 0)
+    remarks: tuple[str, ...] = ()
 
 
 def match(uid: str, name: str, labelled: Container[str]) -> tuple[str, str]:
@@ -88,19 +94,20 @@ def match(uid: str, name: str, labelled: Container[str]) -> tuple[str, str]:
     return (uid, NO_LABELS) if found is None else (found, "")
 
 
-def not_frontal(radiograph: Radiograph) -> str:
-    """What speaks against a frontal radiograph of the chest in a header; "" if nothing.
-
-    Modality must be CR or DX, Body Part Examined CHEST, THORAX or empty, View Position PA or AP.
-    """
-    wrong = []
-    if radiograph.modality not in ("CR", "DX"):
-        wrong.append(f"modality {radiograph.modality[:16]!r}")
-    if radiograph.body_part not in ("CHEST", "THORAX", ""):
-        wrong.append(f"body part {radiograph.body_part[:16]!r}")
-    if radiograph.view not in ("PA", "AP"):
-        wrong.append(f"view {radiograph.view[:16]!r}")
-    return ", ".join(wrong)
+def unlabelled(outcomes: Collection[Outcome], labels: Labels) -> str:
+    """What is to be said once where most files have no line in the label file; "" where they have."""
+    without = [outcome for outcome in outcomes if outcome.reason == NO_LABELS]
+    if 2 * len(without) <= len(outcomes):
+        return ""
+    seen = {outcome.image_id for outcome in outcomes}
+    unused = next((image_id for image_id in labels.codes if image_id not in seen), None)
+    other = "All ids there have a file" if unused is None else f"An id there without a file is {unused}"
+    return (
+        f"{len(without)} of {len(outcomes)} files have no line in {labels.path.name}. The id of "
+        f"{printable(without[0].source)} is {without[0].image_id}. {other}. An id is the SOP instance UID, the file's "
+        "name without ending, or its path below --images where several files have that name: write the ids so, or give "
+        "the labels of these images."
+    )
 
 
 def alike(outcomes: Iterable[Outcome]) -> list[list[Outcome]]:
@@ -143,7 +150,7 @@ def reconcile(
         problems |= _same_pixels([outcome for outcome in outcomes if outcome.row not in problems], pixels)
     kept = sorted((each for each in outcomes if each.row not in problems), key=lambda each: each.image_id)
     set_aside = [
-        _entry(outcome.source, outcome.image_id, *problems[outcome.row])
+        _entry(printable(outcome.source), outcome.image_id, *problems[outcome.row])
         for outcome in outcomes
         if outcome.row in problems
     ]
@@ -155,17 +162,27 @@ def reconcile(
     return kept, set_aside
 
 
-def believe_patients(kept: list[Outcome]) -> tuple[list[Outcome], str]:
-    """Outcomes with the patients that their headers tell, and where those are from.
+def believe_patients(
+    kept: list[Outcome], source: str = "header", stored: Callable[[str], str] = str
+) -> tuple[list[Outcome], str]:
+    """Outcomes with the patients that can be believed, and where those are from; ": " and why some became unknown.
 
-    A Patient ID that is another one for every image, as in the challenge's files, says nothing about patients:
-    they become unknown.
+    Ids that are nobody's (`patients.believe`) are unknown. So are all of the headers where every image has another
+    one, as in the challenge's files: that says nothing about patients.
+
+    Args:
+      kept: the outcomes to use.
+      source: "header" or "file".
+      stored: of an id, what `index["patient"]` has: its pseudonym.
     """
-    known = [outcome.index["patient"] for outcome in kept if outcome.index["patient"]]
-    if len(set(known)) < len(known):
-        return kept, "header"
-    nobody = [replace(outcome, index={**outcome.index, "patient": ""}) for outcome in kept]
-    return nobody, "nowhere: no two images share a Patient ID"
+    ids, problem = patients.believe([outcome.index["patient"] for outcome in kept], stored)
+    known = [each for each in ids if each]
+    if source == "header" and len(set(known)) == len(known):
+        ids, source = [""] * len(ids), f"nowhere: {problem}" if problem else NO_TWO
+    elif problem:
+        source = f"{source if known else 'nowhere'}: {problem}"
+    pairs = zip(kept, ids, strict=True)
+    return [replace(each, index={**each.index, "patient": name}) for each, name in pairs], source
 
 
 def _same_id(usable: list[Outcome], pixels: dict[int, str]) -> dict[int, tuple[str, str]]:
@@ -178,11 +195,14 @@ def _same_id(usable: list[Outcome], pixels: dict[int, str]) -> dict[int, tuple[s
         if len(group) == 1:
             continue
         if len({pixels.get(outcome.row, str(outcome.row)) for outcome in group}) > 1:
-            detail = f"{len(group)} files with this id differ; none is used. Remove the wrong ones."
+            detail = (
+                f"{len(group)} files with this id differ; none is used. Remove the wrong ones, or tell them apart in "
+                "the csv by their paths."
+            )
             problems |= {outcome.row: (DUPLICATE_ID, detail) for outcome in group}
             continue
         first = min(group, key=lambda outcome: file_id(outcome.source) != image_id)
-        detail = f"A copy of {first.source}, which is used."
+        detail = f"A copy of {printable(first.source)}, which is used."
         problems |= {outcome.row: (DUPLICATE_ID, detail) for outcome in group if outcome is not first}
     return problems
 

@@ -122,10 +122,10 @@ def _output(args: argparse.Namespace) -> Path:
         raise InputError("Give either --data DIR, a prepared data set, or --labels CSV, the bare table.")
     if args.data is None and args.output is None:
         raise InputError("Without --data there is no folder to write to; say where with --output splits.json.")
-    splits.check_name(args.method, "--method", (*splits.METHODS, "rounds"))
+    splits.check_name(args.method, "--method", (*splits.DRAWN, "rounds"))
     if args.method == "rounds" and not args.patients:
         raise InputError("--method rounds needs --patients CSV with a column round1 of train and test.")
-    if args.folds is not None and args.method not in ("random", "patient"):
+    if args.folds is not None and args.method not in splits.DRAWN:
         raise InputError("--folds goes with --method random or patient only.")
     output = args.output or args.data / "splits.json"
     if output.suffix != ".json":
@@ -153,21 +153,20 @@ def _make(args: argparse.Namespace, index: Index) -> list[Sides]:
         return [(np.flatnonzero(fold != number), np.flatnonzero(fold == number)) for number in range(args.folds)]
     if method == "rounds":
         return [splits.rounds_split(tables.read_column(args.patients, "round1", index.image_id))]
-    count = 1 if method in ("random", "patient") else splits.read_splits(method).get("folds", 1)
+    count = 1 if method in splits.DRAWN else splits.read_splits(method).get("folds", 1)
     return [splits.split_rows(index, method, args.validation_fraction, seed, fold)[:2] for fold in range(count)]
 
 
 def _write(args: argparse.Namespace, index: Index, sides: list[Sides], output: Path) -> None:
-    method, fraction, seed = args.method, args.validation_fraction, args.seed
-    if method == "rounds":
-        fraction = seed = None
-    elif method not in ("random", "patient"):
-        file = splits.read_splits(method)
-        method, fraction, seed = (file.get(key) for key in ("method", "validation_fraction", "seed"))
+    how = {"method": args.method, "validation_fraction": args.validation_fraction, "seed": args.seed}
+    if args.method == "rounds":
+        how |= {"validation_fraction": None, "seed": None}
+    elif args.method not in splits.DRAWN:
+        *_, how = splits.split_rows(index, args.method, args.validation_fraction, args.seed)
     if len(sides) > 1:
-        splits.write_folds(output, [index.image_id[validation] for _, validation in sides], method, seed)
+        splits.write_folds(output, [index.image_id[validation] for _, validation in sides], how["method"], how["seed"])
     else:
-        splits.write_splits(output, index.image_id, *sides[0], method, fraction, seed)
+        splits.write_splits(output, index.image_id, *sides[0], **splits.origin(how))
 
 
 def _parser() -> Parser:

@@ -14,18 +14,24 @@ import numpy as np
 
 from jaxpneumo.data import labels
 from jaxpneumo.data.dataset import Index
+from jaxpneumo.data.ids import of_images
 from jaxpneumo.errors import InputError
 from jaxpneumo.files import read_json, write_json
 from jaxpneumo.ranges import did_you_mean
 
+DRAWN = ("random", "patient")
 SIDES = ("train", "validation")
+DESCRIPTIONS = {
+    "random": "split at random",
+    "patient": "split by patient",
+    "rounds": "split by the challenge's rounds",
+    "none": "not split",
+    "": "split",
+}
 DRAWS = 256  # random patient splits of which the most even one is taken
 
 
-METHODS = ("random", "patient")
-
-
-def check_name(split: str, option: str, methods: tuple[str, ...] = METHODS) -> None:
+def check_name(split: str, option: str, methods: tuple[str, ...] = DRAWN) -> None:
     """Raises InputError, naming `option`, for what is neither a method of splitting nor the name of any file."""
     if split not in methods and not Path(split).suffix and not Path(split).exists():
         raise InputError(
@@ -38,7 +44,7 @@ def check(split: str | Path, fraction: float) -> None:
     """Raises InputError unless `split` is "random", "patient" or a splits file, and 0 <= `fraction` < 1."""
     if not 0 <= fraction < 1:
         raise InputError(f"The validation fraction is {fraction}; give one from 0 to below 1, such as 0.1.")
-    if split not in METHODS:
+    if split not in DRAWN:
         read_splits(split)
 
 
@@ -182,13 +188,16 @@ def write_splits(
     method: str,
     fraction: float | None,
     seed: int | None,
+    file: str = "",
     **folds: int,
 ) -> None:
     """Writes rows as the ids of their images, so that the file outlives a new preparation.
 
-    `folds` says of which fold the sides are, as `split_rows` describes it: fold and folds.
+    `file` names the splits file that they are from, and `folds` says of which fold they are, as `split_rows`
+    describes it: fold and folds.
     """
     split = {"method": method, "seed": seed, "validation_fraction": fraction}
+    split |= {"file": file} if file else {}
     split |= {"part_of": folds} if folds else {}
     split |= {"train": image_id[train].tolist(), "validation": image_id[validation].tolist()}
     write_json(path, split)
@@ -250,16 +259,17 @@ def split_rows(
       fold: which fold of a splits file validates.
 
     Returns:
-      Training rows, validation rows (int64, ascending) and a description for reports: method, seed,
-      validation_fraction, fold and folds of a file that has some, numbers of images, and
-      validation_images_with_patient_in_training (None where patients are unknown).
+      Training rows, validation rows (int64, ascending) and a description for reports and `words`: method, seed,
+      validation_fraction, fold and folds of a file that has some, file where a splits file says that it is made of
+      another one, numbers of images, and validation_images_with_patient_in_training (None where patients are
+      unknown).
 
     Raises:
       InputError: the file names unknown images or one twice, it has no such fold, or no patient is known for
         "patient".
     """
     settings = {"method": str(split), "seed": seed, "validation_fraction": fraction}
-    if fold and split in ("random", "patient"):
+    if fold and split in DRAWN:
         raise InputError(
             f"A {split} split has no folds, so there is no fold {fold}. Make some with `jaxpneumo split --data DIR "
             f"--method {split} --folds K --output folds.json`, and give the split as that file: data.split=folds.json."
@@ -275,6 +285,9 @@ def split_rows(
             key: file[key] for key in ("folds", "fold") if key in file
         }
         settings |= file["part_of"] if isinstance(file.get("part_of"), dict) else {}
+        settings |= {"file": Path(file["file"]).name} if isinstance(file.get("file"), str) else {}
+        if isinstance(settings["method"], str):  # runs once had their file's path there
+            settings["method"] = Path(settings["method"]).name
         train, validation = _rows_of_file(index, split, file)
     shared = with_patient_in_training(index.patient, train, validation)
     description = {
@@ -283,6 +296,23 @@ def split_rows(
         "validation_images_with_patient_in_training": None if shared is None else len(shared),
     }
     return train, validation, settings | description
+
+
+def origin(split: dict[str, Any]) -> dict[str, Any]:
+    """What `write_splits` keeps of a split as `split_rows` describes it."""
+    kept = {key: split[key] for key in ("method", "seed", "file", "fold", "folds") if key in split}
+    return kept | {"fraction": split["validation_fraction"]}
+
+
+def words(split: dict[str, Any]) -> str:
+    """A split as `split_rows` describes it: "split by patient (file siim-folds.json, fold 2)"."""
+    method = split["method"] or ""
+    is_file = method.endswith((".json", ".csv", ".csv.gz"))
+    file = split.get("file") or (method if is_file else "")
+    details = [f"file {Path(file).name}"] if file else []
+    details += [f"fold {split['fold']}"] if "fold" in split else []
+    how = DESCRIPTIONS.get("" if is_file else method, f"split {method}")
+    return f"{how} ({', '.join(details)})" if details else how
 
 
 def check_patients(index: Index) -> None:
@@ -302,7 +332,9 @@ def with_patient_in_training(patient: np.ndarray, train: np.ndarray, validation:
 
 def _rows_of_file(index: Index, path: str | Path, split: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     row_of = {image_id: row for row, image_id in enumerate(index.image_id.tolist())}
-    ids = split["train"] + split["validation"]
+    given = split["train"] + split["validation"]
+    image_of = of_images(given, row_of)
+    ids = [image_of[each] for each in given]
     if unknown := [image_id for image_id in ids if image_id not in row_of]:
         raise InputError(
             f"{path} names {len(unknown)} images that the data set does not have, {unknown[0]} first: they were not "
@@ -311,7 +343,9 @@ def _rows_of_file(index: Index, path: str | Path, split: dict[str, Any]) -> tupl
     if len(set(ids)) < len(ids):
         twice = next(image_id for image_id, count in Counter(ids).items() if count > 1)
         raise InputError(f"{path} names {twice} more than once. Leave every image on one side only.")
-    train, validation = (np.sort(np.array([row_of[image_id] for image_id in split[side]], np.int64)) for side in SIDES)
+    train, validation = (
+        np.sort(np.array([row_of[image_of[each]] for each in split[side]], np.int64)) for side in SIDES
+    )
     return train, validation
 
 

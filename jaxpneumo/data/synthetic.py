@@ -41,7 +41,7 @@ Every radiograph in this folder was drawn by jaxpneumo from random numbers (seed
 result on them says anything about patients. The DICOM files say so too, in Derivation Description.
 
 dicom/        {count} radiographs of {size} x {size} pixels, {positive} of them with a pneumothorax
-labels.csv    their masks as run-length codes, one row a region, -1 for none
+labels.csv    their masks as run-length codes, one row a region, -1 for none; areas {area_scale:g} times the challenge's
 patients.csv  invented patient, sex, age and view of each
 """
 
@@ -276,12 +276,27 @@ def write(
                 patient, view = anatomy.invent_patient(case.patient_seed), view_position(case.seed)
                 table.writerow([case.image_id, case.patient, patient.sex, patient.age, view])
         with write_atomically(temporary / "README.txt") as file:
-            positive = sum(case.positive for case in cases)
-            file.write(README.format(seed=seed, count=count, size=size, positive=positive))
+            file.write(_readme(cases, seed, size, area_scale))
         take_name(temporary, directory)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def is_finished(directory: Path, count: int, seed: int, size: int, positive_fraction: float, area_scale: float) -> bool:
+    """Whether a folder holds what `write` makes with these arguments, by its README.txt and the files it has."""
+    # What `write` refuses has never been made.
+    if seed < 0 or not (directory / "README.txt").is_file():
+        return False
+    tables = all((directory / name).is_file() for name in ("labels.csv", "patients.csv"))
+    written = _readme(plan(count, seed, positive_fraction), seed, size, area_scale)
+    same = (directory / "README.txt").read_bytes() == written.encode()
+    return same and tables and sum(1 for _ in (directory / "dicom").rglob("*.dcm")) == count
+
+
+def _readme(cases: list[Case], seed: int, size: int, area_scale: float) -> str:
+    positive = sum(case.positive for case in cases)
+    return README.format(seed=seed, count=len(cases), size=size, positive=positive, area_scale=area_scale)
 
 
 def _write_case(directory: Path, size: int, area_scale: float, case: Case) -> list[str]:
@@ -341,11 +356,15 @@ def main(argv: list[str]) -> int:
     add("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(argv)
     run_report.place(options.directory)
-    write(**vars(options))
+    drawn = {name: getattr(options, name) for name in ("count", "seed", "size", "positive_fraction", "area_scale")}
+    finished = is_finished(options.directory, **drawn)
+    if not finished:
+        write(options.directory, **drawn, workers=options.workers, quiet=options.quiet)
     cases = plan(options.count, options.seed, options.positive_fraction)
     patients, positive = len({case.patient for case in cases}), sum(case.positive for case in cases)
     print(
-        f"{len(cases)} synthetic radiographs of {patients} invented patients, {positive} of them positive, "
+        (f"{options.directory} is complete, nothing is left to do: " if finished else "")
+        + f"{len(cases)} synthetic radiographs of {patients} invented patients, {positive} of them positive, "
         f"in {options.directory}"
     )
     return 0

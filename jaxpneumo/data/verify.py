@@ -137,7 +137,7 @@ def _check_tables(directory: Path, count: int) -> tuple[_Truth, list[Problem]]:
     lines: dict[int, dict[str, Any]] = {}
     for number, row in _read(directory / "index.csv", tuple(dataset.COLUMNS), problems):
         try:
-            row = row | {name: int(row[name]) for name in ("row", *dataset.WHOLE)}
+            row = row | {name: labels.whole_number(row[name]) for name in ("row", *dataset.WHOLE)}
         except ValueError as error:
             problems.append(Problem("index.csv", f"line {number} cannot be understood ({error})"))
             continue

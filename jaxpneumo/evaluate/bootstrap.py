@@ -2,6 +2,10 @@
 
 Images of one patient resemble each other, so patients are drawn, not images: the cluster bootstrap. Where
 patients are unknown each image is its own cluster, and the result says so.
+
+Where all draws agree the bootstrap knows nothing, and an interval without width would say the opposite. A score
+between 0 and 1 that is 0 for all, or 1 for all, has the exact interval (`exact`); whatever else has no width has no
+interval, and neither has a score to which fewer than two patients contribute.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,6 +19,7 @@ from jaxpneumo.evaluate.scores import Ratios
 
 REPLICATES, SEED, LEVEL = 2000, 0, 0.95
 _CHUNK = 1 << 22  # weights in memory at a time
+_WIDTH = 1e-12  # of an interval; less is rounding
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 
@@ -71,7 +76,8 @@ def intervals(
       level: probability with which the interval is to cover the truth.
 
     Returns:
-      (M, 2) lower and upper end; nan where less than half of the replicates have a value.
+      (M, 2) lower and upper end; nan where less than half of the replicates have a value, or where all agree, as they
+      do where there is one cluster only.
     """
     sample = np.concatenate([statistic(weights) for weights in draws(cluster, replicates, seed)])
     missing = np.isnan(sample).mean(axis=0) > 0.5
@@ -81,8 +87,38 @@ def intervals(
     if count > 1:
         tail = norm.cdf(t.ppf(tail, count - 1) * np.sqrt(count / (count - 1)))
     ends = np.nanquantile(sample, [tail, 1 - tail], axis=0).T
-    ends[missing] = np.nan
+    ends[missing | (ends[:, 1] - ends[:, 0] < _WIDTH)] = np.nan
     return ends
+
+
+def exact(pairs: Ratios, cluster: np.ndarray, level: float = LEVEL) -> np.ndarray:
+    """Exact intervals (Clopper and Pearson 1934) of scores that are 0 in every cluster, or 1 in every one.
+
+    The trials are the n clusters that contribute, however many images each has. It holds for every score between 0
+    and 1 and not for shares only: where its mean is m, the chance of n times 1 is m ** n at most.
+
+    Args:
+      pairs: scores between 0 and 1.
+      cluster: (N,) of `clusters`.
+      level: probability with which the interval is to cover the truth.
+
+    Returns:
+      (M, 2): [0, 1 - tail ** (1 / n)] or [tail ** (1 / n), 1] with tail = (1 - level) / 2; nan for all other scores.
+    """
+    numerator, denominator = (np.stack(column) for column in zip(*pairs.values(), strict=True))
+    trials = contributing(pairs, cluster)
+    reach = ((1 - level) / 2) ** (1 / np.maximum(trials, 1))
+    none, every = (numerator == 0).all(axis=1), (numerator == denominator).all(axis=1)
+    ends = np.full((len(pairs), 2), np.nan)
+    ends[none] = np.stack([np.zeros(len(pairs)), 1 - reach], axis=1)[none]
+    ends[every] = np.stack([reach, np.ones(len(pairs))], axis=1)[every]
+    ends[trials == 0] = np.nan
+    return ends
+
+
+def contributing(pairs: Ratios, cluster: np.ndarray) -> np.ndarray:
+    """(M,) int: how many clusters have a term in each score."""
+    return np.array([len(np.unique(cluster[denominator > 0])) for _, denominator in pairs.values()])
 
 
 def of_ratios(pairs: Ratios) -> Statistic:
@@ -110,8 +146,8 @@ def paired(
       replicates, seed: of the draws.
 
     Returns:
-      name -> {"a", "b", "difference", "interval", "p"}; p is two-sided, at least 1 / (replicates + 1), and None
-      where there is no difference to test.
+      name -> {"a", "b", "difference", "interval", "p"}; p is two-sided, at least 1 / (replicates + 1). p is None where
+      there is no difference or fewer than two clusters contribute to it, interval also where all draws agree.
     """
     count = int(cluster.max()) + 1
     sums = []  # (clusters, scores): numerators and denominators of a, then of b
@@ -130,6 +166,8 @@ def paired(
         return _divide(totals[2], totals[3]) - _divide(totals[0], totals[1])
 
     ends = intervals(statistic, identity, replicates, seed)
+    few = np.minimum(contributing(a, cluster), contributing(b, cluster)) < 2
+    ends[few] = np.nan
     rng = np.random.default_rng([seed, 1])
     extreme, done = np.zeros(len(a)), 0
     while done < replicates:
@@ -147,10 +185,22 @@ def paired(
             "b": _number(second[i]),
             "difference": _number(difference[i]),
             "interval": as_list(ends[i]),
-            "p": None if np.isnan(difference[i]) else float(p[i]),
+            "p": None if few[i] or np.isnan(difference[i]) else float(p[i]),
         }
         for i, name in enumerate(a)
     }
+
+
+def words(intervals: dict[str, Any]) -> str:
+    """How a summary's intervals were made, in a line."""
+    count, unit = intervals["clusters"], intervals["unit"]
+    if count < 2:
+        return f"no intervals: all images are of one {unit}" if unit == "patient" else "no intervals: one image"
+    return (
+        f"95 % intervals: bootstrap of {count} {unit}s, {intervals['replicates']} replicates, seed {intervals['seed']};"
+        f" exact (Clopper-Pearson, n = the {unit}s that contribute) where a score is 0 or 1 for all of them; none for "
+        f"fewer than two {unit}s"
+    )
 
 
 def as_list(ends: np.ndarray) -> list[float] | None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxpneumo import places, run_report
 from jaxpneumo.arguments import Parser
+from jaxpneumo.data.splits import words
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate import bootstrap
 from jaxpneumo.evaluate.images import MODES
@@ -19,7 +20,9 @@ from jaxpneumo.ranges import REPLICATES, SEED
 HELP = """\
 Compares two evaluated runs image by image: each score of both, their difference with a 95 % bootstrap interval,
 and the p value of a sign-flip permutation test. Patients are drawn and exchanged, not single images, where
-patients are known. Both runs must have scored the same images of the same data set. Not a medical device.
+patients are known. Where fewer than two contribute there is neither interval nor p value, and no interval where
+the difference is the same for all. Both runs must have scored the same images of the same data set. Not a medical
+device.
 
 Each run is compared with its own settings unless --mode names one of plain, tta, removal, tta_removal. No p value
 is corrected for the number of scores: decide beforehand which one counts.
@@ -83,7 +86,7 @@ def _check_same(a: Path, b: Path, summaries: list[dict[str, Any]], tables: list[
         )
     ids = [set(table["ImageId"].tolist()) for table in tables]
     if ids[0] != ids[1]:
-        parts = [f"{s['split']['method']} split, {s['split']['part']} part" for s in summaries]
+        parts = [f"{words(s['split'])}, {s['split']['part']} part" for s in summaries]
         raise InputError(
             f"{a} ({parts[0]}) and {b} ({parts[1]}) were evaluated on different images, so on another split: "
             f"{len(ids[0] - ids[1])} images are in the first only, {len(ids[1] - ids[0])} in the second only. Train "
@@ -112,14 +115,17 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"A {result['a']} ({result['modes'][0]}), B {result['b']} ({result['modes'][1]})",
         f"{result['n_images']} images ({result['n_positive']} positive) of {result['data']['directory']}, "
-        f"{split['method']} split, {split['part']} part; {result['clusters']} {result['unit']}s",
+        f"{words(split)}, {split['part']} part; {result['clusters']} {result['unit']}s",
         f"{'':>24} {'A':>9} {'B':>9} {'B - A':>9} {'95 % interval':>22} {'p':>7}",
     ]
     for name, score in result["scores"].items():
         numbers = [f"{score[key]:9.4f}" if score[key] is not None else f"{'-':>9}" for key in ("a", "b", "difference")]
-        ends = "[{:+.4f}, {:+.4f}]".format(*score["interval"]) if score["interval"] else "-"
+        ends = "-" if score["difference"] is None else "no interval"
+        ends = "[{:+.4f}, {:+.4f}]".format(*score["interval"]) if score["interval"] else ends
         p = "-" if score["p"] is None else f"{score['p']:.4f}"
         lines.append(f"{name:>24} {' '.join(numbers)} {ends:>22} {p:>7}")
+    if result["clusters"] < 2:
+        lines.append(f"No intervals and no p values: all images are of one {result['unit']}.")
     return "\n".join(lines)
 
 

@@ -121,7 +121,7 @@ def summarise(index: Index, threshold: int = THRESHOLD) -> dict[str, Any]:
     """The data table of one part of a data set.
 
     Args:
-      index: of N images, one at least.
+      index: of N images.
       threshold: removal threshold (R-TH), pixels of a 1024x1024 image.
 
     Returns:
@@ -130,10 +130,7 @@ def summarise(index: Index, threshold: int = THRESHOLD) -> dict[str, Any]:
       age and area (of positives, native pixels): quantiles, None without any; foreground: share of all pixels;
       removal: {threshold, below, ceiling: {side: mean Dice}}, what a perfect model scores when masks below the
       threshold are emptied, at native size and when the same number of pixels is asked for at 512 or 256;
-      all_empty: scores of predicting nothing.
-
-    Raises:
-      InputError: there are no images.
+      all_empty: scores of predicting nothing. Without images the ceiling and all_empty are None.
     """
     positive, patient = index.positive, index.patient[index.patient != ""]
     area = index.mask_area * (NATIVE_AREA / (index.height * index.width))
@@ -163,7 +160,7 @@ def summarise(index: Index, threshold: int = THRESHOLD) -> dict[str, Any]:
             "below": int((positive & (area < threshold)).sum()),
             "ceiling": {str(side): _ceiling(area * (side / 1024) ** 2, threshold) for side in (1024, 512, 256)},
         },
-        "all_empty": metrics.all_empty(index.mask_area),
+        "all_empty": metrics.all_empty(index.mask_area) if len(index) else None,
     }
 
 
@@ -184,8 +181,10 @@ def _quantiles(values: np.ndarray) -> dict[str, float] | None:
     return {name: round(float(np.quantile(values, at)), 1) for name, at in QUANTILES.items()}
 
 
-def _ceiling(area: np.ndarray, threshold: int) -> float:
-    """Mean Dice of the truth itself after removal."""
+def _ceiling(area: np.ndarray, threshold: int) -> float | None:
+    """Mean Dice of the truth itself after removal; None without images."""
+    if not area.size:
+        return None
     kept = np.where(area < threshold, 0, area).round()
     return metrics.summarise(kept, np.zeros_like(kept), area.round() - kept)["dice"]
 
@@ -217,8 +216,8 @@ def text(description: dict[str, Any]) -> str:
     add("foreground of all pixels", lambda part: f"{100 * part['foreground']:.2f} %")
     add(f"positives below {parts[0]['removal']['threshold']:,}", lambda part: f"{part['removal']['below']:,}")
     for side in parts[0]["removal"]["ceiling"]:
-        add(f"  best mean Dice then, at {side}", lambda part, s=side: f"{part['removal']['ceiling'][s]:.4f}")
-    add("mean Dice of predicting nothing", lambda part: f"{part['all_empty']['dice']:.4f}")
+        add(f"  best mean Dice then, at {side}", lambda part, s=side: _score(part["removal"]["ceiling"][s]))
+    add("mean Dice of predicting nothing", lambda part: _score(part["all_empty"] and part["all_empty"]["dice"]))
 
     widths = max(len(name) for name, _ in rows), max(len(value) for _, values in rows for value in values)
     table = [name.ljust(widths[0]) + "".join(f"  {value:>{widths[1]}}" for value in values) for name, values in rows]
@@ -235,6 +234,10 @@ def _patients(patients: dict[str, int] | None) -> str:
 
 def _quantile(values: dict[str, float] | None, name: str) -> str:
     return f"{values[name]:,.0f}" if values else "-"
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _title(description: dict[str, Any]) -> str:
@@ -273,14 +276,13 @@ def main(argv: list[str]) -> int:
     if args.picture is not None and args.picture.suffix.lower() != ".png":
         raise InputError(f"--picture {args.picture} does not end in .png, as a picture has to.")
     if args.data is not None:
-        index = dataset.read_index(args.data)
         description = describe_data(args.data, args.removal, args.quiet)
     else:
-        index = tables.read_tables(args.labels, args.patients)
         description = describe_tables(args.labels, args.patients, args.removal)
     if args.picture is not None:
         from jaxpneumo.evaluate.data_picture import data_picture  # matplotlib takes a second to import
 
+        index = dataset.read_index(args.data) if args.data else tables.read_tables(args.labels, args.patients)
         write_png(args.picture, data_picture(index, args.removal, args.data))
     print(json.dumps(description, indent=2) if args.json else text(description))
     return DONE

@@ -15,7 +15,7 @@ import numpy as np
 from jaxpneumo import places, run_report
 from jaxpneumo.arguments import Parser
 from jaxpneumo.data import dataset, rle
-from jaxpneumo.data.splits import read_splits, split_rows
+from jaxpneumo.data.splits import read_splits, split_rows, words
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate import baseline, bootstrap, metrics, thresholds
 from jaxpneumo.evaluate.calibration import calibration
@@ -25,6 +25,7 @@ from jaxpneumo.evaluate.scores import DISTANCES, REGIONS
 from jaxpneumo.evaluate.summary import summarise
 from jaxpneumo.files import write_atomically, write_json
 from jaxpneumo.predict import members
+from jaxpneumo.predict.archive import SYNTHETIC_NOTE
 from jaxpneumo.predict.ensemble import load_ensemble
 from jaxpneumo.predict.infer import Predictor
 from jaxpneumo.predict.pictures import contact_sheet, overlay, write_png
@@ -37,7 +38,8 @@ NOTE = "Research software, not a medical device."
 HELP = """\
 Scores a finished run on held-out images at their native size: Dice and IoU an image, with and without flip
 TTA and removal threshold, detection by image and by region, distances of outlines; each with a 95 % bootstrap
-interval, beside predicting nothing and predicting the mean shape. Not a medical device.
+interval, beside predicting nothing and predicting the mean shape. A score that is 0 or 1 for all has the exact
+interval (Clopper-Pearson, patients as trials), one of fewer than two patients none. Not a medical device.
 
 It writes to WORKDIR/evaluation (or --output)
   summary.json      all scores with intervals and strata, data, split, resolution and thresholds
@@ -106,7 +108,7 @@ def evaluate(
             "labels_sha256": info["sha256"]["labels.csv"],
         },
         "split": split,
-        "run": {"workdir": predictor.workdir.name, "stage": predictor.stage, "mode": mode, **_members(predictor)},
+        "run": {"workdir": predictor.workdir.name, "stage": predictor.stage, "mode": mode, **_origin(predictor)},
         "input_size": settings.size,
         "scored_at": natives,
         "threshold": settings.threshold,
@@ -133,10 +135,10 @@ def evaluate(
     return summary
 
 
-def _members(predictor: Predictor) -> dict[str, Any]:
-    """An ensemble's runs and weights."""
+def _origin(predictor: Predictor) -> dict[str, Any]:
+    """An ensemble's runs and weights; and whether the training showed no patients."""
     runs = [{"workdir": workdir.name, "weight": weight} for workdir, weight in predictor.members]
-    return {"members": runs} if runs else {}
+    return ({"members": runs} if runs else {}) | {"trained_on_synthetic": predictor.synthetic}
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -145,7 +147,7 @@ def table(summary: dict[str, Any]) -> str:
     intervals, own = summary["intervals"], summary["run"]["mode"]
     lines = [
         f"{summary['n_images']} images ({summary['n_positive']} positive), {kind} data "
-        f"{summary['data']['directory']}, split {summary['split']['method']}, {summary['split']['part']} part; "
+        f"{summary['data']['directory']}, {words(summary['split'])}, {summary['split']['part']} part; "
         f"predicted at {summary['input_size']}, scored at {', '.join(summary['scored_at'])}; "
         f"probability threshold {summary['threshold']}, "
         f"removal threshold {summary['removal']['threshold']} px ({summary['removal']['rule']})",
@@ -172,11 +174,12 @@ def table(summary: dict[str, Any]) -> str:
         f"average precision {with_interval(level['average_precision'], ends['average_precision'])}",
         f"regions: {one('found', 'lesion_sensitivity')}, {one('real', 'lesion_precision')}; outlines: "
         f"{one('Hausdorff 95 %', 'hausdorff95_px')} px, {one('mean distance', 'surface_distance_px')} px",
-        f"[95 % intervals: bootstrap of {intervals['clusters']} {intervals['unit']}s, {intervals['replicates']} "
-        f"replicates, seed {intervals['seed']}]",
+        f"[{bootstrap.words(intervals)}]",
     ]
     if trained := summary["split"].get("images_in_training"):
         lines.append(f"{trained} of these images were trained on: the scores are better than they would be on others.")
+    if summary["run"].get("trained_on_synthetic"):
+        lines.append(SYNTHETIC_NOTE)
     return "\n".join([*lines, NOTE])
 
 

@@ -19,7 +19,7 @@ from jaxpneumo.evaluate.surface import surface_distances
 from jaxpneumo.predict.infer import Batch, Predictor, predict_native
 from jaxpneumo.predict.native import Grid, to_native
 from jaxpneumo.predict.postprocess import NATIVE_AREA, remove_small
-from jaxpneumo.progress import progress
+from jaxpneumo.progress import COMPILING, progress
 
 # name -> (flip TTA, removal threshold): rows of the papers' tables
 MODES = {"plain": (0, False), "tta": (1, False), "removal": (0, True), "tta_removal": (1, True)}
@@ -113,7 +113,9 @@ def measure(
     records: dict[int, dict[str, Any]] = {}
     codes: dict[str, str] = {}
     bar = progress(predict_native(predictor, stream(), True, native), len(rows), description="evaluate", quiet=quiet)
+    bar.set_postfix_str(COMPILING)
     for row, size, found in bar:
+        bar.set_postfix_str("", refresh=False)
         truth, image_id = truths.pop(row), str(index.image_id[row])
         record = {"truth_area": int(truth.sum()), "area": found["area"], "tp": found["tp"], "scores": found["scores"]}
         record["component_area"], record["component_tp"] = count_components(

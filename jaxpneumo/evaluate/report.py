@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from jaxpneumo import places, run_report
 from jaxpneumo.arguments import Parser
 from jaxpneumo.data import dataset
+from jaxpneumo.data.splits import words
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate import bootstrap, report_pictures, scores
 from jaxpneumo.evaluate.report_gallery import FILTERS, make_gallery
@@ -97,6 +98,8 @@ def write_report(
         name=workdir.resolve().name,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         summary=summary,
+        split=words(summary["split"]),
+        split_facts=_flat(summary["split"]),
         mode=mode,
         modes=MODES,
         own=summary["scores"][mode],
@@ -227,13 +230,14 @@ def _figures(
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """A config as lines: dotted name -> value as text."""
+    """A config as lines: dotted name -> value as text; of an absolute path the name, for the page goes elsewhere."""
     flat: dict[str, str] = {}
     for key, item in value.items():
         if isinstance(item, dict):
             flat |= _flat(item, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = "none" if item is None or item == "" else str(item)
+            text = "none" if item is None or item == "" else str(item)
+            flat[prefix + key] = Path(text).name if Path(text).is_absolute() else text
     return flat
 
 

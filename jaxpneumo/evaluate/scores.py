@@ -14,6 +14,7 @@ from jaxpneumo.evaluate import metrics
 Ratios = dict[str, tuple[np.ndarray, np.ndarray]]
 
 DISTANCES = ("hausdorff95_px", "surface_distance_px", "hausdorff95_mm", "surface_distance_mm")
+UNBOUNDED = ("false_regions_per_image", *DISTANCES)  # all other scores are between 0 and 1
 REGIONS = ("lesions", "lesions_detected", "regions", "regions_real")
 
 

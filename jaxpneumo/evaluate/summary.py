@@ -39,7 +39,7 @@ def summarise(
     Returns:
       n_images, n_positive; all_empty and mean_shape (None without one), the baselines; scores of each mode;
       image_level of each view and image-level score; strata of `own_mode` with their own intervals;
-      intervals of all the others, under the same names, and how they were made.
+      intervals of all the others, under the same names, and how they were made; None where there is none.
     """
     truth_area = measured.levels.truth_area
     positive = truth_area > 0
@@ -55,11 +55,9 @@ def summarise(
         parts["strata", number] = {name: selected[name] for name in OF_STRATA}
 
     image_level = [(view, name, statistic) for view in VIEWS for name in IMAGE_SCORES for statistic in IMAGE_LEVEL]
-    names = [(*part, name) for part, pairs in parts.items() for name in pairs]
-    names += [("image_level", *name) for name in image_level]
-    of_ratios = bootstrap.of_ratios(
-        {(part, name): pair for part, pairs in parts.items() for name, pair in pairs.items()}
-    )
+    flat = {(*part, name): pair for part, pairs in parts.items() for name, pair in pairs.items()}
+    names = [*flat, *(("image_level", *name) for name in image_level)]
+    of_ratios = bootstrap.of_ratios(flat)
 
     def statistic(weights: np.ndarray) -> np.ndarray:
         columns = [
@@ -70,6 +68,12 @@ def summarise(
     cluster, unit = bootstrap.clusters(index.patient[rows])
     found = statistic(np.ones((1, len(rows))))[0]
     ends = bootstrap.intervals(statistic, cluster, replicates, seed)
+    exact = _exact(flat, cluster)
+    ends[: len(flat)] = np.where(np.isnan(exact), ends[: len(flat)], exact)
+    kinds = min(len(np.unique(cluster[images])) for images in (positive, ~positive))
+    every = cluster.max() + 1
+    units = [every if kind == "expected_calibration_error" else kinds for _, _, kind in image_level]
+    ends[np.concatenate([bootstrap.contributing(flat, cluster), units]) < 2] = np.nan
     point = _nested({name: None if np.isnan(value) else float(value) for name, value in zip(names, found, strict=True)})
     interval = _nested({name: bootstrap.as_list(pair) for name, pair in zip(names, ends, strict=True)})
 
@@ -94,6 +98,7 @@ def summarise(
         ],
         "intervals": {
             "method": "expanded percentile bootstrap",
+            "method_at_0_or_1": "Clopper-Pearson, n = the clusters that contribute",
             "level": bootstrap.LEVEL,
             "replicates": replicates,
             "seed": seed,
@@ -101,6 +106,12 @@ def summarise(
             **{key: value for key, value in interval.items() if key != "strata"},
         },
     }
+
+
+def _exact(pairs: scores.Ratios, cluster: np.ndarray) -> np.ndarray:
+    """Exact intervals where a run scores 0 or 1 for all; nan for what a baseline scores so by its construction."""
+    estimated = [part in ("scores", "strata") and name not in scores.UNBOUNDED for part, *_, name in pairs]
+    return np.where(np.array(estimated)[:, None], bootstrap.exact(pairs, cluster), np.nan)
 
 
 def _with_counts(table: Table, values: dict[str, Any]) -> dict[str, Any]:

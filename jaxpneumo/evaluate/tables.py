@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxpneumo import places, run_report
 from jaxpneumo.arguments import Parser
+from jaxpneumo.data.splits import words
 from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate.results import read_summary
 from jaxpneumo.files import write_json
@@ -148,7 +149,7 @@ def _filled(row: Row, summary: dict[str, Any] | str) -> dict[str, Any]:
             "ours": summary["scores"][row.mode][row.score],
             "interval": summary["intervals"]["scores"][row.mode][row.score],
             "all_empty": summary["all_empty"][row.score],
-            "of": f"{kind} {data['directory']}, {split['method']} split, {split['part']} part, "
+            "of": f"{kind} {data['directory']}, {words(split)}, {split['part']} part, "
             f"{summary['n_images']} images ({summary['n_positive']} positive)",
         }
     return result
@@ -165,7 +166,8 @@ def text(tables: dict[str, list[dict[str, Any]]]) -> str:
         ]
         for row in rows:
             ours = "-" if row["ours"] is None else f"{row['ours']:.4f}"
-            ends = "[{:.4f}, {:.4f}]".format(*row["interval"]) if row["interval"] else "-"
+            ends = "-" if row["ours"] is None else "no interval"
+            ends = "[{:.4f}, {:.4f}]".format(*row["interval"]) if row["interval"] else ends
             empty = "-" if row["all_empty"] is None else f"{row['all_empty']:.4f}"
             lines.append(f"{row['label']:>26} {row['paper']:.4f} {ours:>6} {ends:>16} {empty:>9}  {row['of']}")
         lines.append("")

@@ -24,7 +24,7 @@ from jaxpneumo.evaluate.bootstrap import clusters
 from jaxpneumo.evaluate.folds import folds
 from jaxpneumo.evaluate.levels import LevelCounts, pool, read_levels
 from jaxpneumo.evaluate.results import read_summary, rows_of
-from jaxpneumo.files import write_json
+from jaxpneumo.files import read_json, write_json
 from jaxpneumo.predict.members import read_workdirs
 from jaxpneumo.predict.postprocess import NATIVE_AREA
 from jaxpneumo.predict.thresholds import path_of
@@ -38,7 +38,8 @@ FOLDS = 5
 HELP = """\
 Chooses probability and removal thresholds on the images of a run's evaluation, by their mean Dice or IoU, and
 says what they are worth: chosen on some patients and scored on the others. How much better they look on the
-images they were chosen on is the optimism. Not a medical device.
+images they were chosen on is the optimism. With --choose half the saved thresholds are of one half of the
+patients, and the scores of both halves, each tried with the other's thresholds. Not a medical device.
 
 rules:
   image      B-TH, R-TH: an image whose mask is smaller than R-TH is emptied
@@ -53,6 +54,7 @@ It reads WORKDIR/evaluation/levels.npz (`jaxpneumo evaluate` writes it) and writ
 examples:
   jaxpneumo thresholds --workdir runs/exp5
   jaxpneumo thresholds --workdir runs/exp5 --rule image --choose half --name by-image
+  jaxpneumo thresholds --workdir runs/exp5 --rule image --score iou --name by-image --overwrite
   jaxpneumo predict --workdir runs/exp5 --input images --output out --thresholds triplet
   jaxpneumo thresholds --workdir runs/exp5_fold0 --workdir runs/exp5_fold1 --name folds
 
@@ -122,13 +124,14 @@ def choose(counts: LevelCounts, cluster: np.ndarray, rule: str, score: str, meth
       cluster: (N,) numbers of the images' patients.
       rule: of RULES.
       score: "dice" or "iou".
-      method: "half": chosen on one half of the patients, scored on the other; the optimism is the mean of both
-        ways round, as one half may be easier than the other. "folds": chosen on all; the held-out score is of
-        each fold with the thresholds that the other folds choose.
+      method: "half": chosen on one half of the patients. As one half may be easier than the other, the scores are of
+        both: in sample each with its own thresholds, held out each with the other's. "folds": chosen on all, and
+        scored so in sample; held out each fold has the thresholds that the other folds choose.
       seed: of the halves or folds.
 
     Returns:
-      {"thresholds": {"threshold", ...}, "in_sample", "held_out", "optimism", "held_out_thresholds"}
+      {"thresholds": {"threshold", ...}, "in_sample", "held_out", "optimism", "chosen_on_images", "held_out_images",
+      "held_out_thresholds"}; the scores are means over all images, and the optimism is their difference.
 
     Raises:
       InputError: there are too few patients.
@@ -141,28 +144,23 @@ def choose(counts: LevelCounts, cluster: np.ndarray, rule: str, score: str, meth
     terms = image_scores(counts, rule, score)
     everything = np.ones(len(fold), bool)
     chosen_on = fold == 0 if method == "half" else everything
-    chosen_surface = _surface(terms, rule, chosen_on)
-    place = best(chosen_surface)
-    in_sample = float(chosen_surface[place])
-    if method == "half":
-        other_surface = _surface(terms, rule, ~chosen_on)
-        other_place = best(other_surface)
-        places, held_out = [place], float(other_surface[place])
-        other_optimism = float(other_surface[other_place] - chosen_surface[other_place])
-        optimism = (in_sample - held_out + other_optimism) / 2
-    else:
-        places = [best(_surface(terms, rule, fold != f)) for f in range(count)]
-        scores = [_surface(terms, rule, fold == f)[p] * (fold == f).sum() for f, p in enumerate(places)]
-        held_out = float(sum(scores) / len(fold))
-        optimism = in_sample - held_out
+    place = best(_surface(terms, rule, chosen_on))
+    others = [best(_surface(terms, rule, fold != f)) for f in range(count)]
+    own = others[::-1] if method == "half" else [place] * count
+    surfaces = [_surface(terms, rule, fold == f) for f in range(count)]
+
+    def mean(places: list[tuple[int, ...]]) -> float:
+        return float(sum(surfaces[f][p] * (fold == f).sum() for f, p in enumerate(places)) / len(fold))
+
+    in_sample, held_out = mean(own), mean(others)
     return {
         "thresholds": _named(counts, rule, place),
         "in_sample": in_sample,
         "held_out": held_out,
-        "optimism": optimism,
+        "optimism": in_sample - held_out,
         "chosen_on_images": int(chosen_on.sum()),
         "held_out_images": int((~chosen_on).sum()) if method == "half" else len(fold),
-        "held_out_thresholds": [_named(counts, rule, p) for p in places],
+        "held_out_thresholds": [_named(counts, rule, p) for p in others],
     }
 
 
@@ -208,7 +206,13 @@ def _named(counts: LevelCounts, rule: str, place: tuple[int, ...]) -> dict[str, 
 
 def table(result: dict[str, Any]) -> str:
     """thresholds.json as text."""
-    held_out = "chosen on one half, held out: the other" if result["method"] == "half" else "held out: by folds"
+    held_out = "held out: by folds"
+    if result["method"] == "half":
+        one, other = (result["rules"]["image"][f"{part}_images"] for part in ("chosen_on", "held_out"))
+        held_out = (
+            f"chosen on one half ({one} images), held out: the other ({other})\n"
+            "scores of both halves together: in sample each with its own thresholds, held out each with the other's"
+        )
     lines = [
         f"{result['n_images']} images, grouped by {result['unit']}; mean {result['score']}; {held_out}",
         f"{'rule':>10} {'in sample':>10} {'held out':>10} {'optimism':>10}   thresholds",
@@ -218,9 +222,11 @@ def table(result: dict[str, Any]) -> str:
         words = f"B-TH {t['threshold']:g}, R-TH {t['removal_threshold']} px"
         if rule == "triplet":
             words = f"top {t['top_threshold']:g}, area {t['top_area']} px, bottom {t['threshold']:g}"
-        numbers = f"{chosen['in_sample']:10.4f} {chosen['held_out']:10.4f} {chosen['optimism']:10.4f}"
+        # Of the rounded scores, so that the row adds up.
+        in_sample, held_out = round(chosen["in_sample"], 4), round(chosen["held_out"], 4)
+        numbers = f"{in_sample:10.4f} {held_out:10.4f} {in_sample - held_out:10.4f}"
         lines.append(f"{rule:>10} {numbers}   {words}")
-    lines.append(f"{'all empty':>10} {result['all_empty']:10.4f}")
+    lines.append(f"{'all empty':>10} {result['all_empty']:10.4f} {result['all_empty']:10.4f} {0:10.4f}")
     return "\n".join(lines)
 
 
@@ -274,6 +280,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--rule", choices=RULES, default="triplet", help="which to save (default: triplet)")
     parser.add_argument("--name", help="name to save them under (default: the rule's)")
+    parser.add_argument("--overwrite", action="store_true", help="replace other thresholds that have this name")
     parser.add_argument("--score", choices=tuple(SCORES), default="dice", help="what to maximise (default: dice)")
     parser.add_argument(
         "--choose", choices=("folds", "half"), default="folds", help="how they are tried on other patients"
@@ -288,22 +295,25 @@ def main(arguments: Sequence[str]) -> int:
     run_report.place(workdirs[0] / "evaluation/thresholds.json")
     counts, patient, chosen_on = read_pooled(workdirs)
     result = choose_all(counts, patient, options.score, options.choose, options.seed)
+    chosen, settings = result["rules"][options.rule], read_config(workdirs[0]).predict
+    saved = {
+        "rule": options.rule,
+        **chosen["thresholds"],
+        "tta": bool(settings.tta),
+        "size": settings.size,
+        "chosen_by": {key: result[key] for key in ("score", "method", "seed", "unit", "n_images")},
+        "chosen_on": chosen_on,
+        **{key: chosen[key] for key in ("in_sample", "held_out", "optimism")},
+    }
+    others = [target for target in targets if target.exists() and read_json(target) != saved]
+    if others and not options.overwrite:
+        raise InputError(
+            f"{others[0]} holds other thresholds of this name. Give another --name, or --overwrite to replace them."
+        )
     if len(workdirs) == 1:
         write_json(workdirs[0] / "evaluation/thresholds.json", result)
-    chosen, settings = result["rules"][options.rule], read_config(workdirs[0]).predict
     for target in targets:
-        write_json(
-            target,
-            {
-                "rule": options.rule,
-                **chosen["thresholds"],
-                "tta": bool(settings.tta),
-                "size": settings.size,
-                "chosen_by": {key: result[key] for key in ("score", "method", "seed", "unit", "n_images")},
-                "chosen_on": chosen_on,
-                **{key: chosen[key] for key in ("in_sample", "held_out", "optimism")},
-            },
-        )
+        write_json(target, saved)
     print(table(result))
     files = ", ".join(str(target) for target in targets)
     print(f"Saved {options.rule} as {files}; use it with `jaxpneumo predict --thresholds {name}`.")

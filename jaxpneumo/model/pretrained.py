@@ -7,10 +7,11 @@
 | .h5 of a segmentation_models Unet | all of "resnet34_preact" | its author's |
 | .pth, .safetensors of a segmentation_models_pytorch Unet | all of "resnet34" | its author's |
 
-Nothing is downloaded, and nothing is unpickled: .pth files go through torch.load(weights_only=True), which
-needs PyTorch; the other two formats do not.
+PyTorch's names may stand behind a prefix that training programs put before them (module., model., net.), and in a
+mapping "state_dict" or the like. An encoder's weights alone leave the decoder as it is. Nothing is downloaded.
 """
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,8 +24,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxpneumo.errors import InputError
 from jaxpneumo.model.unet import UNet
+from jaxpneumo.model.weight_files import read_weights
+
+logger = logging.getLogger(__name__)
 
 Variables = dict[str, Any]
+
+# Parts that some files have and the network does not: classifiers of whole images, and PyTorch's counters.
+_CLASSIFIERS = ("fc.", "encoder.fc.", "classification_head.", "fc1/")
+_COUNTERS = "num_batches_tracked"
+_LISTED = 3  # names of each kind in a message
 
 _TORCH_LEAVES = {
     "kernel": "weight",
@@ -70,20 +79,17 @@ def from_torch(state_dict: Mapping[str, np.ndarray], template: Variables | None 
     """Variables of `UNet("resnet34")` from PyTorch arrays.
 
     Args:
-      state_dict: name -> array, either the whole segmentation_models_pytorch Unet("resnet34") or torchvision's
-        resnet34 (no `encoder.` prefix; its classifier is left out).
+      state_dict: name -> array, either segmentation_models_pytorch's Unet("resnet34"), whole or its encoder alone, or
+        torchvision's resnet34; behind any prefix. Classifiers are left out.
       template: variables of the network to fill (arrays or shapes); the default is the full ResNet34-UNet.
 
     Returns:
-      {"params", "batch_stats"} of the whole network, or of `encoder` alone for torchvision's names.
+      {"params", "batch_stats"} of the whole network, or of `encoder` alone.
 
     Raises:
-      InputError: names or shapes differ; the message lists every difference.
+      InputError: names or shapes differ, or values cannot be weights; the message counts all and names the first.
     """
-    weights = {k: v for k, v in state_dict.items() if not k.endswith("num_batches_tracked")}
-    encoder_only = not any(name.startswith(("encoder.", "decoder.")) for name in weights)
-    if encoder_only:
-        weights = {f"encoder.{k}": v for k, v in weights.items() if not k.startswith("fc.")}
+    weights, encoder_only = _own_names(state_dict)
 
     def layout(array: np.ndarray) -> np.ndarray:
         return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
@@ -102,36 +108,10 @@ def from_keras(weights: Mapping[str, np.ndarray], template: Variables | None = N
       {"params", "batch_stats"} of the whole network, or of `encoder` alone.
 
     Raises:
-      InputError: names or shapes differ; the message lists every difference.
+      InputError: as `from_torch`.
     """
-    encoder_only = not any(name.startswith("decoder_") for name in weights)
+    encoder_only = not any(name.startswith(("decoder_", "final_conv/")) for name in weights)
     return _rename(weights, template or _template("resnet34_preact"), keras_name, lambda a: a, encoder_only)
-
-
-def read_weights(path: Path | str) -> dict[str, np.ndarray]:
-    """Reads name -> array from a .h5, .safetensors or .pth/.pt file.
-
-    Raises:
-      InputError: the file is missing, unreadable, of another kind, or needs a package that is not installed.
-    """
-    path = Path(path)
-    readers = {
-        ".h5": _read_h5,
-        ".hdf5": _read_h5,
-        ".safetensors": _read_safetensors,
-        ".pth": _read_torch,
-        ".pt": _read_torch,
-    }
-    if path.suffix not in readers:
-        raise InputError(f"{path}: weights must be a .h5, .safetensors, .pth or .pt file.")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file. README.md says where the ImageNet weights come from.")
-    try:
-        return readers[path.suffix](path)
-    except InputError:
-        raise
-    except Exception as error:  # a damaged file makes the three libraries raise nearly anything
-        raise InputError(f"{path} cannot be read as {path.suffix} weights: {error}") from error
 
 
 def load(path: Path | str, variables: Variables) -> Variables:
@@ -146,7 +126,7 @@ def load(path: Path | str, variables: Variables) -> Variables:
       Variables of the same structure and types.
 
     Raises:
-      InputError: the file is not usable, or does not fit this network; all differences in one message.
+      InputError: the file is not usable, or does not fit this network; the differences in one message.
     """
     weights = read_weights(path)
     from_library = from_keras if any(name.endswith(":0") for name in weights) else from_torch
@@ -154,6 +134,8 @@ def load(path: Path | str, variables: Variables) -> Variables:
         found = flatten_dict(from_library(weights, variables))
     except InputError as error:
         raise InputError(f"{path} does not fit the network: {error}") from error
+    if all("decoder" not in key for key in found):
+        logger.info("%s holds an encoder's weights; the decoder begins untrained", path)
     merged = {key: jnp.asarray(found.get(key, value), value.dtype) for key, value in flatten_dict(variables).items()}
     return unflatten_dict(merged)
 
@@ -161,6 +143,28 @@ def load(path: Path | str, variables: Variables) -> Variables:
 def _template(encoder: str) -> Variables:
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     return jax.eval_shape(lambda x: UNet(encoder).init(jax.random.key(0), x, train=False), image)
+
+
+def _own_names(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], bool]:
+    """PyTorch's weights under the names of segmentation_models_pytorch, and whether they are an encoder's alone."""
+    weights = {name: array for name, array in state_dict.items() if not name.endswith(_COUNTERS)}
+    units = (re.match(r"((?:[^.]+\.)*?)layer[1-4]\.\d+\.", name) for name in weights)
+    places = sorted({unit[1] for unit in units if unit})
+    if len(places) > 1:
+        listed = ", ".join(repr(place) for place in places)
+        raise InputError(f"it holds {len(places)} residual networks, below {listed}. Save the weights of one alone.")
+    place = places[0] if places else "encoder."
+    if place.endswith("encoder."):
+        prefix, added = place.removesuffix("encoder."), ""
+    else:
+        prefix, added = place, "encoder."
+    inside = {added + name.removeprefix(prefix): a for name, a in weights.items() if name.startswith(prefix)}
+    if left_out := [name for name in weights if not name.startswith(prefix)]:
+        logger.warning(
+            "%d weights of the file are not below %r and left out: %s", len(left_out), prefix, _first(left_out)
+        )
+    encoder_only = bool(added) or not any(name.startswith(("decoder.", "segmentation_head.")) for name in inside)
+    return inside, encoder_only
 
 
 def _rename(
@@ -175,54 +179,49 @@ def _rename(
         for (collection, *path), value in flatten_dict(template).items()
         if path[0] == "encoder" or not (encoder_only or path[0] == "input_convolution")
     }
-    problems, found = [], {}
+    classifiers = [name for name in weights if name.startswith(_CLASSIFIERS)]
+    if classifiers:
+        logger.info("The file's classifier is left out: %s", _first(classifiers))
+    known = dict(wanted.values())
+    missing = [f"missing {name}" for name in known if name not in weights]
+    unexpected = [f"unexpected {name}" for name in weights if name not in known and name not in classifiers]
+    shapes, values, found = [], [], {}
     for key, (name, shape) in wanted.items():
         if name not in weights:
-            problems.append(f"missing {name}")
             continue
         array = layout(np.asarray(weights[name]))
         if array.shape != shape:
-            problems.append(f"{name} has shape {array.shape}, expected {shape}")
-        found[key] = array.astype(np.float32)
-    known = {name for name, _ in wanted.values()}
-    problems += [f"unexpected {name}" for name in weights if name not in known]
-    if problems:
-        listed = "\n  ".join(problems)
+            shapes.append(f"{name} has shape {array.shape}, expected {shape}")
+        elif problem := _unusable(array, key[-1] == "var"):
+            values.append(f"{name} {problem}")
+        else:
+            found[key] = array.astype(np.float32)
+    if differences := len(missing) + len(shapes) + len(unexpected):
         raise InputError(
-            f"{len(problems)} of {len(wanted)} weights differ. Check that model.encoder is the file's network "
-            f"(resnet34_preact: Keras .h5; resnet34: torchvision).\n  {listed}"
+            f"{differences} differences from its {len(wanted)} weights. Check that model.encoder is the file's network "
+            "(resnet34_preact: Keras .h5; resnet34: torchvision).\n  "
+            + "\n  ".join(_first(kind, "\n  ") for kind in (missing, shapes, unexpected) if kind)
+        )
+    if values:
+        raise InputError(
+            f"{len(values)} of its {len(wanted)} weights cannot be used. Take a file from before training went wrong, "
+            "or save it as float32.\n  " + _first(values, "\n  ")
         )
     return unflatten_dict(found)
 
 
-def _read_h5(path: Path) -> dict[str, np.ndarray]:
-    import h5py
-
-    with h5py.File(path) as file:
-        root = file.get("model_weights", file)
-        weights = {}
-
-        def visit(name: str, item: Any) -> None:
-            if isinstance(item, h5py.Dataset):
-                # The group is the layer; what lies between it and the leaf is the scope of a Keras session.
-                weights[f"{name.split('/')[0]}/{name.split('/')[-1]}"] = item[()]
-
-        root.visititems(visit)
-    return weights
+def _unusable(array: np.ndarray, variance: bool) -> str:
+    """What keeps an array from being weights; "" if nothing does. A variance must not be negative."""
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return f"is of type {array.dtype}, no floating-point numbers"
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        return "holds values that are not a number (NaN) or infinite"
+    return "is a variance below 0" if variance and (array < 0).any() else ""
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
-
-    return load_file(path)
-
-
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(
-            f"{path}: .pth files need PyTorch (pip install torch), or convert the file to .safetensors once."
-        ) from error
-    state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    return {name: tensor.numpy() for name, tensor in state_dict.items()}
+def _first(items: list[str], between: str = ", ") -> str:
+    """The first items, and how many more there are."""
+    more = len(items) - _LISTED
+    return between.join(items[:_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -21,18 +21,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jaxpneumo.data.finder import MANIFEST
 from jaxpneumo.data.ingest import stamp
 from jaxpneumo.errors import InputError
 from jaxpneumo.files import write_atomically
 
-MANIFEST = "manifest.jsonl"
 NOTE = "Research software, not a medical device."
+SYNTHETIC_NOTE = "Trained on synthetic radiographs: these outlines say nothing about patients."
 GROUP = 64  # lines that go to the disk together
 _SAME = ("model", "settings", "part", "parts")  # of the header: what decides the results
 
 
 def make_header(
-    model: str, settings: Mapping[str, Any], software: Mapping[str, Any], part: tuple[int, int] | None
+    model: str,
+    settings: Mapping[str, Any],
+    software: Mapping[str, Any],
+    part: tuple[int, int] | None,
+    synthetic: bool = False,
 ) -> dict[str, Any]:
     """The manifest's first line.
 
@@ -41,10 +46,11 @@ def make_header(
       settings: everything else that decides a mask; JSON.
       software: of `software.software`.
       part: of `choose_part`.
+      synthetic: whether the model was trained on synthetic radiographs.
     """
     return {
         "manifest": 1,
-        "note": NOTE,
+        "note": f"{NOTE} {SYNTHETIC_NOTE}" if synthetic else NOTE,
         "model": model,
         "settings": dict(settings),
         "part": part and part[0],
@@ -86,7 +92,8 @@ def open_manifest(
             older = read_entries(path) if path.exists() else iter(())
             before = next(older, None)
             _compare(before, header, folder)
-            file.write(json.dumps(before or header) + "\n")
+            # The note is of the model, which is the same; older manifests say less of it.
+            file.write(json.dumps({**(before or header), "note": header["note"]}) + "\n")
             for entry in older:
                 source = str(entry.get("file", ""))
                 place = bisect_left(sources, source)
@@ -231,7 +238,11 @@ def _compare(before: dict[str, Any] | None, now: dict[str, Any], folder: Path) -
     """Refuses to go on with another model or other settings."""
     if before is None:
         return
-    old, new = ({**{n: h.get(n) for n in _SAME if n != "settings"}, **h.get("settings", {})} for h in (before, now))
+    # Before it was asked for, any image was predicted.
+    old, new = (
+        {**{n: h.get(n) for n in _SAME if n != "settings"}, "any_image": True, **h.get("settings", {})}
+        for h in (before, now)
+    )
     if old != new:
         names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         changes = "; ".join(f"{name} {old.get(name)!s:.12}, now {new.get(name)!s:.12}" for name in names)

@@ -51,6 +51,7 @@ def load_ensemble(workdirs: Sequence[Path], weights: Sequence[float], batch_size
             static_argnums=2,
             in_shardings=(replicated(mesh), split(mesh)),
         ),
+        synthetic=any(predictor.synthetic for predictor in predictors),
         members=tuple(zip(workdirs, weights, strict=True)),
     )
 

@@ -25,6 +25,7 @@ from jaxpneumo.predict.native import Grid, NativeMask, native_grid, native_masks
 from jaxpneumo.train import checkpoint
 from jaxpneumo.train.config import read_config, stages_of
 from jaxpneumo.train.loop import make_model
+from jaxpneumo.train.provenance import trained_on_synthetic
 from jaxpneumo.train.sharding import check_batch_size, each_on_its_device, make_local_mesh, place, replicated, split
 from jaxpneumo.train.state import initialise
 
@@ -43,6 +44,7 @@ class Predictor:
       probabilities: compiled, (variables, uint8 (B, S, S), mirror) -> float32 (2, B, S, S): without and with
         flip TTA; with mirror False only the first.
       native_masks: `native.native_masks`, compiled.
+      synthetic: trained on synthetic radiographs, which show no patients.
       members: of an ensemble (`ensemble.load_ensemble`) its runs and their weights; `workdir` is the first of them.
     """
 
@@ -54,6 +56,7 @@ class Predictor:
     mesh: Mesh
     probabilities: Any
     native_masks: Any
+    synthetic: bool = False
     members: tuple[tuple[Path, float], ...] = ()
 
 
@@ -93,6 +96,7 @@ def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predic
             in_shardings=(replicated(mesh), split(mesh)),
         ),
         jax.jit(each_on_its_device(native_masks, mesh, 3)),
+        trained_on_synthetic(workdir),
     )
 
 

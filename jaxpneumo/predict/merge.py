@@ -18,9 +18,10 @@ from typing import Any
 
 from jaxpneumo import places, run_report
 from jaxpneumo.arguments import Parser
-from jaxpneumo.data import rle
+from jaxpneumo.data import remarks, rle
+from jaxpneumo.data.reconcile import NOT_FRONTAL
 from jaxpneumo.errors import DONE, PARTIAL, InputError
-from jaxpneumo.files import write_atomically, write_json
+from jaxpneumo.files import printable, write_atomically, write_json
 from jaxpneumo.predict.archive import MANIFEST, NOTE, listing_digest, part_folder, part_of, read_entries
 from jaxpneumo.predict.submission import write_submission
 
@@ -45,12 +46,31 @@ examples:
 
 @dataclass(frozen=True)
 class Report:
-    """What a prediction did: radiographs read, with a finding, and files set aside; `first` says why the first was."""
+    """What a prediction did.
+
+    Attributes:
+      images, positive: radiographs read, and those with a finding.
+      set_aside: files that were not used.
+      not_frontal: those among them that are no frontal chest radiographs.
+      undrawn: radiographs whose outlined picture could not be written.
+      first: why the first file was set aside.
+      note: what whoever looks at the outlines must know.
+      remarks: sentences about header elements that could not be used as they are.
+    """
 
     images: int
     positive: int
     set_aside: int
+    not_frontal: int = 0
+    undrawn: int = 0
     first: str = ""
+    note: str = NOTE
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Everything that was asked for is there."""
+        return not self.set_aside and not self.undrawn
 
 
 def write_results(manifests: Sequence[Path], submission: Path, quarantine: Path | None) -> Report:
@@ -63,28 +83,31 @@ def write_results(manifests: Sequence[Path], submission: Path, quarantine: Path 
       submission: the csv file.
       quarantine: the csv file, removed when nothing was set aside; None: not written.
     """
-    counts = {"images": 0, "positive": 0, "set_aside": 0}
+    counts = {"images": 0, "positive": 0, "set_aside": 0, "not_frontal": 0, "undrawn": 0}
     others: list[tuple[str, str]] = []
 
     def entries(state: str) -> Iterator[dict[str, Any]]:
         return (entry for path in manifests for entry in read_entries(path) if entry.get("state") == state)
 
     def images(scratch: Path) -> Iterator[tuple[str, str]]:
-        last = None
+        last, used, same = None, "", ""
         for uid, source, code in sort_rows(((e["uid"], e["file"], e["code"]) for e in entries("done")), scratch):
             if uid == last:
-                others.append((source, f"a second file of image {uid}; the first one was used"))
+                differ = "" if code == same else ", whose outlines differ"
+                others.append((source, f"a second file of image {uid}; {printable(used)}{differ} was used"))
                 continue
-            last = uid
+            last, used, same = uid, source, code
             counts["images"] += 1
             counts["positive"] += code != rle.EMPTY
             yield uid, code
 
     def set_aside(scratch: Path) -> Iterator[tuple[str, str]]:
         for row in sort_rows(chain(((e["file"], e["reason"]) for e in entries("set aside")), others), scratch):
+            source, reason = printable(row[0]), row[1]
             counts["set_aside"] += 1
-            run_report.set_aside(*row)
-            yield tuple(_printable(field) for field in row)
+            counts["not_frontal"] += reason.startswith(NOT_FRONTAL)
+            run_report.set_aside(source, reason)
+            yield source, reason
 
     with _scratch(submission.parent) as scratch:
         write_submission(submission, images(scratch))
@@ -97,7 +120,13 @@ def write_results(manifests: Sequence[Path], submission: Path, quarantine: Path 
             quarantine.unlink(missing_ok=True)
         for _ in rows:
             pass  # counted
-    return Report(**counts, first=first[1] if first else "")
+    for entry in entries("done"):
+        if "undrawn" in entry:
+            counts["undrawn"] += 1
+            run_report.set_aside(printable(entry["file"]), entry["undrawn"])
+    told = remarks.tell((entry["file"], entry.get("remarks", ())) for entry in entries("done"))
+    header = next(read_entries(manifests[0]))
+    return Report(**counts, first=first[1] if first else "", note=header.get("note", NOTE), remarks=tuple(told))
 
 
 @contextmanager
@@ -136,11 +165,6 @@ def _read_rows(path: Path) -> Iterator[tuple[str, ...]]:
     with open(path) as file:
         for line in file:
             yield tuple(json.loads(line))
-
-
-def _printable(text: str) -> str:
-    """File names may hold bytes that are no text."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 # The verb
@@ -214,7 +238,7 @@ def check_parts(manifests: Sequence[Path], scratch: Path) -> dict[str, Any]:
                 if "file" not in entry:
                     continue
                 if part_of(entry["file"], len(manifests)) != part:
-                    raise InputError(f"{manifest} has {_printable(entry['file'])}, which is not of this part.")
+                    raise InputError(f"{manifest} has {printable(entry['file'])}, which is not of this part.")
                 yield (entry["file"],)
 
     digest, count = listing_digest(source for (source,) in sort_rows(sources(), scratch))
@@ -240,7 +264,7 @@ def merge(folder: Path, output: Path) -> Report:
     write_json(
         output / "merged.json",
         {
-            "note": NOTE,
+            "note": report.note,
             **{name: header[name] for name in ("model", "settings", "parts", "software")},
             "images": report.images,
             "positive": report.positive,
@@ -264,6 +288,6 @@ def main(arguments: Sequence[str]) -> int:
     report = merge(options.input, options.output)
     print(
         f"{report.images} radiographs, pneumothorax outlined in {report.positive}, {report.set_aside} files set aside; "
-        f"{options.output}. {NOTE}"
+        f"{options.output}. {report.note}"
     )
-    return PARTIAL if report.set_aside else DONE
+    return DONE if report.complete else PARTIAL

@@ -23,6 +23,7 @@ def overlay(
     truth: np.ndarray | None = None,
     width: int | None = None,
     legend: bool = True,
+    warning: str = "",
 ) -> np.ndarray:
     """Outlines the prediction (orange) and the truth (blue, dashed) on a radiograph.
 
@@ -32,6 +33,7 @@ def overlay(
       truth: the same, or None where it is unknown.
       width: shrink to this width in pixels first, which leaves sharper lines than shrinking the result.
       legend: write what the colours mean, and that this is not a medical device, along the lower edge.
+      warning: a sentence for the upper edge, ASCII.
 
     Returns:
       uint8 (H, W, 3), RGB; (round(H * width / W), width, 3) when shrunk.
@@ -64,6 +66,8 @@ def overlay(
             cv2.drawContours(picture, outlines, -1, COLORS[name], line, smooth)
     if legend:
         _legend(picture, list(masks))
+    if warning:
+        _warning(picture, warning)
     return picture
 
 
@@ -114,9 +118,11 @@ def contact_sheet(
     return sheet
 
 
-def write_overlay(path: Path | str, image: np.ndarray, prediction: np.ndarray, truth: np.ndarray | None = None) -> None:
-    """Writes `overlay(image, prediction, truth)` as a PNG, atomically."""
-    write_png(path, overlay(image, prediction, truth))
+def write_overlay(
+    path: Path | str, image: np.ndarray, prediction: np.ndarray, truth: np.ndarray | None = None, warning: str = ""
+) -> None:
+    """Writes `overlay(image, prediction, truth)` with its warning as a PNG, atomically."""
+    write_png(path, overlay(image, prediction, truth, warning=warning))
 
 
 def write_png(path: Path | str, picture: np.ndarray) -> None:
@@ -150,6 +156,15 @@ def _legend(picture: np.ndarray, names: Sequence[str]) -> None:
         x += _text_width(name, scale) + 2.8 * unit
     left = round(width - 0.4 * unit) - _text_width(DISCLAIMER, scale)
     _text(picture, DISCLAIMER, left, baseline, scale, GREY)
+
+
+def _warning(picture: np.ndarray, text: str) -> None:
+    """A sentence on a darkened strip at the upper edge, as large as there is room for."""
+    width = picture.shape[1]
+    scale = min(max(0.55 * width / 1024, SMALLEST_TEXT), 0.94 * width / _text_width(text, 1.0))
+    strip = picture[: max(1, round(42 * scale))]
+    strip[:] = strip * 0.25
+    _text(picture, text, round(0.03 * width), round(29 * scale), scale, COLORS["prediction"])
 
 
 def _dashes(outline: np.ndarray, period: int) -> list[np.ndarray]:

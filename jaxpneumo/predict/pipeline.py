@@ -6,7 +6,6 @@ through a pipe.
 """
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +17,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from jaxpneumo.data import dicom, ingest, workers
-from jaxpneumo.data.radiograph import RadiographError, file_id
+from jaxpneumo.data import dicom, finder, frontal, ingest, workers
+from jaxpneumo.data.radiograph import RadiographError
+from jaxpneumo.data.reconcile import NOT_FRONTAL
 from jaxpneumo.data.squash import squash
-from jaxpneumo.errors import InputError
+from jaxpneumo.files import printable
 
 SECONDS = 60.0  # that decoding one file may take
 FEW = 16  # files that are read here: starting processes would take longer
@@ -31,7 +31,7 @@ WINDOW = 128  # pictures on their way at most
 
 @dataclass(frozen=True)
 class Picture:
-    """A file as it was read, or the reason why it could not be.
+    """A file as it was read, or the reason why it could not be or may not be used.
 
     Attributes:
       source: the file's path below the folder, with slashes.
@@ -39,9 +39,10 @@ class Picture:
       stamp: size in bytes and time of change in ns of the file that was read; (0, 0) where reading it failed, which
         may go better the next time.
       sha256: of the file, hexadecimal; "" when it could not even be read.
-      uid: SOP instance UID, or a picture file's name.
+      uid: SOP instance UID, or what `finder.name_of` calls a file without.
       image: uint8 (S, S), shrunk by area average.
       height, width: native size, in pixels.
+      remarks: of the radiograph.
     """
 
     source: str
@@ -52,17 +53,34 @@ class Picture:
     image: np.ndarray | None = None
     height: int = 0
     width: int = 0
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read.
+
+    Attributes:
+      folder: that they lie in.
+      size: S, side of the pictures.
+      repeated: of `finder.repeated_names` of the whole listing.
+      any_image: take what is no frontal chest radiograph, too.
+    """
+
+    folder: Path
+    size: int
+    repeated: frozenset[str] = frozenset()
+    any_image: bool = False
 
 
 def read_ahead(
-    folder: Path, sources: Sequence[str], size: int, team: int | None = None, seconds: float = SECONDS
+    reading: Reading, sources: Sequence[str], team: int | None = None, seconds: float = SECONDS
 ) -> Iterator[Picture]:
     """Reads files, some ahead of what is asked for; memory does not grow with their number.
 
     Args:
-      folder: that they lie in.
-      sources: their paths below it, with slashes.
-      size: S, side of the pictures.
+      reading: how, and where.
+      sources: their paths below the folder, with slashes.
       team: processes; 0 reads in threads of this process, None is one a core, or 0 for a few files.
       seconds: that one file may take in a process.
 
@@ -75,20 +93,20 @@ def read_ahead(
     if team is None:
         team = workers.cores() if len(sources) > FEW else 0
     if team == 0:
-        yield from _read_in_threads(folder, sources, size)
+        yield from _read_in_threads(reading, sources)
         return
-    team = min(team, len(sources))
+    team, size = min(team, len(sources)), reading.size
     window = max(min(WINDOW, WINDOW_BYTES // size**2), 2 * team)
     with _shared_memory(window * size**2) as memory:
         slots = np.ndarray((window, size, size), np.uint8, memory.buf)
         arrived: dict[int, Picture] = {}
         number = 0
         results = workers.run(
-            _read_to_slot, enumerate(sources), team, _start, (folder, size, memory.name, window), seconds, window=window
+            _read_to_slot, enumerate(sources), team, _start, (reading, memory.name, window), seconds, window=window
         )
         for (place, source), result in results:
             if isinstance(result, workers.Lost):
-                result = Picture(source, f"decoding it {result.why}. Export it again.", _stamp(folder / source))
+                result = Picture(source, f"decoding it {result.why}. Export it again.", _stamp(reading.folder / source))
             arrived[place] = result
             while (picture := arrived.pop(number, None)) is not None:
                 # The slot belongs to a later file as soon as the next result is asked for.
@@ -97,70 +115,36 @@ def read_ahead(
                 yield replace(picture, image=image)
 
 
-def read(folder: Path, source: str, size: int) -> Picture:
+def read(reading: Reading, source: str) -> Picture:
     """Reads one file here and now."""
-    path = folder / source
+    path, shown = reading.folder / source, printable(source)
     about = {"source": source}
     try:
         stamp = ingest.stamp(path)
         if stamp[0] > dicom.MAX_BYTES:
-            return Picture(
-                source, f"{source} has {stamp[0] >> 20} MiB; no radiograph has that. Export it again.", stamp
-            )
+            return Picture(source, f"{shown} has {stamp[0] >> 20} MiB; no radiograph has that. Export it again.", stamp)
         data = path.read_bytes()
     except OSError as error:
-        return Picture(source, f"{source} cannot be read: {error.strerror}.")
+        return Picture(source, f"{shown} cannot be read: {error.strerror}.")
     about |= {"stamp": stamp, "sha256": hashlib.sha256(data).hexdigest()}
     try:
-        radiograph = dicom.parse_image(data, source)
+        radiograph = dicom.parse_image(data, shown)
     except RadiographError as error:
         return Picture(reason=str(error), **about)
-    # File names, which pictures have for ids, may hold bytes that are no text.
-    uid = (radiograph.uid or file_id(source)).encode("utf-8", "backslashreplace").decode()
+    if not reading.any_image and (wrong := frontal.not_frontal(radiograph)):
+        return Picture(reason=f"{NOT_FRONTAL}: {wrong}", **about)
+    uid = ingest.own_id(radiograph, data, source, finder.name_of(source, reading.repeated))
     height, width = radiograph.image.shape
-    return Picture(**about, uid=uid, image=squash(radiograph.image, (size,))[0], height=height, width=width)
+    image = squash(radiograph.image, (reading.size,))[0]
+    return Picture(**about, uid=uid, image=image, height=height, width=width, remarks=radiograph.remarks)
 
 
-def find_radiographs(where: Path, leave_out: Path | None = None) -> tuple[Path, list[str]]:
-    """Files below a folder that may be DICOM, PNG or JPEG by their names, or a single file.
-
-    Args:
-      where: a folder, searched at any depth, or a file.
-      leave_out: a folder that is not searched: what is written there is no input.
-
-    Returns:
-      The folder, and the files' paths below it with slashes, sorted: always in the same order.
-
-    Raises:
-      InputError: there are none.
-    """
-    if where.is_file():
-        return where.parent, [where.name]
-    if not where.is_dir():
-        raise InputError(f"{where} is neither a folder nor a file. Give the radiographs as --input.")
-    left_out = leave_out.resolve() if leave_out else None
-    found: list[str] = []
-    folders = [""]
-    while folders:
-        below = folders.pop()
-        with os.scandir(where / below) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    if Path(entry).resolve() != left_out:
-                        folders.append(f"{below}{entry.name}/")
-                elif ingest.may_be_image(entry.name) and entry.is_file():
-                    found.append(below + entry.name)
-    if not found:
-        raise InputError(f"{where} holds no .dcm, .png or .jpg files, and none without an ending.")
-    return where, sorted(found)
-
-
-def _read_in_threads(folder: Path, sources: Sequence[str], size: int) -> Iterator[Picture]:
+def _read_in_threads(reading: Reading, sources: Sequence[str]) -> Iterator[Picture]:
     threads = min(8, workers.cores())
     with ThreadPoolExecutor(threads) as pool:
         ahead: deque = deque()
         for source in sources:
-            ahead.append(pool.submit(read, folder, source, size))
+            ahead.append(pool.submit(read, reading, source))
             if len(ahead) > 2 * threads:
                 yield ahead.popleft().result()
         for picture in ahead:
@@ -187,24 +171,23 @@ def _shared_memory(length: int) -> Iterator[SharedMemory]:
 
 # In the processes
 
-_folder: Path
-_size: int
+_reading: Reading
 _memory: SharedMemory
 _slots: np.ndarray
 
 
-def _start(folder: Path, size: int, name: str, window: int) -> None:
-    global _folder, _size, _memory, _slots
+def _start(reading: Reading, name: str, window: int) -> None:
+    global _reading, _memory, _slots
     cv2.setNumThreads(1)
     workers.keep_memory()
-    _folder, _size = folder, size
+    _reading = reading
     _memory = SharedMemory(name)
-    _slots = np.ndarray((window, size, size), np.uint8, _memory.buf)
+    _slots = np.ndarray((window, reading.size, reading.size), np.uint8, _memory.buf)
 
 
 def _read_to_slot(task: tuple[int, str]) -> Picture:
     number, source = task
-    picture = read(_folder, source, _size)
+    picture = read(_reading, source)
     if picture.image is None:
         return picture
     _slots[number % len(_slots)] = picture.image

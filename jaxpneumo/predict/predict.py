@@ -5,12 +5,12 @@ processes decode the next pictures and threads code the masks before. What is kn
 (`archive.py`) at once, and the submission is written from there.
 """
 
+import errno
+import logging
 import os
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,15 @@ import numpy as np
 
 from jaxpneumo import places, run_report
 from jaxpneumo.arguments import Parser
-from jaxpneumo.data import rle
+from jaxpneumo.data import finder, rle
 from jaxpneumo.data.dicom import read_image
 from jaxpneumo.data.workers import cores
 from jaxpneumo.errors import DONE, PARTIAL, InputError
+from jaxpneumo.files import printable, safe_name
 from jaxpneumo.predict import members, thresholds
 from jaxpneumo.predict.archive import (
     MANIFEST,
+    SYNTHETIC_NOTE,
     choose_part,
     discard_other,
     end_entry,
@@ -36,10 +38,10 @@ from jaxpneumo.predict.archive import (
 )
 from jaxpneumo.predict.merge import Report, write_results
 from jaxpneumo.predict.pictures import write_overlay
-from jaxpneumo.predict.pipeline import Picture, find_radiographs, read_ahead
+from jaxpneumo.predict.pipeline import Picture, Reading, read_ahead
 from jaxpneumo.predict.postprocess import RULES as REMOVAL_RULES
 from jaxpneumo.predict.postprocess import remove_small
-from jaxpneumo.progress import progress
+from jaxpneumo.progress import COMPILING, progress
 from jaxpneumo.ranges import BATCH, WORKERS, whole
 from jaxpneumo.train.config import VALUES
 
@@ -48,13 +50,16 @@ if TYPE_CHECKING:
     from jaxpneumo.predict.infer import Predictor
     from jaxpneumo.predict.native import NativeMask
 
+logger = logging.getLogger(__name__)
+
 HELP = """\
 Outlines pneumothorax in every DICOM, PNG or JPEG radiograph below a folder, or in one file. Not a medical device.
 
 It writes to --output
   submission.csv   ImageId,EncodedPixels at each radiograph's own size; -1 where nothing was found
   overlays/        one PNG a radiograph with the outline (none with --overlays 0)
-  quarantine.csv   files that could not be read, with the reason, when there are any (exit code 3)
+  quarantine.csv   files that could not be used, with the reason, when there are any (exit code 3): damaged ones, and
+                   by their header no frontal chest radiographs (--any-image predicts these, too)
   manifest.jsonl   model, settings and software, then every file's checksum and result
 
 Killed or stopped, it goes on where it was when the same command is given again. With --num-parts N --part-id K
@@ -76,8 +81,9 @@ With several runs their probabilities are averaged, --weights 0.7,0.3 unequally;
 def predict_folder(
     predictor: "Predictor", where: Path, output: Path, overlays: int | None = None, **options: Any
 ) -> Report:
-    """Predicts every radiograph that `find_radiographs` finds in `where`; otherwise as `predict_files`."""
-    return predict_files(predictor, *find_radiographs(where, output), output, overlays, **options)
+    """Predicts every radiograph that `finder.find` finds in `where`; otherwise as `predict_files`."""
+    found = finder.find(where, output)
+    return predict_files(predictor, found.folder, found.sources, output, overlays, **options)
 
 
 def predict_files(
@@ -90,6 +96,7 @@ def predict_files(
     workers: int | None = None,
     part: tuple[int, int] | None = None,
     anew: bool = False,
+    any_image: bool = False,
 ) -> Report:
     """Predicts radiographs; the settings are `predictor.config.predict`.
 
@@ -98,26 +105,28 @@ def predict_files(
 
     Args:
       predictor: of `load_predictor`.
-      root, listed: of `pipeline.find_radiographs`.
+      root, listed: the folder and all its sources, of `finder.find`.
       output: see HELP.
       overlays: how many pictures to write at most; None is one for every radiograph.
       quiet: no progress bar.
       workers: as `team` of `pipeline.read_ahead`.
       part: (K, N) to predict part K of N only; None is all.
       anew: remove predictions of another model or other settings from `output` instead of refusing to mix with them.
+      any_image: predict what is no frontal radiograph of the chest by its header, too.
 
     Raises:
-      InputError: not one of all files could be read, or `output` holds predictions of another model or other settings.
+      InputError: not one of all files could be used, or `output` holds predictions of another model or other settings.
     """
     sources = listed if part is None else [source for source in listed if part_of(source, part[1]) == part[0]]
-    folder, settings = part_folder(output, part), predictor.config.predict
-    header = _header(predictor, part)
+    folder = part_folder(output, part)
+    header = _header(predictor, part, any_image)
+    reading = Reading(root, predictor.config.predict.size, finder.repeated_names(listed), any_image)
     if anew:
         discard_other(folder, header)
     with open_manifest(folder, header, root, sources) as (left, append):
 
         def usable() -> Iterator[Picture]:
-            for picture in read_ahead(root, left, settings.size, workers):
+            for picture in read_ahead(reading, left, workers):
                 if picture.reason:
                     append({**_entry(picture), "state": "set aside", "reason": picture.reason})
                     bar.update()
@@ -126,8 +135,15 @@ def predict_files(
 
         with progress(None, total=len(sources), description="predict", quiet=quiet) as bar:
             bar.update(len(sources) - len(left))
-            for picture, code, area in predict_codes(predictor, root, usable(), folder / "overlays", overlays):
+            bar.set_postfix_str(COMPILING if left else "")
+            for picture, code, area, undrawn in predict_codes(predictor, root, usable(), folder / "overlays", overlays):
+                bar.set_postfix_str("", refresh=False)
                 found = {"state": "done", "size": [picture.height, picture.width], "positive": area > 0, "area": area}
+                if undrawn:
+                    logger.warning("%s is predicted and not drawn: %s", printable(picture.source), undrawn)
+                    found["undrawn"] = undrawn
+                if picture.remarks:
+                    found["remarks"] = picture.remarks
                 append({**_entry(picture), "uid": picture.uid, **found, "code": code})
                 bar.update()
         append(end_entry(listed, len(sources)))
@@ -136,19 +152,23 @@ def predict_files(
     report = write_results([folder / MANIFEST], folder / "submission.csv", folder / "quarantine.csv")
     if part is None and not report.images:
         (folder / "submission.csv").unlink()
-        raise InputError(f"none of the {len(sources)} files below {root} could be read; the first: {report.first}")
+        way_out = ". --any-image predicts what is no frontal chest radiograph, too." if report.not_frontal else ""
+        raise InputError(
+            f"none of the {len(sources)} files below {root} could be used; the first: {report.first}{way_out}"
+        )
     return report
 
 
-def _header(predictor: "Predictor", part: tuple[int, int] | None) -> dict[str, Any]:
+def _header(predictor: "Predictor", part: tuple[int, int] | None, any_image: bool) -> dict[str, Any]:
     from jaxpneumo.software import software
 
     settings = predictor.config.predict
     names = ("size", "tta", *thresholds.NAMES, *(name for name in thresholds.NAMES_OF_TRIPLET if name in settings))
-    chosen = {name: settings[name] for name in names} | {"dtype": predictor.config.model.dtype}
+    chosen = {name: settings[name] for name in names}
+    chosen |= {"dtype": predictor.config.model.dtype, "any_image": any_image}
     if predictor.members:
         chosen["weights"] = [weight for _, weight in predictor.members]
-    return make_header(predictor.model_id, chosen, software(), part)
+    return make_header(predictor.model_id, chosen, software(), part, predictor.synthetic)
 
 
 def _entry(picture: Picture) -> dict[str, Any]:
@@ -157,7 +177,7 @@ def _entry(picture: Picture) -> dict[str, Any]:
 
 def predict_codes(
     predictor: "Predictor", folder: Path, pictures: Iterable[Picture], draw_to: Path, overlays: int | None
-) -> Iterator[tuple[Picture, str, int]]:
+) -> Iterator[tuple[Picture, str, int, str]]:
     """Run-length codes of pictures' masks, and outlined pictures of the first ones.
 
     Args:
@@ -168,8 +188,11 @@ def predict_codes(
       overlays: how many there may be; None is one for each.
 
     Yields:
-      (picture, without its image; code; area in native pixels) in the order of the pictures. What is to be drawn of
-      it is on the disk.
+      (picture, without its image; code; area in native pixels; why it could not be drawn) in the order of the
+      pictures. What is to be drawn of it is on the disk.
+
+    Raises:
+      OSError: the disk is full.
     """
     from jaxpneumo.predict.infer import predict_masks
 
@@ -177,15 +200,12 @@ def predict_codes(
     view = int(settings.tta)
     stream = ((replace(picture, image=None), picture.image, (picture.height, picture.width)) for picture in pictures)
 
-    def finish(picture: Picture, mask: "NativeMask", path: Path | None) -> tuple[Picture, str, int]:
+    def finish(picture: Picture, mask: "NativeMask", path: Path | None) -> tuple[Picture, str, int, str]:
         if mask.area == 0 and path is None:
-            return picture, rle.EMPTY, 0
+            return picture, rle.EMPTY, 0, ""
         kept = remove_small(mask.unpack(), settings.removal_threshold, settings.removal_rule)
-        if path is not None:
-            # Read anew: keeping every radiograph until its mask is there would cost more than decoding a few twice.
-            with suppress(InputError):  # it may have gone meanwhile: its mask is there all the same
-                write_overlay(path, read_image(folder / picture.source).image, kept)
-        return picture, rle.encode(kept), int(np.count_nonzero(kept))
+        undrawn = _draw(path, folder / picture.source, kept, predictor.synthetic) if path else ""
+        return picture, rle.encode(kept), int(np.count_nonzero(kept)), undrawn
 
     room = float("inf") if overlays is None else overlays
     if overlays and draw_to.is_dir():
@@ -193,7 +213,7 @@ def predict_codes(
     with ThreadPoolExecutor(cores()) as pool:
         waiting: deque[tuple[Path | None, Future]] = deque()
         for picture, masks in predict_masks(predictor, stream, [view]):
-            path = draw_to / f"{re.sub('[^A-Za-z0-9._-]', '_', picture.uid)}.png"
+            path = draw_to / f"{safe_name(picture.uid)}.png"
             if room <= 0 or _is_newer(path, picture) or any(path == other for other, _ in waiting):
                 path = None
             else:
@@ -203,6 +223,20 @@ def predict_codes(
                 yield waiting.popleft()[1].result()
         while waiting:
             yield waiting.popleft()[1].result()
+
+
+def _draw(path: Path, source: Path, mask: np.ndarray, synthetic: bool) -> str:
+    """Writes the outlined picture of a file; returns why it cannot be, "" if it is there."""
+    try:
+        # Read anew: keeping every radiograph until its mask is there would cost more than decoding a few twice.
+        write_overlay(path, read_image(source).image, mask, warning=SYNTHETIC_NOTE if synthetic else "")
+    except InputError as error:  # it may have gone or changed meanwhile: its mask is there all the same
+        return printable(str(error))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        return f"{path.name} cannot be written: {error.strerror}."
+    return ""
 
 
 def _is_newer(path: Path, picture: Picture) -> bool:
@@ -232,6 +266,7 @@ def main(arguments: Sequence[str]) -> int:
         help="radiographs in one call of the network (default: the run's, 1 for a single file)",
     )
     add("--workers", type=WORKERS, metavar="N", help="reading processes (default: one a core; 0: threads)")
+    add("--any-image", action="store_true", help="predict what is no frontal chest radiograph by its header, too")
     add("--num-parts", type=whole(1, 99_999, word="auto"), metavar="N", help="predict one of N parts of the files")
     add("--part-id", type=whole(0, 99_998, word="auto"), metavar="K", help="which one")
     add("--quiet", action="store_true", help="no progress bar")
@@ -247,10 +282,10 @@ def main(arguments: Sequence[str]) -> int:
     run_report.place(part_folder(options.output, part))
     workdirs = members.read_workdirs(options.workdir)
     weights = members.read_weights(options.weights, len(workdirs))
-    root, listed = find_radiographs(options.input, options.output)
+    found = finder.find(options.input, options.output)
     from jaxpneumo.predict.ensemble import load_ensemble
 
-    batch_size = 1 if options.batch_size is None and len(listed) == 1 else options.batch_size
+    batch_size = 1 if options.batch_size is None and len(found.sources) == 1 else options.batch_size
     predictor = load_ensemble(workdirs, weights, batch_size)
     settings = predictor.config.predict
     for name in single:
@@ -260,13 +295,27 @@ def main(arguments: Sequence[str]) -> int:
     if options.thresholds:
         thresholds.use(workdirs[0], options.thresholds, settings)
     report = predict_files(
-        predictor, root, listed, options.output, options.overlays, options.quiet, options.workers, part
+        predictor,
+        found.folder,
+        found.sources,
+        options.output,
+        options.overlays,
+        options.quiet,
+        options.workers,
+        part,
+        any_image=options.any_image,
     )
     folder = part_folder(options.output, part)
     print(
         f"{report.images} radiographs, pneumothorax outlined in {report.positive}, {report.set_aside} files set "
-        f"aside; {folder / 'submission.csv'}. Not a medical device."
+        f"aside; {folder / 'submission.csv'}. {report.note}"
     )
     if report.set_aside:
         print(f"What was set aside and why: {folder / 'quarantine.csv'}")
-    return PARTIAL if report.set_aside else DONE
+    if report.not_frontal:
+        print(f"{report.not_frontal} of them are no frontal chest radiographs; --any-image predicts these, too.")
+    for line in report.remarks:
+        print(line)
+    if report.undrawn:
+        print(f'{report.undrawn} outlined pictures could not be written: "undrawn" in {folder / MANIFEST} says why.')
+    return DONE if report.complete else PARTIAL

@@ -5,7 +5,7 @@ is the image's mask.
 """
 
 import argparse
-import csv
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxpneumo import places, run_report
+from jaxpneumo import places
 from jaxpneumo.arguments import Parser
-from jaxpneumo.data import rle
+from jaxpneumo.data import labels, rle
 from jaxpneumo.errors import BAD_INPUT, DONE, InputError
 from jaxpneumo.predict.submission import EMPTY, HEADER
 from jaxpneumo.ranges import as_typed, whole
@@ -27,10 +27,12 @@ Every finding is printed with its row; of each kind the first ones, and how many
   form      header ImageId,EncodedPixels, two fields a row, an id in each
   double    an image comes twice with -1, or with the same code
   mixed     -1 beside runs of the same image
-  code      a code that is not "start length gap length ..." in whole numbers, or goes back (runs out of order)
+  code      a code that is not "start length gap length ..." in whole numbers of the digits 0 to 9 with one blank
+            between two, or goes back (runs out of order), or is empty: -1 means no pneumothorax
+  dialect   codes of the whole file that seem to be of another kind, such as starts from the image's first pixel
   range     runs that leave the image (--size)
   overlap   regions of one image, in different rows, that share pixels
-  unknown   an image that the sample does not have
+  unknown   an image that the sample does not have; once if it has none of them
   missing   an image of the sample that is not there
   order     an image that stands before another that it follows in the sample
 
@@ -40,7 +42,12 @@ examples:
   jaxpneumo validate --submission predictions/submission.csv
   jaxpneumo validate --submission predictions/submission.csv --sample sample_submission.csv
   jaxpneumo validate --submission archive/submission.csv --size any
+
+Files may end in .csv.gz.
 """
+
+# What the challenge's reader splits at blanks and turns into whole numbers.
+CODE = re.compile(r"-1|[0-9]+( [0-9]+)*")
 
 
 @dataclass(frozen=True)
@@ -84,13 +91,18 @@ def validate(
         elif not fields[0]:
             findings.append(Finding("form", number, "no image id"))
         else:
-            rows.append((number, fields[0], fields[1] or EMPTY))
+            rows.append((number, fields[0], fields[1]))
     codes: dict[str, list[tuple[int, str]]] = {}
     for number, image_id, code in rows:
         codes.setdefault(image_id, []).append((number, code))
-        findings += [] if code == EMPTY else _check_code(number, image_id, code, size)
-    for image_id, of_image in codes.items():
-        findings += _check_rows(image_id, of_image, size) if len(of_image) > 1 else []
+    if dialect := rle.file_dialect((number, code) for number, _, code in rows):
+        line, kind = dialect
+        findings.append(Finding("dialect", line, f"the file's codes seem to be {kind}. {labels.WAY_OUT[kind]}"))
+    else:
+        for number, image_id, code in rows:
+            findings += [] if code == EMPTY else _check_code(number, image_id, code, size)
+        for image_id, of_image in codes.items():
+            findings += _check_rows(image_id, of_image, size) if len(of_image) > 1 else []
     if not rows:
         findings.append(Finding("form", 0, "there are no images"))
     if sample is not None:
@@ -100,17 +112,10 @@ def validate(
 
 def _read(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Rows with their numbers, blanks around fields removed; empty rows are passed over."""
-    run_report.read(path)
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            for fields in reader:
-                if fields or reader.line_num == 1:
-                    yield reader.line_num, [field.strip() for field in fields]
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not a csv file in UTF-8 ({error}).") from error
+    with labels.open_csv(path) as reader:
+        for fields in reader:
+            if fields or reader.line_num == 1:
+                yield reader.line_num, [field.strip() for field in fields]
 
 
 def _sample_ids(path: Path) -> dict[str, int]:
@@ -127,6 +132,8 @@ def _check_code(number: int, image_id: str, code: str, size: tuple[int, int] | N
     except ValueError as error:
         kind = "range" if "leaves the image" in str(error) else "code"
         return [Finding(kind, number, f"image {image_id}: {error}")]
+    if not CODE.fullmatch(code):
+        return [Finding("code", number, f"image {image_id}: the numbers of its code are not apart by one blank each")]
     return []
 
 
@@ -165,6 +172,9 @@ def _runs(code: str) -> list[tuple[int, int]]:
 
 def _compare(images: list[tuple[int, str]], sample: dict[str, int]) -> list[Finding]:
     """Images with their first rows beside the sample's places."""
+    if images and sample and not any(image_id in sample for _, image_id in images):
+        text = f"none of the images is in the sample: an id is {images[0][1]}, the sample's first {next(iter(sample))}"
+        return [Finding("unknown", images[0][0], text)]
     findings, furthest, before = [], -1, ""
     for number, image_id in images:
         if image_id not in sample:
@@ -194,7 +204,7 @@ def _size(text: str) -> tuple[int, int] | None:
 def main(arguments: Sequence[str]) -> int:
     """The verb: see HELP. Returns 0 for a valid submission, else 2."""
     parser = Parser(prog="jaxpneumo validate", description=HELP)
-    parser.add_argument("--submission", type=places.path, required=True, help="csv file")
+    parser.add_argument("--submission", type=places.path, required=True, help="csv file; may end in .gz")
     parser.add_argument("--sample", type=places.path, help="csv with the images that must be there, in their order")
     parser.add_argument("--size", type=_size, default=(1024, 1024), help="of all images (default: 1024x1024), or any")
     parser.add_argument(

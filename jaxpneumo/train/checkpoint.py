@@ -190,7 +190,7 @@ def restore_final(
         except DamagedError as error:
             raise InputError(
                 f"{directory} does not fit this network or is damaged: {error}. Start its training command again: it "
-                "makes the result from the last checkpoint."
+                "makes the result from the last checkpoint, and where there is none trains anew."
             ) from error
     return restored["model"], restored["progress"]
 

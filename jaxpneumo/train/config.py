@@ -86,6 +86,12 @@ def stages_of(config: ConfigDict) -> list[str]:
     return [stage for stage in STAGES if stage in config]
 
 
+def trained_stages(config: ConfigDict) -> list[str]:
+    """The stages that a run of it trains itself: not stage1 where another run's result takes its place."""
+    stages = stages_of(config)
+    return stages[1:] if config.init_from and "stage2" in stages else stages
+
+
 def synthetic_folders(config: ConfigDict) -> dict[str, Path]:
     """Where a config with `data.synthetic` has its DICOM files: {"train", "test"}, beside the prepared data set."""
     directory = Path(config.data.directory)

@@ -24,7 +24,7 @@ from jaxpneumo.augment import device, host
 from jaxpneumo.data.source import eval_batches
 from jaxpneumo.errors import InputError, Stopped, TrainingError
 from jaxpneumo.model.unet import ENCODERS, UNet, backend_rewrites
-from jaxpneumo.progress import progress
+from jaxpneumo.progress import COMPILING, progress
 from jaxpneumo.train import checkpoint
 from jaxpneumo.train.feed import StageData, ahead, load_resident, plan_calls, remaining, training_feed
 from jaxpneumo.train.log import MetricsLog
@@ -134,6 +134,7 @@ def train_stage(
         steps, totals, plateau = start["steps"], start["totals"], Plateau(**start["plateau"])
         lengths = [*remaining(calls, steps), *(calls * (stage.epochs - start["epoch"] - 1))]
         taken = start["epoch"] * steps_per_epoch + steps
+        compiled: set[int] = set()
         with (
             training_feed(config, data, stage, resident, on_host, lengths, taken, mesh) as feed,
             MetricsLog(directory, start["epoch"]) if is_first() else nullcontext() as log,
@@ -144,11 +145,13 @@ def train_stage(
                 started, before = time.perf_counter(), steps
                 state, steps, totals, stopped = _train_epoch(
                     train_call, state, resident, feed, calls, rate, steps, totals, asked, mesh,
-                    f"{name} epoch {epoch + 1}/{stage.epochs}", stage.batch_size,
+                    f"{name} epoch {epoch + 1}/{stage.epochs}", stage.batch_size, compiled,
                 )  # fmt: skip
                 seconds = time.perf_counter() - started
 
                 # --- validation, log, checkpoint: in this order, so that a resumed run repeats none of them
+                if epoch == start["epoch"]:
+                    logger.info("%s: validation (%s)", name, COMPILING)
                 scores = None if stopped else _evaluate(eval_step, state, data, stage, asked, mesh)
                 if scores is None:
                     place_of_stop = {"epoch": epoch, "steps": steps, "totals": totals, "plateau": plateau._asdict()}
@@ -220,8 +223,12 @@ def _train_epoch(
     mesh: Mesh,
     description: str,
     batch_size: int,
+    compiled: set[int],
 ) -> tuple[TrainState, int, dict[str, float], bool]:
     """Takes the calls of an epoch that are left after `steps` steps, or those until a process is asked to stop.
+
+    Args (those that do not speak for themselves):
+      compiled: lengths of the calls so far; the first of each length is compiled, which the bar says.
 
     Returns:
       The state, the epoch's steps so far, the sums of their metrics, and whether to stop.
@@ -249,6 +256,9 @@ def _train_epoch(
 
         stop = False
         for length in remaining(calls, steps):
+            if length not in compiled:
+                bar.set_postfix_str(COMPILING)
+                compiled.add(length)
             state, metrics = train_call(state, resident, next(feed), rate, place_flag(asked(), mesh))
             steps += length
             # The call before is read while the device works on this one, so that neither waits.
@@ -309,11 +319,13 @@ def _statistics(
         training_feed(config, data, stage, resident, None, calls, 0, mesh) as feed,
         progress(None, sum(calls), "batch", "BatchNorm statistics", quiet=not is_first()) as bar,
     ):
+        bar.set_postfix_str(COMPILING)
         stop = place(np.bool_(False), everywhere)
         for length, part in zip(calls, feed, strict=True):
             before = stop
             carry, stop = statistics_call(state.swa_params, carry, resident, part, place_flag(asked(), mesh))
             if jax.device_get(before):
                 raise Stopped
+            bar.set_postfix_str("", refresh=False)
             bar.update(length)
     return carry[0]

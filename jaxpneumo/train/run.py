@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxpneumo import places, run_report
@@ -22,6 +23,7 @@ from jaxpneumo.train.config import (
     resolve_paths,
     stages_of,
     synthetic_folders,
+    trained_stages,
 )
 from jaxpneumo.train.feed import StageData
 from jaxpneumo.train.loop import make_model, train_stage
@@ -66,23 +68,20 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if is_first():
         make_synthetic_data(config)
     checkpoint.meet("data")
-    stages = stages_of(config)
-    for stage in stages:
+    for stage in stages_of(config):
         dataset.open_arrays(config.data.directory, config[stage].size)
     dataset.open_arrays(config.data.directory, config.predict.size)
-    data, folds = _read_split(config, workdir / "splits.json" if resumed else None)
+    data, split = _read_split(config, workdir / "splits.json" if resumed else None)
     variables = _first_variables(config)
     # Only now: a start that was refused leaves nothing behind that stands in the next one's way.
     checkpoint.meet("checks")
     if is_first():
         if not resumed:
-            _write_split(config, workdir / "splits.json", data, folds)
+            _write_split(config, workdir / "splits.json", data, split)
         write_json(workdir / "config.json", config.to_dict())
-        record_start(workdir)
+        record_start(workdir, Path(config.data.directory))
 
-    if config.init_from and "stage2" in stages:
-        stages.remove("stage1")
-    for stage in stages:
+    for stage in trained_stages(config):
         if checkpoint.final_directory(workdir / stage).is_dir():
             run_report.skipped(f"training of {stage}, complete before")
         variables = train_stage(config, stage, data, workdir / stage, variables)
@@ -126,8 +125,8 @@ def _check_same(config: ConfigDict, workdir: Path) -> None:
         )
 
 
-def _read_split(config: ConfigDict, own: Path | None) -> tuple[StageData, dict[str, int]]:
-    """The rows of the run's own splits file, or of the config's split; and of folds which one, of how many."""
+def _read_split(config: ConfigDict, own: Path | None) -> tuple[StageData, dict[str, Any]]:
+    """The rows of the run's own splits file, or of the config's split; and what they are, as `splits.split_rows`."""
     settings = config.data
     index = dataset.read_index(settings.directory)
     split, fold = (own, 0) if own else (settings.split, settings.fold)
@@ -139,32 +138,43 @@ def _read_split(config: ConfigDict, own: Path | None) -> tuple[StageData, dict[s
             f"data.split={settings.split!r} leaves {len(train)} training and {len(validation)} validation images; "
             "a run needs both. Set data.validation_fraction between 0 and 1, or choose another split."
         )
-    shared = description["validation_images_with_patient_in_training"]
-    folds = {key: description[key] for key in ("fold", "folds") if key in description}
-    logger.info(
-        "%d training and %d validation images (split: %s%s)%s",
-        len(train),
-        len(validation),
-        description["method"],
-        f", fold {folds['fold']} of 0 to {folds['folds'] - 1}" if folds else "",
-        f"; {shared} validation images have their patient in training" if shared else "",
-    )
-    return StageData(settings.directory, train, validation), folds
+    if not own and settings.split not in splits.DRAWN:
+        description = {"file": Path(settings.split).name, **description}
+    logger.info("%d training and %d validation images, %s", len(train), len(validation), splits.words(description))
+    if shared := description["validation_images_with_patient_in_training"]:
+        logger.warning(
+            "%d of %d validation images (%.1f %%) have their patient in training: their scores promise too much for "
+            "new patients. --config.data.split=patient keeps patients together.",
+            *(shared, len(validation), 100 * shared / len(validation)),
+        )
+    if not own:
+        _tell_unused_splits(config, index, validation)
+    return StageData(settings.directory, train, validation), description
 
 
-def _write_split(config: ConfigDict, path: Path, data: StageData, folds: dict[str, int]) -> None:
+def _tell_unused_splits(config: ConfigDict, index: dataset.Index, validation: np.ndarray) -> None:
+    """Warns where the data folder's splits.json is another split than the one that a config draws."""
+    settings, path = config.data, Path(config.data.directory) / "splits.json"
+    if settings.split not in splits.DRAWN or not path.is_file():
+        return
+    try:
+        _, other, description = splits.split_rows(index, path, 0.0, 0)
+    except InputError:  # `verify` finds it; this run does not need it
+        return
+    # `prepare` writes a random one unasked.
+    unasked = settings.split == "patient" and description["method"] == "random"
+    if not unasked and not np.array_equal(validation, other):
+        fold = " --config.data.fold=0, or another fold" if "folds" in description else ""
+        logger.warning(
+            "%s (%s) is not used, as data.split is %s. To train on it, start with --config.data.split=%s%s.",
+            *(path, splits.words(description), settings.split, path, fold),
+        )
+
+
+def _write_split(config: ConfigDict, path: Path, data: StageData, split: dict[str, Any]) -> None:
     """Keeps the split with the run, for its next start and for its evaluation."""
-    settings = config.data
-    splits.write_splits(
-        path,
-        dataset.read_index(settings.directory).image_id,
-        data.train_rows,
-        data.validation_rows,
-        settings.split,
-        settings.validation_fraction,
-        settings.split_seed,
-        **folds,
-    )
+    image_id = dataset.read_index(config.data.directory).image_id
+    splits.write_splits(path, image_id, data.train_rows, data.validation_rows, **splits.origin(split))
 
 
 def _first_variables(config: ConfigDict) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""Which image an id of a csv means: it may have an ending or be a path, as long as only one image can be meant.
+
+An image is known by its SOP instance UID, by its file's name without ending, or, where several files have one
+name, by its path below the images folder without ending.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import PurePosixPath
+
+from jaxpneumo.data.radiograph import file_id
+
+UID = re.compile(r"[0-9]+(\.[0-9]+)+")
+
+
+def file_names(sources: Collection[str], known: Collection[str] = ()) -> dict[str, str]:
+    """Source -> the id that a file has by its name.
+
+    Args:
+      sources: paths of files below one folder.
+      known: ids of a csv. Several files with a name that stands there are copies of one image, or should be, unless
+        it is the path of one of them.
+    """
+    paths = {source: _path(source) for source in sources}
+    times, copies = Counter(map(file_id, sources)), set(known) - set(paths.values())
+    names = {}
+    for source, path in paths.items():
+        name = file_id(source)
+        names[source] = name if times[name] == 1 or (name in copies and path not in known) else path
+    return names
+
+
+def plain_ids(ids: Collection[str], sources: Collection[str]) -> dict[str, str]:
+    """The ids of a csv as images are known by them: id -> id; different ones stay different.
+
+    An id that is a file's own stays. A bare name, or a path to a UID, means the name without ending: the folders of
+    a UID say nothing. Any other path means the one file whose path it is, continues or ends, folder by folder: names
+    such as view1_frontal.jpg come again in every folder. An id that could mean several files, or a file that several
+    ids could mean, is left alone.
+
+    Args:
+      ids: of the csv.
+      sources: paths of the images' files below one folder, or ids of images.
+    """
+    names = file_names(sources)
+    own = {*names.values(), *map(file_id, sources)}
+    # Paths of Windows among them; the files' own have slashes.
+    paths = {each: _path(each.replace("\\", "/")) for each in ids if each not in own}
+    times = Counter(file_id(path) for path in paths.values())
+    found = {each: each for each in ids if each in own}
+    for each, path in paths.items():
+        name = file_id(path)
+        if times[name] == 1 and name not in found and ("/" not in path or UID.fullmatch(name)):
+            found[each] = name
+    taken = set(found.values())
+    found |= _by_path(
+        {each: path for each, path in paths.items() if each not in found},
+        {_path(source): name for source, name in names.items() if name not in taken},
+    )
+    return {each: found.get(each, each) for each in ids}
+
+
+def of_images(ids: Collection[str], images: Collection[str]) -> dict[str, str]:
+    """Id of a csv -> id of the image that it means; itself where it means none."""
+    image_of = {name: image for image, name in file_names(images).items()}
+    return {each: image_of.get(name, each) for each, name in plain_ids(ids, images).items()}
+
+
+def _by_path(ids: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+    """Of ids and files, given with their paths, those that mean each other alone; equal paths go first."""
+    ends: dict[str, set[str]] = defaultdict(set)
+    for path, name in names.items():
+        for tail in _tails(path):
+            ends[tail].add(name)
+    found = _one_to_one({each: {names[path]} for each, path in ids.items() if path in names})
+    taken = set(found.values())
+    meant = {}
+    for each, path in ids.items():
+        longest = next((names[tail] for tail in _tails(path) if tail in names), None)
+        if path not in names:
+            meant[each] = (ends.get(path, set()) | {longest}) - taken - {None}
+    return found | _one_to_one(meant)
+
+
+def _one_to_one(meant: Mapping[str, set[str]]) -> dict[str, str]:
+    """Of ids with the files that they may mean those where neither side has a second one."""
+    times = Counter(name for files in meant.values() for name in files)
+    single = {each: next(iter(files)) for each, files in meant.items() if len(files) == 1}
+    return {each: name for each, name in single.items() if times[name] == 1}
+
+
+def _path(text: str) -> str:
+    """A path without ending and without empty and "." folders."""
+    *folders, name = PurePosixPath("/", text).parts[1:] or ("",)
+    return "/".join([*folders, file_id(name)])
+
+
+def _tails(path: str) -> Iterator[str]:
+    """The path, then without its first folder, and so on down to its name."""
+    yield path
+    while "/" in path:
+        path = path.split("/", 1)[1]
+        yield path

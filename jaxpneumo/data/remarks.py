@@ -1,0 +1,29 @@
+"""What the headers of many files held that could not be used as it is: counted by sentence, told at the end."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from jaxpneumo.files import printable
+
+SHOWN = 8  # sentences; an archive may have a different wrong value in every file
+
+
+def tell(remarks: Iterable[tuple[str, Iterable[str]]]) -> list[str]:
+    """One line a sentence, the most frequent first, with the number of files and the first of them.
+
+    Args:
+      remarks: each file's source and its `Radiograph.remarks`.
+    """
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for source, sentences in remarks:
+        for sentence in sentences:
+            counts[sentence] += 1
+            first.setdefault(sentence, printable(source))
+    lines = [
+        f"{sentence}: {first[sentence]}{f' and {count - 1} more files' * (count > 1)}."
+        for sentence, count in counts.most_common(SHOWN)
+    ]
+    if len(counts) > SHOWN:
+        lines.append(f"{len(counts) - SHOWN} more kinds of header elements could not be used as they are.")
+    return lines

@@ -1,0 +1,98 @@
+"""Whether a folder holds what a preparation would make, so that the same command again has nothing to do.
+
+dataset.json keeps what a data set was made with: the arguments, and digests of the tables and of the files' names,
+sizes and times of change.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jaxpneumo
+from jaxpneumo.data import dataset, ingest
+from jaxpneumo.data.journal import changes
+from jaxpneumo.data.labels import read_rows
+from jaxpneumo.errors import InputError
+
+
+def settings(
+    images: Path,
+    files: list[Path],
+    tables: tuple[Path | None, Path | None, Path | None],
+    sizes: tuple[int, ...],
+    native_size: int | None,
+    require_frontal: bool,
+) -> dict[str, Any]:
+    """What decides about the rows of the arrays, for JSON; `tables` are labels, patients and patient key."""
+    names = "\n".join(path.relative_to(images).as_posix() for path in files)
+    return {
+        "version": jaxpneumo.__version__,
+        "sizes": list(sizes),
+        "native size": native_size,
+        "frontal only": require_frontal,
+        "files": _digest(os.fsencode(names)),
+        **dict(zip(("labels", "patients", "patient key"), map(_digest_of, tables), strict=True)),
+    }
+
+
+def ending(
+    files: list[Path], split: str, validation_fraction: float, seed: int, duplicate_pixels: str, on_quarantine: str
+) -> dict[str, Any]:
+    """What else decides about the data set: the files as they are, the split, and what becomes of odd ones."""
+    return {
+        "times of the files": _digest(repr([_stamp(path) for path in files]).encode()),
+        "split": split if split in ("random", "patient") else _digest_of(Path(split)),
+        "validation fraction": validation_fraction,
+        "seed": seed,
+        "duplicate pixels": duplicate_pixels,
+        "on quarantine": on_quarantine,
+    }
+
+
+def is_finished(output: Path, asked: dict[str, Any]) -> bool:
+    """Whether `output` is a prepared data set made with these very arguments of these very files.
+
+    Args:
+      output: the folder to be made; it may be absent or empty.
+      asked: what decides about its content, as `made_from.arguments` of dataset.json keeps it; JSON.
+
+    Raises:
+      InputError: it holds something else.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return False
+    way_out = "Remove it or choose another --output."
+    try:
+        info = dataset.read_info(output) if output.is_dir() else {}
+        before = info["made_from"]["arguments"]
+    except (InputError, KeyError, TypeError) as error:
+        raise InputError(f"{output} exists and is not an empty folder. {way_out}") from error
+    if before != asked:
+        raise InputError(f"{output} exists and was prepared otherwise ({changes(before, asked)}). {way_out}")
+    if gone := [name for name in info["sha256"] if not (output / name).is_file()]:
+        raise InputError(f"{output} was prepared so, but {gone[0]} is missing there. {way_out}")
+    return True
+
+
+def counts(output: Path) -> tuple[int, int, dict[str, int]]:
+    """Images, positive images, and what was set aside by reason, of a prepared data set."""
+    of = dataset.read_info(output)["counts"]
+    rows = read_rows(output / "quarantine.csv", ("reason",)) if of["set_aside"] else ()
+    return of["images"], of["positive"], dict(Counter(row["reason"] for _, row in rows))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        return ingest.stamp(path)
+    except OSError:
+        return 0, 0
+
+
+def _digest_of(path: Path | None) -> str | None:
+    return _digest(Path(path).read_bytes()) if path else None
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

@@ -1,0 +1,151 @@
+"""`jaxpneumo prepare` and its csv files: who is a patient, which image an id means, which kind of code it is."""
+
+import cv2
+import numpy as np
+import pytest
+from preparing import refused, three_files
+
+from jaxpneumo.data import dataset, rle, splits
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Three images: 1.3 negative, 1.1 with one region, 1.2 with two overlapping ones."""
+    return three_files(tmp_path)
+
+
+# Patients
+
+
+def test_patients_are_hashed(files):
+    files.add("1.4", patient="Smith^17")
+    files.add("1.5", patient="Smith^17", seed=9)
+    assert files.run() == 0
+    index = dataset.read_index(files.output)
+    assert index.patient[3] == index.patient[4] != index.patient[0]
+    assert all(len(patient) == 16 for patient in index.patient)
+    assert not any(b"Smith" in path.read_bytes() for path in files.output.iterdir())
+
+
+def test_key_file_makes_data_sets_agree(files, tmp_path):
+    files.add("1.4", patient="P1.1", seed=4)
+    patients = []
+    for name, key in [("a", b"k" * 32), ("b", b"k" * 32), ("c", b"l" * 32), ("d", None), ("e", None)]:
+        files.output = tmp_path / name
+        (tmp_path / "key").write_bytes(key or b"")
+        files.run(*(["--patient-key", tmp_path / "key"] if key else []))
+        patients.append(dataset.read_index(files.output).patient.tolist())
+    assert patients[0] == patients[1]
+    assert all(patients[0][0] != other[0] for other in patients[2:])
+    assert patients[3] != patients[4]
+
+
+def test_patients_file_goes_before_the_header(files, tmp_path):
+    path = tmp_path / "patients.csv"
+    path.write_text("ImageId,patient,sex,age,view\n1.1,7,M,,PA\n1.2,7,,41,\n")
+    assert files.run("--patients", path, "--split", "patient", "--validation-fraction", "0.4") == 0
+    index = dataset.read_index(files.output)
+    assert index.patient[0] == index.patient[1] != ""
+    assert index.patient[2] == ""  # not in the file: unknown, though the header has an id
+    assert (index.sex[0], index.age[0], index.view[0], index.age[1]) == ("M", 50, "PA", 41)
+    assert index.view[2] == "PA"
+    split = splits.read_splits(files.output / "splits.json")
+    assert (split["method"], split["validation"]) == ("patient", ["1.3"])
+
+
+def test_one_word_for_every_patient_is_nobody(files, capsys):
+    for path in files.images.rglob("*.dcm"):
+        path.unlink()
+    files.rows.clear()
+    for number in range(20):
+        files.add(f"1.{number}", ["0 10" if number % 2 else "-1"], seed=number, patient="ANONYMOUS")
+    assert files.run() == 0
+    told = "one and the same patient id for 20 of 20 images names nobody"
+    assert f"Patients are known from nowhere: {told}. Each image" in capsys.readouterr().err
+    assert set(dataset.read_index(files.output).patient) == {""}
+    assert dataset.read_info(files.output)["made_from"]["patients_from"] == f"nowhere: {told}"
+    split = splits.read_splits(files.output / "splits.json")
+    assert (len(split["train"]), len(split["validation"])) == (18, 2)
+
+
+def test_words_for_nobody_among_patients(files, capsys, tmp_path):
+    names = ["Anonymized", "7", "7", "8", "8", "anon", "ANON", "9", "9", "10"]
+    for number, name in enumerate(names):
+        files.add(f"1.{number + 4}", seed=number + 4, patient=name)
+    assert files.run() == 0
+    told = '3 of 13 images have a word for nobody, such as "ANONYMOUS", as patient id'
+    assert f"Patients are known from header: {told}." in capsys.readouterr().err
+    index = dataset.read_index(files.output)
+    patient = dict(zip(index.image_id.tolist(), index.patient.tolist(), strict=True))
+    assert [patient[f"1.{number}"] for number in (4, 9, 10)] == ["", "", ""]
+    assert patient["1.5"] == patient["1.6"] != patient["1.7"]
+    path = tmp_path / "patients.csv"
+    path.write_text("ImageId,patient,sex,age\n" + "".join(f"{name},REMOVED,Female,34\n" for name in patient))
+    files.output = tmp_path / "other"
+    assert files.run("--patients", path) == 0
+    assert "known from nowhere: one and the same patient id for 13 of 13 images" in capsys.readouterr().err
+    index = dataset.read_index(files.output)
+    assert (set(index.patient), set(index.sex), set(index.age)) == ({""}, {"F"}, {34})
+
+
+# Ids and codes of other kinds
+
+
+def test_ids_with_endings_and_paths_are_used(files, tmp_path):
+    square = rle.encode(files.masks["1.1"])
+    files.rows = ["train/1.3.dcm, -1", f"train/1.1.dcm, {square}", "1.2.DCM, -1"]
+    (tmp_path / "p.csv").write_text("ImageId,patient\nimages/1.1.dcm,7\n1.2,7\n")
+    assert files.run("--patients", tmp_path / "p.csv") == 0
+    index = dataset.read_index(files.output)
+    assert index.image_id.tolist() == ["1.1", "1.2", "1.3"]
+    assert index.mask_area.tolist() == [1600, 0, 0]
+    assert index.patient[0] == index.patient[1] != ""
+
+
+def test_pictures_of_one_name_are_known_by_their_folders(files):
+    """The layout of CheXpert: five pictures of one name; the csv has further folders before."""
+    folder, rng = files.folder / "pictures", np.random.default_rng(0)
+    names = [f"patient0000{number}/study1/view1_frontal" for number in range(5)]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True)
+        cv2.imwrite(str(folder / f"{name}.jpg"), cv2.resize(rng.integers(0, 256, (12, 16), np.uint8), (128, 96)))
+    for output, before in (("a", ""), ("b", "CheXpert-v1.0/train/")):
+        files.rows = [f"{before}{name}.jpg, 0 {number + 5}" for number, name in enumerate(names)]
+        files.output = files.folder / output
+        assert files.run("--images", folder) == 0
+        index = dataset.read_index(files.output)
+        assert index.image_id.tolist() == names
+        assert index.mask_area.tolist() == [5, 6, 7, 8, 9]
+    # One file in two folders of the csv: neither label is certain to be its own.
+    files.rows = [f"train/{names[0]}.jpg, 0 5", f"valid/{names[0]}.jpg, -1", f"train/{names[1]}.jpg, -1"]
+    files.output = files.folder / "c"
+    assert files.run("--images", folder) == 3
+    assert dataset.read_index(files.output).image_id.tolist() == [names[1]]
+
+
+def test_labels_of_other_ids_are_told_once(files, capsys):
+    files.rows = [row.replace("1.", "img-") for row in files.rows]
+    refused(files, capsys, "3 of 3 files have no line in labels.csv. The id of")
+    files.rows[-2:] = ["1.3, -1"]
+    assert files.run() == 3
+    error = capsys.readouterr().err
+    assert error.count("2 of 3 files have no line in labels.csv") == 1
+    assert "An id there without a file is img-3." in error
+    assert "the file's name without ending, or its path below --images" in error
+    assert not [row for row in files.quarantine() if "-1" in row["detail"]]
+
+
+def test_codes_in_absolute_starts_are_refused_before_any_work(files, capsys):
+    edges = np.flatnonzero(np.diff(files.masks["1.1"].T.ravel(), prepend=0))
+    code = " ".join(f"{start + 1} {end - start}" for start, end in zip(edges[::2], edges[1::2], strict=True))
+    files.rows = ["1.3, -1", f"1.1, {code}", "1.2, 17 5"]
+    refused(files, capsys, "labels.csv line 3: the file's run-length codes seem to be absolute")
+    assert not files.output.exists()
+
+
+def test_an_empty_code_is_no_negative(files):
+    files.rows[0] = "1.3,"
+    assert files.run() == 3
+    (row,) = files.quarantine()
+    assert row["reason"] == "invalid run-length code"
+    assert "labels.csv line 2: the run-length code is empty; -1 means no pneumothorax" in row["detail"]
