@@ -24,6 +24,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxpneumo import command, places, run_report
+from jaxpneumo.data import dataset
 from jaxpneumo.errors import DONE, PARTIAL, InputError
 from jaxpneumo.runtime import prepare_process
 from jaxpneumo.train.config import check_config, check_paths, resolve_paths, synthetic_folders, why_refused
@@ -91,6 +92,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
     check_paths(config)
     places.check_folder(workdir, "--workdir")
     _check_input(config, workdir)
+    if "synthetic" not in config.data:
+        dataset.read_info(config.data.directory)
 
     from jaxpneumo.train.sharding import is_first, start_processes
     from jaxpneumo.train.stop import end_on_sigterm

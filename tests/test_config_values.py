@@ -42,7 +42,16 @@ class TestNumbersOfTheConfig:
             kind = ALLOWED[key]
             step = kind.step if kind.whole else 1e-3
             high = kind.high if kind.below_high else kind.high + step
-            values = [float("nan"), float("inf"), -float("inf"), kind.low - step, high, True, "7", [1]]
+            values = [
+                float("nan"),
+                float("inf"),
+                -float("inf"),
+                kind.low - step,
+                high,
+                "7",
+                [1],
+                *([True] if kind.whole else []),
+            ]
             for value in [*values, *([] if kind.word else [None])]:
                 config = load_config(name)
                 with config.ignore_type():

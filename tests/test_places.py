@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 from commands import MAINS, run
-from conftest import REPOSITORY, load_config, shrink
+from conftest import REPOSITORY
 
-from jaxpneumo import errors, places
+from jaxpneumo import errors, main, places
 from jaxpneumo.errors import BAD_INPUT, DONE, InputError
 from jaxpneumo.files import read_json
-from jaxpneumo.train.run import train
 
 
 class TestPaths:
@@ -47,10 +46,16 @@ class TestPaths:
         assert verbs["compare"](["..", str(evaluated), "--output", "c.json", "--replicates", "100"]) == DONE
         assert read_json("c.json")["n_images"] > 0
 
-    def test_a_run_in_the_current_folder(self, prepared, tmp_path, monkeypatch):
+    def test_a_run_in_the_current_folder(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        train(shrink(load_config("exp2"), prepared), places.path("."))
-        assert (tmp_path / "stage1/final").is_dir()
+        seen = []
+        monkeypatch.setattr(main, "run", lambda config, workdir: seen.append(workdir) or DONE)
+        main.FLAGS.unparse_flags()
+        try:
+            assert main.main([f"--config={REPOSITORY}/configs/exp2.py", "--workdir=."]) == DONE
+        finally:
+            main.FLAGS.mark_as_parsed()
+        assert seen == [tmp_path]
 
     def test_names(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)

@@ -52,13 +52,13 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       Stopped: SIGTERM came; the state is saved.
     """
     check_config(config)
+    resolve_paths(config)
     resumed = (workdir / "config.json").is_file()
     if resumed:
         _check_same(config, workdir)
     else:
         splits.check_name(config.data.split, "--config.data.split")
         splits.check(config.data.split, config.data.validation_fraction)
-    resolve_paths(config)
     check_paths(config)
     places.check_folder(workdir, "--workdir")
     for section in stages_of(config):
