@@ -29,10 +29,10 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "benchmarks")]
 
 from cases import PROFILES, Case  # noqa: E402
 
-from jaxpneumo.data.workers import cores  # noqa: E402
-from jaxpneumo.errors import BAD_INPUT, DONE, PARTIAL  # noqa: E402
-from jaxpneumo.files import read_json, write_json  # noqa: E402
-from jaxpneumo.software import software  # noqa: E402
+from jaxpneumo.process.errors import BAD_INPUT, DONE, PARTIAL  # noqa: E402
+from jaxpneumo.process.files import read_json, write_json  # noqa: E402
+from jaxpneumo.process.software import software  # noqa: E402
+from jaxpneumo.process.workers import cores  # noqa: E402
 
 GIB = 2**30
 PEER_NEEDS = ("torch", "segmentation-models-pytorch")

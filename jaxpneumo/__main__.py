@@ -4,28 +4,28 @@ import sys
 from importlib import import_module
 
 from jaxpneumo import __version__
-from jaxpneumo.command import OPTIONS, run, until_closed
-from jaxpneumo.errors import BAD_INPUT, DONE
-from jaxpneumo.ranges import did_you_mean
-from jaxpneumo.runtime import prepare_process
+from jaxpneumo.process.command import OPTIONS, run, until_closed
+from jaxpneumo.process.errors import BAD_INPUT, DONE
+from jaxpneumo.process.ranges import did_you_mean
+from jaxpneumo.process.runtime import prepare_process
 
 VERBS = {
-    "synthesize": ("jaxpneumo.data.synthetic", "make synthetic radiographs as DICOM files with labels"),
+    "synthesize": ("jaxpneumo.synthetic.radiographs", "make synthetic radiographs as DICOM files with labels"),
     "prepare": ("jaxpneumo.data.prepare", "turn DICOM files and a label csv into arrays"),
     "verify": ("jaxpneumo.data.verify", "check that a prepared data set is undamaged"),
     "describe": ("jaxpneumo.evaluate.describe", "count what a data set holds, and draw it"),
-    "split": ("jaxpneumo.data.split", "choose training and validation images, report leaks"),
+    "split": ("jaxpneumo.data.partition", "choose training and validation images, report leaks"),
     "train": ("jaxpneumo.main", "train a config's stages, evaluate, predict"),
     "evaluate": ("jaxpneumo.evaluate.evaluate", "score a finished run at native size"),
     "compare": ("jaxpneumo.evaluate.compare", "say whether one run is better than another, and how surely"),
     "thresholds": ("jaxpneumo.evaluate.thresholds", "choose probability and removal thresholds"),
     "tables": ("jaxpneumo.evaluate.tables", "the papers' tables beside our runs"),
-    "report": ("jaxpneumo.evaluate.report", "write one HTML page about a run"),
+    "report": ("jaxpneumo.report.report", "write one HTML page about a run"),
     "predict": ("jaxpneumo.predict.predict", "outline pneumothorax in a folder of radiographs"),
     "merge": ("jaxpneumo.predict.merge", "one submission of the parts of an archive"),
     "validate": ("jaxpneumo.predict.validate", "check a submission, also beside a sample"),
-    "clean": ("jaxpneumo.train.clean", "remove the checkpoints of finished runs"),
-    "bench": ("jaxpneumo.bench.main", "measure how fast the parts are, beside what they could be"),
+    "clean": ("jaxpneumo.run.clean", "remove the checkpoints of finished runs"),
+    "bench": ("jaxpneumo.bench.bench", "measure how fast the parts are, beside what they could be"),
 }
 
 

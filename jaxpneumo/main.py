@@ -23,11 +23,11 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxpneumo import command, places, run_report
 from jaxpneumo.data import dataset
-from jaxpneumo.errors import DONE, PARTIAL, InputError
-from jaxpneumo.runtime import prepare_process
-from jaxpneumo.train.config import check_config, check_paths, resolve_paths, synthetic_folders, why_refused
+from jaxpneumo.process import command, places, run_report
+from jaxpneumo.process.errors import DONE, PARTIAL, InputError
+from jaxpneumo.process.runtime import prepare_process
+from jaxpneumo.run.config import check_config, check_paths, resolve_paths, synthetic_folders, why_refused
 
 # JAX and everything above it are imported inside `run`: Grain's worker processes import this module again.
 
@@ -95,8 +95,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
     if "synthetic" not in config.data:
         dataset.read_info(config.data.directory)
 
-    from jaxpneumo.train.sharding import is_first, start_processes
-    from jaxpneumo.train.stop import end_on_sigterm
+    from jaxpneumo.process.stop import end_on_sigterm
+    from jaxpneumo.run.sharding import is_first, start_processes
 
     start_processes()
     end_on_sigterm()  # after jax, which has a handler of its own for several processes
@@ -104,11 +104,11 @@ def run(config: ConfigDict, workdir: Path) -> int:
         logging.getLogger("jaxpneumo").setLevel(logging.WARNING)
 
     from jaxpneumo.evaluate.evaluate import evaluate_run, table
-    from jaxpneumo.evaluate.report import write_report
     from jaxpneumo.predict.infer import load_predictor
     from jaxpneumo.predict.predict import predict_folder
-    from jaxpneumo.train import clean
-    from jaxpneumo.train.run import train
+    from jaxpneumo.report.report import write_report
+    from jaxpneumo.run import clean
+    from jaxpneumo.train.stages import train
 
     run_report.place(workdir)
     train(config, workdir)
@@ -145,7 +145,7 @@ def _check_input(config: ConfigDict, workdir: Path) -> None:
     if not Path(where).exists():
         drawn = f"; the synthetic ones will be in {made}" if made else ""
         raise InputError(f"--config.predict.input={where}: there is no such folder. Give one of radiographs{drawn}.")
-    from jaxpneumo.predict.pipeline import find_radiographs
+    from jaxpneumo.predict.reading import find_radiographs
 
     find_radiographs(Path(where), workdir / "predictions")
 

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from jaxpneumo.data import dicom
+from jaxpneumo.dicom import dicom
 
 # Runs `jaxpneumo predict` and kills it (SIGKILL) as soon as so many lines are in the manifest, before the next.
 KILLED = """

@@ -7,7 +7,7 @@ import sys
 from conftest import REPOSITORY
 
 from jaxpneumo import __main__ as command
-from jaxpneumo.bench.main import BENCHMARKS
+from jaxpneumo.bench.bench import BENCHMARKS
 
 # Modules whose `main` is a verb; train has a command line of its own.
 MAINS = {verb: module for verb, (module, _) in command.VERBS.items() if verb not in ("train", "bench")}

@@ -4,7 +4,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from jaxpneumo import runtime
+from jaxpneumo.process import runtime
 
 # Before JAX starts: the flags that users have, two devices of the one CPU, and compilation that does not optimise
 # for long.
@@ -18,8 +18,9 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
-from jaxpneumo.data import dataset, synthetic
+from jaxpneumo.data import dataset
 from jaxpneumo.data.prepare import prepare
+from jaxpneumo.synthetic import radiographs as synthetic
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -72,9 +73,9 @@ def prepared(radiographs, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def evaluated(prepared, tmp_path_factory) -> Path:
     """A finished and evaluated one-stage run of a tiny network on a patient-grouped split. Copy it to change it."""
-    from jaxpneumo.errors import DONE
     from jaxpneumo.evaluate.evaluate import main
-    from jaxpneumo.train.run import train
+    from jaxpneumo.process.errors import DONE
+    from jaxpneumo.train.stages import train
 
     folder = tmp_path_factory.mktemp("run")
     config = shrink(load_config("exp2"), prepared)

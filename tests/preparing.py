@@ -5,7 +5,8 @@ import csv
 import cv2
 import numpy as np
 
-from jaxpneumo.data import dicom, prepare, rle
+from jaxpneumo.data import prepare, rle
+from jaxpneumo.dicom import dicom
 
 
 class Files:

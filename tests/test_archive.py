@@ -10,11 +10,11 @@ import sys
 import pytest
 from archives import kill_after, watch, write_archive
 
-from jaxpneumo.data.dicom import read
-from jaxpneumo.errors import DONE, PARTIAL, InputError
-from jaxpneumo.predict import archive, merge, predict
-from jaxpneumo.predict.archive import MANIFEST, choose_part, read_entries
+from jaxpneumo.dicom.dicom import read
+from jaxpneumo.predict import manifest, merge, predict
+from jaxpneumo.predict.manifest import MANIFEST, choose_part, read_entries
 from jaxpneumo.predict.submission import read_submission
+from jaxpneumo.process.errors import DONE, PARTIAL, InputError
 
 
 @pytest.fixture(scope="module")
@@ -137,32 +137,32 @@ def test_changed_and_new_files_are_done_and_those_gone_are_dropped(evaluated, fi
 
 
 def test_a_manifest_from_before_any_image_was_asked_for_was_of_any_image(tmp_path):
-    old = archive.make_header("a", {"threshold": 0.5}, {}, None)
-    with archive.open_manifest(tmp_path, old, tmp_path, []):
+    old = manifest.make_header("a", {"threshold": 0.5}, {}, None)
+    with manifest.open_manifest(tmp_path, old, tmp_path, []):
         pass
-    new = archive.make_header("a", {"threshold": 0.5, "any_image": True}, {}, None, synthetic=True)
-    with archive.open_manifest(tmp_path, new, tmp_path, []):
+    new = manifest.make_header("a", {"threshold": 0.5, "any_image": True}, {}, None, synthetic=True)
+    with manifest.open_manifest(tmp_path, new, tmp_path, []):
         (header,) = read_entries(tmp_path / MANIFEST)
     assert header == {**old, "note": new["note"]}
     with pytest.raises(InputError, match=r"any_image True, now False\)\. Choose another"):
-        archive.open_manifest(
-            tmp_path, archive.make_header("a", {"threshold": 0.5, "any_image": False}, {}, None), tmp_path, []
+        manifest.open_manifest(
+            tmp_path, manifest.make_header("a", {"threshold": 0.5, "any_image": False}, {}, None), tmp_path, []
         ).__enter__()
 
 
 @pytest.mark.parametrize("torn", [b'{"file": "x.dcm", "sta', b"\0" * 100, b"[1]\n", b'{"file": "00000.dcm"}\n'])
 def test_a_torn_last_line_is_dropped(tmp_path, torn):
-    header = archive.make_header("a", {"threshold": 0.5}, {}, None)
+    header = manifest.make_header("a", {"threshold": 0.5}, {}, None)
     names = ["00000.dcm", "00001.dcm"]
     for name in names:
         (tmp_path / name).write_bytes(b"x")
-    entry = {"file": "00001.dcm", "stamp": list(archive.stamp(tmp_path / "00001.dcm")), "state": "set aside"}
-    with archive.open_manifest(tmp_path / "out", header, tmp_path, names) as (left, append):
+    entry = {"file": "00001.dcm", "stamp": list(manifest.stamp(tmp_path / "00001.dcm")), "state": "set aside"}
+    with manifest.open_manifest(tmp_path / "out", header, tmp_path, names) as (left, append):
         assert left == names
         append(entry)
     with open(tmp_path / "out" / MANIFEST, "ab") as file:
         file.write(torn)
-    with archive.open_manifest(tmp_path / "out", header, tmp_path, names) as (left, append):
+    with manifest.open_manifest(tmp_path / "out", header, tmp_path, names) as (left, append):
         assert left == ["00000.dcm"]
         assert list(read_entries(tmp_path / "out" / MANIFEST)) == [header, entry]
 
@@ -172,15 +172,15 @@ def test_other_models_settings_and_users_are_refused(single, arguments, tmp_path
         predict.main([*arguments, "--output", str(single), "--removal-threshold", "5000"])
     header = next(read_entries(single / MANIFEST))
     with pytest.raises(InputError, match=r"model [0-9a-f]{12}, now other"):
-        archive.open_manifest(single, {**header, "model": "other"}, tmp_path, []).__enter__()
+        manifest.open_manifest(single, {**header, "model": "other"}, tmp_path, []).__enter__()
     with (
-        archive.open_manifest(tmp_path / "out", header, tmp_path, []),
+        manifest.open_manifest(tmp_path / "out", header, tmp_path, []),
         pytest.raises(InputError, match="another process"),
     ):
-        archive.open_manifest(tmp_path / "out", header, tmp_path, []).__enter__()
+        manifest.open_manifest(tmp_path / "out", header, tmp_path, []).__enter__()
     (tmp_path / "out" / MANIFEST).write_text('{"a": 1}\n')
     with pytest.raises(InputError, match="is not a manifest"):
-        archive.open_manifest(tmp_path / "out", header, tmp_path, []).__enter__()
+        manifest.open_manifest(tmp_path / "out", header, tmp_path, []).__enter__()
 
 
 def test_an_ensemble_is_its_runs_and_their_weights(evaluated, files, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxpneumo.augment import groups, host
-from jaxpneumo.errors import InputError
+from jaxpneumo.process.errors import InputError
 
 SIZE = 64
 OFF = {"flip": 0, "intensity": 0, "distortion": 0, "crop": 0}

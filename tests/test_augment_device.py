@@ -15,8 +15,8 @@ from albumentations.augmentations.geometric import functional
 
 from jaxpneumo.augment import device, groups, host
 from jaxpneumo.augment.groups import Groups
-from jaxpneumo.data import synthetic
-from jaxpneumo.errors import InputError
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.synthetic import radiographs
 
 CASES = 200
 OFF = {"flip": 0.0, "intensity": 0.0, "distortion": 0.0, "crop": 0.0}
@@ -40,7 +40,7 @@ def _optimised():
 @pytest.fixture(scope="module")
 def pictures():
     """Ten synthetic radiographs with pneumothoraces of the challenge's sizes, uint8 (10, 256, 256), and their masks."""
-    drawn = [synthetic.radiograph(seed, 256, positive=True) for seed in range(10)]
+    drawn = [radiographs.radiograph(seed, 256, positive=True) for seed in range(10)]
     return tuple(np.stack(planes) for planes in zip(*drawn, strict=True))
 
 
@@ -286,7 +286,7 @@ def test_probability_0_never_acts_and_1_always():
 
 
 def batch(size=64, count=6):
-    drawn = [synthetic.radiograph(seed, size, positive=True, area_scale=3) for seed in range(count)]
+    drawn = [radiographs.radiograph(seed, size, positive=True, area_scale=3) for seed in range(count)]
     return tuple(np.stack(planes) for planes in zip(*drawn, strict=True))
 
 

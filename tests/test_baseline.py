@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxpneumo.evaluate.baseline import CUTS, mean_shape
-from jaxpneumo.evaluate.metrics import counts, dice
+from jaxpneumo.score.baseline import CUTS, mean_shape
+from jaxpneumo.score.metrics import counts, dice
 
 
 def test_mean_shape_by_hand():

@@ -7,17 +7,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxpneumo.bench import main as bench
-from jaxpneumo.bench.augment import bench_augment
-from jaxpneumo.bench.input import bench_input
-from jaxpneumo.bench.plan import compiled_bytes, largest_batch, step_bytes
-from jaxpneumo.bench.predict import bench_predict
+from jaxpneumo.bench import bench as bench
+from jaxpneumo.bench.bench_augment import bench_augment
+from jaxpneumo.bench.bench_input import bench_input
+from jaxpneumo.bench.bench_plan import compiled_bytes, largest_batch, step_bytes
+from jaxpneumo.bench.bench_predict import bench_predict
+from jaxpneumo.bench.bench_run import load_config
+from jaxpneumo.bench.bench_step import bench_step
 from jaxpneumo.bench.roofline import Rates, Work, compiled_work, counted_work, device_rates, roofline
-from jaxpneumo.bench.run import load_config
-from jaxpneumo.bench.step import bench_step
-from jaxpneumo.errors import InputError
 from jaxpneumo.model.unet import UNet, backend_rewrites
-from jaxpneumo.train.state import initialise
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.run.state import initialise
 
 # As the verbs make it of TINY_OPTIONS.
 TINY = UNet(depths=(1, 1, 1, 1), width=8, **backend_rewrites())

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from jaxpneumo.bench import main as bench
-from jaxpneumo.bench.prepare import bench_prepare
-from jaxpneumo.errors import InputError
+from jaxpneumo.bench import bench as bench
+from jaxpneumo.bench.bench_prepare import bench_prepare
+from jaxpneumo.process.errors import InputError
 
 
 def test_prepare(radiographs, tmp_path, capsys):

@@ -4,18 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, permutation_test
 
-from jaxpneumo.evaluate.bootstrap import (
-    as_list,
-    clusters,
-    contributing,
-    draws,
-    exact,
-    intervals,
-    of_ratios,
-    paired,
-    words,
-)
-from jaxpneumo.evaluate.scores import ratios
+from jaxpneumo.score.bootstrap import as_list, clusters, contributing, draws, exact, intervals, of_ratios, paired, words
+from jaxpneumo.score.scores import ratios
 
 
 def test_images_of_a_patient_are_one_cluster_and_unknown_ones_their_own():

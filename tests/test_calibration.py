@@ -8,7 +8,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss
 
-from jaxpneumo.evaluate.calibration import (
+from jaxpneumo.score.calibration import (
     apply_temperature,
     calibration,
     expected_calibration_error,

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from jaxpneumo.errors import DONE, InputError
-from jaxpneumo.evaluate import evaluate, report
-from jaxpneumo.files import read_json
+from jaxpneumo.evaluate import evaluate
 from jaxpneumo.predict import predict
 from jaxpneumo.predict.submission import read_submission
-from jaxpneumo.train import clean
-from jaxpneumo.train.config import read_config
-from jaxpneumo.train.run import train
+from jaxpneumo.process.errors import DONE, InputError
+from jaxpneumo.process.files import read_json
+from jaxpneumo.report import report
+from jaxpneumo.run import clean
+from jaxpneumo.run.config import read_config
+from jaxpneumo.train.stages import train
 
 
 @pytest.fixture

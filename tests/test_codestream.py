@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxpneumo.data import codestream
+from jaxpneumo.dicom import codestream
 
 GREY = np.random.default_rng(0).integers(0, 256, (40, 72), np.uint8)
 COLOUR = np.stack([GREY, GREY, GREY], axis=-1)

@@ -11,12 +11,12 @@ from commands import MAINS, run
 from conftest import REPOSITORY
 
 from jaxpneumo import __version__
-from jaxpneumo.arguments import Parser
-from jaxpneumo.data import synthetic
 from jaxpneumo.data.prepare import prepare
-from jaxpneumo.errors import BAD_INPUT, DONE, InputError
-from jaxpneumo.files import read_json, write_json
-from jaxpneumo.ranges import Numbers, Several
+from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.errors import BAD_INPUT, DONE, InputError
+from jaxpneumo.process.files import read_json, write_json
+from jaxpneumo.process.ranges import Numbers, Several
+from jaxpneumo.synthetic import radiographs
 
 # Options whose value is no number: paths, names and words. A new option has to be here, or to have a range.
 TEXTS = {
@@ -205,7 +205,7 @@ def test_evaluate_says_what_to_do_with_another_data_set(evaluated, tmp_path):
     with pytest.raises(InputError, match=r"is not here\. Give the folder where it is as --data"):
         main(["--workdir", str(tmp_path / "moved")])
     drawn, other = tmp_path / "drawn", tmp_path / "other"
-    synthetic.write(drawn, 4, seed=9, size=64, workers=1, quiet=True)
+    radiographs.write(drawn, 4, seed=9, size=64, workers=1, quiet=True)
     prepare(drawn, drawn / "labels.csv", other, (32,), workers=1, quiet=True)
     with pytest.raises(InputError, match=r"lacks 24 of the 24 images .*: it is another data set\. Give --part all"):
         main(["--workdir", str(evaluated), "--data", str(other), "--output", str(tmp_path / "out")])

@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate import compare
 from jaxpneumo.evaluate.results import read_metrics
-from jaxpneumo.files import read_json, write_json
+from jaxpneumo.process.errors import DONE, InputError
+from jaxpneumo.process.files import read_json, write_json
 
 
 @pytest.fixture

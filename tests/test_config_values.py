@@ -9,11 +9,11 @@ from commands import run
 from conftest import REPOSITORY, load_config, shrink
 
 from jaxpneumo import main
-from jaxpneumo.errors import BAD_INPUT, InputError
-from jaxpneumo.files import read_json, write_json
-from jaxpneumo.predict import thresholds
-from jaxpneumo.train.config import ALLOWED, check_config, read_config
-from jaxpneumo.train.run import train
+from jaxpneumo.predict import saved_thresholds
+from jaxpneumo.process.errors import BAD_INPUT, InputError
+from jaxpneumo.process.files import read_json, write_json
+from jaxpneumo.run.config import ALLOWED, check_config, read_config
+from jaxpneumo.train.stages import train
 
 CONFIGS = ["exp1", "exp2", "exp3", "exp4", "exp5", "unet256", "quickstart", "augmentation_study:A1+A2"]
 
@@ -120,10 +120,10 @@ class TestNumbersOfTheConfig:
         settings.size = 32
         (tmp_path / "thresholds").mkdir()
         (tmp_path / "thresholds/a.json").write_text(json.dumps(saved))
-        thresholds.use(tmp_path, "a", settings)
+        saved_thresholds.use(tmp_path, "a", settings)
         (tmp_path / "thresholds/a.json").write_text(json.dumps({**saved, key: value}))
         with pytest.raises(InputError, match=rf"a\.json cannot be used: {key} must be .*, not .*Choose the thresholds"):
-            thresholds.use(tmp_path, "a", settings)
+            saved_thresholds.use(tmp_path, "a", settings)
 
 
 class TestRefusedTraining:

@@ -7,8 +7,8 @@ import pytest
 from conftest import REPOSITORY, load_config, shrink
 
 from jaxpneumo import main
-from jaxpneumo.errors import DONE
 from jaxpneumo.predict.submission import read_submission
+from jaxpneumo.process.errors import DONE
 
 ARMS = ["none", "A1", "A2", "A1+A2", "A3", "A4"]
 EXPERIMENTS = ["exp1", "exp2", "exp3", "exp4", "exp5"]

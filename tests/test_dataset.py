@@ -10,7 +10,7 @@ import pytest
 from conftest import writable_arrays
 
 from jaxpneumo.data import dataset
-from jaxpneumo.errors import InputError
+from jaxpneumo.process.errors import InputError
 
 
 def row(image_id: str, **values) -> dict:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from conftest import writable_arrays
 
-from jaxpneumo.data import dataset, split, tables, verify
-from jaxpneumo.errors import InputError
+from jaxpneumo.data import csv_tables, dataset, partition, verify
 from jaxpneumo.evaluate import describe
-from jaxpneumo.evaluate.data_picture import data_picture
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.report.data_figure import data_picture
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_prepared_data(prepared, tmp_path):
 
 def test_a_part_without_images_is_described_as_such(prepared, tmp_path, capsys):
     data = shutil.copytree(prepared, tmp_path / "data")
-    assert split.main(["--data", str(data), "--validation-fraction", "0", "--quiet"]) == 0
+    assert partition.main(["--data", str(data), "--validation-fraction", "0", "--quiet"]) == 0
     printed = capsys.readouterr().out
     assert "24 training images (" in printed
     assert "0 validation images (0 positive)" in printed
@@ -153,7 +153,7 @@ def test_a_round_without_images_is_described_as_such(tmp_path):
 
 def test_prepared_data_and_tables_agree(prepared, radiographs):
     data = describe.describe_data(prepared, quiet=True)["parts"]["all"]
-    table = describe.summarise(tables.read_tables(radiographs / "labels.csv", radiographs / "patients.csv"))
+    table = describe.summarise(csv_tables.read_tables(radiographs / "labels.csv", radiographs / "patients.csv"))
     for name in ("images", "label_rows", "positive", "most_rows", "sex", "view", "patients", "age", "area"):
         assert data[name] == table[name]
 
@@ -177,7 +177,7 @@ def test_command(prepared, tmp_path, capsys):
 
 def test_picture_of_nothing_positive(tmp_path):
     (tmp_path / "labels.csv").write_text("ImageId,EncodedPixels\na,-1\nb,-1\n")
-    index = tables.read_tables(tmp_path / "labels.csv")
+    index = csv_tables.read_tables(tmp_path / "labels.csv")
     picture = data_picture(index, 2048)
     assert picture.shape == (440, 1600, 3)
     part = describe.summarise(index)

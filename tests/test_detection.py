@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from jaxpneumo.evaluate.detection import auroc, average_precision
+from jaxpneumo.score.detection import auroc, average_precision
 
 
 def test_by_hand():

@@ -10,8 +10,8 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import pixel_array
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
-from jaxpneumo.data import dicom
-from jaxpneumo.errors import InputError
+from jaxpneumo.dicom import dicom
+from jaxpneumo.process.errors import InputError
 
 ODD = ["Fake_MONOHR1", "JPGLosslessP14SV1_1s_1f_8b", "RG1_J2KI", "vlut_04"]
 

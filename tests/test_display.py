@@ -9,8 +9,8 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from jaxpneumo.data import dicom
-from jaxpneumo.data.radiograph import ONE_GREY, RadiographError
+from jaxpneumo.dicom import dicom
+from jaxpneumo.dicom.radiograph import ONE_GREY, RadiographError
 
 ROWS, COLUMNS = 40, 56
 SHARE = (np.mgrid[:ROWS, :COLUMNS][0] / (ROWS - 1) + np.mgrid[:ROWS, :COLUMNS][1] / (COLUMNS - 1)) / 2

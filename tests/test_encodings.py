@@ -30,7 +30,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from jaxpneumo.data import dicom
+from jaxpneumo.dicom import dicom
 
 PLAIN = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
 LOSSLESS = [*PLAIN, RLELossless, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless]

@@ -10,13 +10,13 @@ import pytest
 from conftest import load_config, shrink
 
 from jaxpneumo.data import dataset, splits
-from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate import evaluate, thresholds
 from jaxpneumo.predict import members, predict
 from jaxpneumo.predict.ensemble import load_ensemble
 from jaxpneumo.predict.infer import load_predictor
 from jaxpneumo.predict.submission import read_submission
-from jaxpneumo.train.run import train
+from jaxpneumo.process.errors import DONE, InputError
+from jaxpneumo.train.stages import train
 
 
 def one_stage(data):

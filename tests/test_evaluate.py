@@ -12,17 +12,18 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from jaxpneumo.data import dataset, prepare, rle
-from jaxpneumo.errors import DONE, InputError
-from jaxpneumo.evaluate import compare, report, tables
+from jaxpneumo.evaluate import compare, tables
 from jaxpneumo.evaluate import evaluate as module
-from jaxpneumo.evaluate.levels import read_levels
-from jaxpneumo.evaluate.metrics import all_empty, counts, dice
 from jaxpneumo.evaluate.results import read_metrics
-from jaxpneumo.files import read_json
 from jaxpneumo.predict.infer import load_predictor, predict_masks
 from jaxpneumo.predict.postprocess import remove_small
 from jaxpneumo.predict.submission import read_submission
-from jaxpneumo.train.config import read_config
+from jaxpneumo.process.errors import DONE, InputError
+from jaxpneumo.process.files import read_json
+from jaxpneumo.report import report
+from jaxpneumo.run.config import read_config
+from jaxpneumo.score.levels import read_levels
+from jaxpneumo.score.metrics import all_empty, counts, dice
 
 
 @pytest.fixture(scope="module")

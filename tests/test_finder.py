@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
-from jaxpneumo import run_report
 from jaxpneumo.data import finder
-from jaxpneumo.data.dicom import write
 from jaxpneumo.data.finder import find, name_of, repeated_names
-from jaxpneumo.errors import InputError
+from jaxpneumo.dicom.dicom import write
+from jaxpneumo.process import run_report
+from jaxpneumo.process.errors import InputError
 
 IMAGE = np.arange(1024, dtype=np.uint8).reshape(32, 32)
 

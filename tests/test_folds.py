@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxpneumo.evaluate.folds import folds
+from jaxpneumo.score.folds import folds
 
 
 def test_folds_keep_patients_whole_and_share_out_positives():

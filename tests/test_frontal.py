@@ -5,9 +5,9 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from jaxpneumo.data import dicom
-from jaxpneumo.data.frontal import not_frontal
-from jaxpneumo.data.radiograph import Radiograph
+from jaxpneumo.dicom import dicom
+from jaxpneumo.dicom.frontal import not_frontal
+from jaxpneumo.dicom.radiograph import Radiograph
 
 IMAGE = np.arange(400, dtype=np.uint8).reshape(20, 20)
 STORAGE = "1.2.840.10008.5.1.4.1.1."

@@ -9,8 +9,8 @@ from grey_cases import SYNTAXES, Case, describe, draw, draw_flat, to_bytes
 from grey_reference import Header, Table, grey
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from jaxpneumo.data import dicom
-from jaxpneumo.data.radiograph import RadiographError
+from jaxpneumo.dicom import dicom
+from jaxpneumo.dicom.radiograph import RadiographError
 
 # The reference is not rounded: the nearest grey level is 0.5 away at most, and the code may count in float32.
 NEAREST = 0.51

@@ -12,8 +12,8 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit
 from test_mutations import mutate
 
-from jaxpneumo.data import dicom, header
-from jaxpneumo.errors import InputError
+from jaxpneumo.dicom import dicom, fast_header
+from jaxpneumo.process.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def original(tmp_path_factory) -> bytes:
 def pydicoms(data: bytes) -> dicom.Radiograph | None:
     """What the long way reads."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(header, "plain", lambda _: None)
+        patch.setattr(fast_header, "plain", lambda _: None)
         try:
             return dicom.parse(data, "a.dcm")
         except InputError:
@@ -71,7 +71,7 @@ def test_mutated_files(shared, original):
 def test_every_byte_of_the_header(original):
     """Each takes three other values: what is read then is what pydicom reads."""
     rng, read = np.random.default_rng(6), 0
-    places = range(128, original.index(header.PIXEL_DATA.to_bytes(4, "little")[2:] + b"\x10\x00OB") + 40)
+    places = range(128, original.index(fast_header.PIXEL_DATA.to_bytes(4, "little")[2:] + b"\x10\x00OB") + 40)
     for place in places:
         for value in rng.integers(0, 256, 3):
             read += agree(original[:place] + bytes([value]) + original[place + 1 :])

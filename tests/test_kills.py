@@ -19,10 +19,10 @@ import pytest
 from conftest import REPOSITORY
 from test_train import assert_same, epoch_records
 
-from jaxpneumo.train import checkpoint
-from jaxpneumo.train.config import read_config
+from jaxpneumo.run import checkpoint
+from jaxpneumo.run.config import read_config
+from jaxpneumo.run.state import initialise
 from jaxpneumo.train.loop import make_model
-from jaxpneumo.train.state import initialise
 
 EPOCHS = {"stage1": 2, "stage2": 3}
 STEPS = 5  # 22 training images, batches of 4

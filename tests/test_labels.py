@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxpneumo.data import labels, rle
-from jaxpneumo.errors import InputError
+from jaxpneumo.process.errors import InputError
 
 
 def write(path, text: str):

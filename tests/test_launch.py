@@ -13,7 +13,7 @@ import yaml
 from conftest import REPOSITORY
 
 from jaxpneumo.__main__ import VERBS
-from jaxpneumo.errors import BAD_INPUT, PARTIAL, STOPPED
+from jaxpneumo.process.errors import BAD_INPUT, PARTIAL, STOPPED
 
 LAUNCH = REPOSITORY / "launch"
 SHELL = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from jaxpneumo.data import split
-from jaxpneumo.errors import DONE
+from jaxpneumo.data import partition
+from jaxpneumo.process.errors import DONE
 
 SCRIPT = str(REPOSITORY / "launch/folds.sh")
 
@@ -116,7 +116,7 @@ def test_a_tiny_run_of_two_folds(prepared, tmp_path):
     """The real command, twice: the second start finds everything done."""
     file = tmp_path / "folds.json"
     command = ["--data", str(prepared), "--method", "patient", "--folds", "2", "--output", str(file), "--quiet"]
-    assert split.main(command) == DONE
+    assert partition.main(command) == DONE
     small = {"stage1.size": 32, "stage1.batch_size": 4, "stage1.epochs": 1, "stage1.swa_epochs": 0, "model.width": 8}
     small |= {"predict.size": 32, "predict.batch_size": 4, "model.depths": "(1, 1, 1, 1)", "data.directory": prepared}
     flags = [f"--config.{name}={value}" for name, value in small.items()]

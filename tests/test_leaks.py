@@ -4,12 +4,14 @@ import cv2
 import numpy as np
 import pytest
 
-from jaxpneumo.data import dicom, leaks, synthetic
+from jaxpneumo.data import leaks
+from jaxpneumo.dicom import dicom
+from jaxpneumo.synthetic import radiographs
 
 
 @pytest.fixture(scope="module")
 def images():
-    return [synthetic.radiograph(seed, 256)[0] for seed in range(12)]
+    return [radiographs.radiograph(seed, 256)[0] for seed in range(12)]
 
 
 def recompressed(image):

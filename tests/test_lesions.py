@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from jaxpneumo.evaluate.lesions import lesion_counts
+from jaxpneumo.score.lesions import lesion_counts
 
 NOTHING = np.zeros((6, 8), np.uint8)
 TRUTH = np.array(

@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxpneumo.errors import InputError
-from jaxpneumo.evaluate.levels import (
+from jaxpneumo.predict.native import native_grid, to_native
+from jaxpneumo.predict.postprocess import remove_small
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.score.levels import (
     AREAS,
     LEVELS,
     LevelCounts,
@@ -18,8 +20,6 @@ from jaxpneumo.evaluate.levels import (
     read_levels,
     write_levels,
 )
-from jaxpneumo.predict.native import native_grid, to_native
-from jaxpneumo.predict.postprocess import remove_small
 
 
 def blobs(seed: int, size: int, sigma: float = 3) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from jaxpneumo.errors import InputError
+from jaxpneumo.process.errors import InputError
 from jaxpneumo.train.log import MetricsLog, progress_picture, read_log
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 
 from jaxpneumo import __main__ as command
 from jaxpneumo import main
-from jaxpneumo.errors import BAD_INPUT, DONE, FAILED, InputError, TrainingError, exit_code
+from jaxpneumo.process.errors import BAD_INPUT, DONE, FAILED, InputError, TrainingError, exit_code
 
 
 def run(*arguments: str, **kwargs) -> subprocess.CompletedProcess:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxpneumo.data import rle
-from jaxpneumo.errors import InputError
-from jaxpneumo.evaluate.metrics import all_empty, counts, dice, iou, summarise
 from jaxpneumo.predict.postprocess import remove_small
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.score.metrics import all_empty, counts, dice, iou, summarise
 
 TRUTH = np.array([[1, 1, 0], [1, 0, 0]], np.uint8)
 PREDICTION = np.array([[0, 1, 1], [1, 0, 0]], np.uint8)

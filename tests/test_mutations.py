@@ -17,8 +17,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from jaxpneumo.data import dataset, dicom, prepare
-from jaxpneumo.errors import InputError
+from jaxpneumo.data import dataset, prepare
+from jaxpneumo.dicom import dicom
+from jaxpneumo.process.errors import InputError
 
 SECONDS = 5.0
 

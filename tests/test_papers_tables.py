@@ -7,9 +7,9 @@ import subprocess
 import pytest
 from conftest import REPOSITORY
 
-from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate import tables
-from jaxpneumo.files import read_json
+from jaxpneumo.process.errors import DONE, InputError
+from jaxpneumo.process.files import read_json
 
 
 def test_figures_are_those_that_the_configs_quote():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from jaxpneumo.data import patients
-from jaxpneumo.data.radiograph import header_fields
+from jaxpneumo.dicom import patients
+from jaxpneumo.dicom.radiograph import header_fields
 
 HEADER = dict.fromkeys(("uid", "patient_id", "sex", "age", "view", "derivation", "modality", "body_part"), "")
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from test_display import BYTES
 
-from jaxpneumo.data import dicom
-from jaxpneumo.data.radiograph import ONE_GREY, RadiographError
+from jaxpneumo.dicom import dicom
+from jaxpneumo.dicom.radiograph import ONE_GREY, RadiographError
 
 TURNS = {
     1: None,

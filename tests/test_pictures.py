@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from jaxpneumo.errors import InputError
 from jaxpneumo.predict.pictures import COLORS, contact_sheet, overlay, write_overlay, write_png
+from jaxpneumo.process.errors import InputError
 
 RED, GREEN = (200, 10, 10), (10, 200, 10)
 

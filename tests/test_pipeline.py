@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from jaxpneumo.data import finder
-from jaxpneumo.data.dicom import read, write
 from jaxpneumo.data.squash import squash
-from jaxpneumo.predict import pipeline
-from jaxpneumo.predict.pipeline import Reading, read_ahead
+from jaxpneumo.dicom.dicom import read, write
+from jaxpneumo.predict import reading
+from jaxpneumo.predict.reading import Reading, read_ahead
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_pictures_come_in_order_and_are_those_of_preparation(archive, team):
 
 def test_pictures_stay_what_they_are_while_others_come(archive, monkeypatch):
     """The shared memory is used again many times over; what was given away is not in it."""
-    monkeypatch.setattr(pipeline, "WINDOW", 3)
+    monkeypatch.setattr(reading, "WINDOW", 3)
     folder, sources = archive
     sound = [source for source in sources if "cut" not in source and "text" not in source and "gone" not in source]
     pictures = list(read_ahead(Reading(folder, 32), sound * 3, 2))

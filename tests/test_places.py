@@ -11,9 +11,10 @@ import pytest
 from commands import MAINS, run
 from conftest import REPOSITORY
 
-from jaxpneumo import errors, main, places
-from jaxpneumo.errors import BAD_INPUT, DONE, InputError
-from jaxpneumo.files import read_json
+from jaxpneumo import main
+from jaxpneumo.process import errors, places
+from jaxpneumo.process.errors import BAD_INPUT, DONE, InputError
+from jaxpneumo.process.files import read_json
 
 
 class TestPaths:
@@ -75,7 +76,7 @@ class TestPaths:
 
     @pytest.mark.parametrize("code", [0, 1, 2])
     def test_no_report_changes_an_exit_code(self, code, tmp_path, monkeypatch, capsys):
-        from jaxpneumo import command, run_report
+        from jaxpneumo.process import command, run_report
 
         monkeypatch.chdir(tmp_path)
         for output in (".", "..", "/", "/proc/x", "/dev/null/x", "a" * 300):

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from jaxpneumo.errors import InputError
 from jaxpneumo.predict.postprocess import remove_small
+from jaxpneumo.process.errors import InputError
 
 
 def mask_with(*rectangles: tuple[int, int, int, int], size: int = 1024, dtype=np.uint8) -> np.ndarray:

@@ -14,17 +14,17 @@ import pytest
 from conftest import load_config, shrink
 
 from jaxpneumo.data import rle
-from jaxpneumo.data.dicom import read, write
 from jaxpneumo.data.squash import squash
-from jaxpneumo.errors import DONE, PARTIAL, InputError
-from jaxpneumo.files import read_json, write_json
+from jaxpneumo.dicom.dicom import read, write
 from jaxpneumo.predict import predict
 from jaxpneumo.predict.ensemble import load_ensemble
 from jaxpneumo.predict.infer import load_predictor, predict_masks, predict_probabilities
 from jaxpneumo.predict.submission import read_submission
+from jaxpneumo.process.errors import DONE, PARTIAL, InputError
+from jaxpneumo.process.files import read_json, write_json
+from jaxpneumo.run.provenance import trained_on_synthetic
 from jaxpneumo.train.loop import make_model
-from jaxpneumo.train.provenance import trained_on_synthetic
-from jaxpneumo.train.run import train
+from jaxpneumo.train.stages import train
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from preparing import refused, three_files
 
-from jaxpneumo.data import dataset, dicom, ingest, labels, prepare, rle, splits
-from jaxpneumo.errors import InputError
+from jaxpneumo.data import dataset, ingest, labels, prepare, rle, splits
+from jaxpneumo.dicom import dicom
+from jaxpneumo.process.errors import InputError
 
 
 @pytest.fixture

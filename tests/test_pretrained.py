@@ -11,9 +11,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
-from jaxpneumo.errors import InputError
 from jaxpneumo.model import pretrained
 from jaxpneumo.model.unet import UNet
+from jaxpneumo.process.errors import InputError
 
 
 @functools.cache

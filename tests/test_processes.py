@@ -14,8 +14,8 @@ import pytest
 from conftest import REPOSITORY
 from test_train import epoch_records
 
-from jaxpneumo.errors import DONE, STOPPED, InputError
-from jaxpneumo.train.sharding import start_processes
+from jaxpneumo.process.errors import DONE, STOPPED, InputError
+from jaxpneumo.run.sharding import start_processes
 
 STEPS = 2  # 22 training images, batches of 8
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from jaxpneumo.errors import DONE
 from jaxpneumo.evaluate import evaluate
 from jaxpneumo.predict import predict
+from jaxpneumo.process.errors import DONE
 
 
 def verb(name, evaluated, radiographs, output):

@@ -5,8 +5,9 @@ import csv
 import numpy as np
 import pytest
 
-from jaxpneumo.data import dicom, prepare, remarks
-from jaxpneumo.predict.pipeline import Reading, read
+from jaxpneumo.data import prepare, remarks
+from jaxpneumo.dicom import dicom
+from jaxpneumo.predict.reading import Reading, read
 
 
 def test_sentences_are_counted_the_most_frequent_first():

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from jaxpneumo.data import dataset, rle
-from jaxpneumo.errors import DONE, InputError
-from jaxpneumo.evaluate import report, report_pictures
-from jaxpneumo.evaluate.report_gallery import outline_path
-from jaxpneumo.files import read_json, write_json
 from jaxpneumo.predict.submission import read_submission
+from jaxpneumo.process.errors import DONE, InputError
+from jaxpneumo.process.files import read_json, write_json
+from jaxpneumo.report import figures, report
+from jaxpneumo.report.gallery import outline_path
 
 MODE = "tta_removal"
 
@@ -306,8 +306,7 @@ def test_outline_of_hole_point_and_nothing():
 def test_training_curves_stand_missing_and_huge_values():
     records = [{"epoch": n, "train_loss": 1.0, "validation_loss": value} for n, value in enumerate((900.0, None, 1.1))]
     light, dark = (
-        report_pictures.png(*report_pictures.training({"stage1": records}), theme)
-        for theme in (report_pictures.LIGHT, report_pictures.DARK)
+        figures.png(*figures.training({"stage1": records}), theme) for theme in (figures.LIGHT, figures.DARK)
     )
     pictures = [cv2.imdecode(np.frombuffer(one, np.uint8), cv2.IMREAD_COLOR) for one in (light, dark)]
     assert pictures[0].shape == pictures[1].shape

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from jaxpneumo.evaluate import report
+from jaxpneumo.report import report
 
 WIDTHS = (1280, 820)
 OFF = ("extensions", "background-networking", "component-update", "sync", "quic", "gpu", "default-apps")

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from jaxpneumo import command, progress, run_report
-from jaxpneumo.errors import InputError, TrainingError
-from jaxpneumo.files import read_json, write_atomically, write_json
+from jaxpneumo.process import command, progress, run_report
+from jaxpneumo.process.errors import InputError, TrainingError
+from jaxpneumo.process.files import read_json, write_atomically, write_json
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from jaxpneumo import runtime
+from jaxpneumo.process import runtime
 
 PROBE = """
 import os, sys
-from jaxpneumo.runtime import prepare_process
+from jaxpneumo.process.runtime import prepare_process
 prepare_process()
 import jax, jax.numpy as jnp
 jax.jit(jnp.sin)(1.0).block_until_ready()

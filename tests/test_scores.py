@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, jaccard_score, recall_score
 
-from jaxpneumo.evaluate.metrics import summarise
-from jaxpneumo.evaluate.scores import ratios, select, values
+from jaxpneumo.score.metrics import summarise
+from jaxpneumo.score.scores import ratios, select, values
 
 
 def table(*images: tuple[int, ...]) -> dict[str, np.ndarray]:

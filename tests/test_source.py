@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from absl import flags
 
-from jaxpneumo import files
 from jaxpneumo.augment import host
 from jaxpneumo.data import dataset, source
-from jaxpneumo.errors import InputError
+from jaxpneumo.process import files
+from jaxpneumo.process.errors import InputError
 
 COUNT, SIZE = 23, 32
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import writable_arrays
 
-from jaxpneumo.data import dataset, split, splits
-from jaxpneumo.errors import InputError
+from jaxpneumo.data import dataset, partition, splits
+from jaxpneumo.process.errors import InputError
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def data(prepared, tmp_path):
 
 
 def run(*arguments):
-    return split.main([*map(str, arguments), "--quiet"])
+    return partition.main([*map(str, arguments), "--quiet"])
 
 
 def challenge(shared, output, *arguments):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jaxpneumo.data import labels, splits
 from jaxpneumo.data.dataset import Index
-from jaxpneumo.errors import InputError
+from jaxpneumo.process.errors import InputError
 
 
 def make_index(positive, patient=None) -> Index:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxpneumo.data import dicom
 from jaxpneumo.data.squash import squash
+from jaxpneumo.dicom import dicom
 
 
 def by_opencv(image: np.ndarray, size: int) -> np.ndarray:

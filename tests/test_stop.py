@@ -15,12 +15,13 @@ import pytest
 from conftest import load_config, shrink
 from test_train import assert_same, epoch_records
 
-from jaxpneumo import errors
-from jaxpneumo.errors import InputError, Stopped, TrainingError
-from jaxpneumo.train import checkpoint, loop
+from jaxpneumo.process import errors
+from jaxpneumo.process.errors import InputError, Stopped, TrainingError
+from jaxpneumo.run import checkpoint
+from jaxpneumo.run.state import initialise
+from jaxpneumo.train import loop
 from jaxpneumo.train.feed import StageData
 from jaxpneumo.train.loop import make_model, train_stage
-from jaxpneumo.train.state import initialise
 
 STEPS, EPOCHS = 3, 3
 

@@ -19,8 +19,8 @@ from pydicom.uid import (
 )
 from test_display import BYTES, SHARE, WORDS, close, image, stretched
 
-from jaxpneumo.data import dicom
-from jaxpneumo.data.radiograph import COLOUR, SEVERAL_FRAMES, RadiographError
+from jaxpneumo.dicom import dicom
+from jaxpneumo.dicom.radiograph import COLOUR, SEVERAL_FRAMES, RadiographError
 
 ENCODERS = {
     JPEG2000Lossless: lambda words, bits: imagecodecs.jpeg2k_encode(

@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxpneumo.data.dataset import Index
-from jaxpneumo.evaluate.strata import strata
+from jaxpneumo.score.strata import strata
 
 
 def make_index() -> Index:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from jaxpneumo.errors import InputError
 from jaxpneumo.predict.submission import read_submission, write_submission
+from jaxpneumo.process.errors import InputError
 
 ROWS = [("1.2.276.0.7230010.3.1.4.8323329.6904", "10 3 5 2"), ("ID_b", "-1"), ("ID_a", "")]
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import binary_erosion, distance_transform_edt, generate_binary_structure
 from scipy.spatial.distance import cdist
 
-from jaxpneumo.evaluate.surface import outline, surface_distances
+from jaxpneumo.score.surface import outline, surface_distances
 
 
 def square(top: int, left: int, side: int, size: int = 40) -> np.ndarray:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxpneumo.data import dataset, tables
+from jaxpneumo.data import csv_tables, dataset
 from jaxpneumo.data.prepare import prepare
-from jaxpneumo.errors import InputError
+from jaxpneumo.process.errors import InputError
 
 
 def test_tables_agree_with_the_prepared_images(shared, tmp_path):
@@ -20,7 +20,7 @@ def test_tables_agree_with_the_prepared_images(shared, tmp_path):
         quiet=True,
     )
     index = dataset.read_index(folder)
-    table = tables.read_tables(sample / "train-rle.csv", sample / "patients.csv")
+    table = csv_tables.read_tables(sample / "train-rle.csv", sample / "patients.csv")
     order = np.argsort(table.image_id)
     for name in ("image_id", "sex", "age", "view", "height", "width", "mask_area", "label_rows"):
         np.testing.assert_array_equal(getattr(table, name)[order], getattr(index, name))
@@ -36,7 +36,7 @@ def files(tmp_path):
 
 
 def test_areas_and_rows(files):
-    index = tables.read_tables(*files)
+    index = csv_tables.read_tables(*files)
     assert index.image_id.tolist() == ["a", "b", "c"]
     assert index.mask_area.tolist() == [0, 20, 15]
     assert index.label_rows.tolist() == [0, 1, 2]
@@ -44,61 +44,61 @@ def test_areas_and_rows(files):
     assert (index.sex.tolist(), index.view.tolist()) == (["", "F", "M"], ["", "PA", "AP"])
     assert index.age[1] == 50
     assert np.isnan(index.age[2])
-    assert tables.read_tables(files[0]).patient.tolist() == ["", "", ""]
+    assert csv_tables.read_tables(files[0]).patient.tolist() == ["", "", ""]
 
 
 def test_columns_are_found_by_id(files):
-    assert tables.read_column(files[1], "round1", np.array(["c", "b"])).tolist() == ["test", "train"]
+    assert csv_tables.read_column(files[1], "round1", np.array(["c", "b"])).tolist() == ["test", "train"]
     with pytest.raises(InputError, match="lacks 1 of the images, a first"):
-        tables.read_column(files[1], "round1", np.array(["a", "b"]))
+        csv_tables.read_column(files[1], "round1", np.array(["a", "b"]))
     with pytest.raises(InputError, match="header lacks round2"):
-        tables.read_column(files[1], "round2", np.array(["b"]))
+        csv_tables.read_column(files[1], "round2", np.array(["b"]))
     files[1].write_text("ImageId,round1\nb,train\nb,test\n")
     with pytest.raises(InputError, match="line 3: b is listed a second time"):
-        tables.read_column(files[1], "round1", np.array(["b"]))
+        csv_tables.read_column(files[1], "round1", np.array(["b"]))
 
 
 def test_patients_of_another_file(files):
-    index = tables.with_patients(tables.read_tables(files[0]), files[1])
+    index = csv_tables.with_patients(csv_tables.read_tables(files[0]), files[1])
     assert index.patient.tolist() == ["", "7", "7"]
     files[1].write_text("ImageId,patient\nz,7\n")
     with pytest.raises(InputError, match="lists none of the images"):
-        tables.with_patients(index, files[1])
+        csv_tables.with_patients(index, files[1])
     with pytest.raises(InputError, match="lists none of the images"):
-        tables.read_tables(*files)
+        csv_tables.read_tables(*files)
 
 
 def test_ids_of_the_patients_may_be_paths(files):
     files[1].write_text("ImageId,patient,round1\ntrain/b.dcm,7,train\nx/c.png,7,test\na.png,8,test\n")
     files[0].write_text("ImageId,EncodedPixels\na,-1\nb,-1\nc,-1\n")
-    index = tables.read_tables(*files)
+    index = csv_tables.read_tables(*files)
     assert index.patient.tolist() == ["8", "7", "7"]
-    assert tables.with_patients(tables.read_tables(files[0]), files[1]).patient.tolist() == ["8", "7", "7"]
-    assert tables.read_column(files[1], "round1", index.image_id).tolist() == ["test", "train", "test"]
+    assert csv_tables.with_patients(csv_tables.read_tables(files[0]), files[1]).patient.tolist() == ["8", "7", "7"]
+    assert csv_tables.read_column(files[1], "round1", index.image_id).tolist() == ["test", "train", "test"]
 
 
 def test_nobody_is_no_patient(files, caplog):
     files[1].write_text("ImageId,patient\na,unknown\nb,7\nc,7\n")
-    assert tables.read_tables(*files).patient.tolist() == ["", "7", "7"]
+    assert csv_tables.read_tables(*files).patient.tolist() == ["", "7", "7"]
     assert "1 of 3 images have a word for nobody" in caplog.text
     names = [f"i{number}" for number in range(12)]
     files[0].write_text("ImageId,EncodedPixels\n" + "".join(f"{name},-1\n" for name in names))
     files[1].write_text("ImageId,patient\n" + "".join(f"{name},7\n" for name in names))
-    assert tables.with_patients(tables.read_tables(files[0]), files[1]).patient.tolist() == [""] * 12
+    assert csv_tables.with_patients(csv_tables.read_tables(files[0]), files[1]).patient.tolist() == [""] * 12
     assert "patients.csv: one and the same patient id for 12 of 12 images names nobody" in caplog.text
 
 
 def test_codes_of_another_kind_are_said(files):
     files[0].write_text("ImageId,EncodedPixels\na,-1\nb,5000 7 6024 7 7048 7\n")
     with pytest.raises(InputError, match=r"labels\.csv line 3: the file's run-length codes seem to be absolute"):
-        tables.read_tables(files[0])
+        csv_tables.read_tables(files[0])
     rows = ["b,5000 7 6024 7 7048 7", "c,5000 7 1017 7 1017 7", "d,5000 7 1017 7"]
     files[0].write_text("\n".join(["ImageId,EncodedPixels", *rows]) + "\n")
     with pytest.raises(InputError, match=r"labels\.csv line 2: the run-length code seems to be absolute"):
-        tables.read_tables(files[0])
+        csv_tables.read_tables(files[0])
 
 
 def test_wrong_codes_are_said(files):
     files[0].write_text("ImageId,EncodedPixels\na,-1\nb,1048570 7\n")
     with pytest.raises(InputError, match=r"labels.csv line 3: .* leaves the image by 1 pixels"):
-        tables.read_tables(files[0])
+        csv_tables.read_tables(files[0])

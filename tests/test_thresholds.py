@@ -13,17 +13,17 @@ from ml_collections import ConfigDict
 
 from jaxpneumo.data import rle
 from jaxpneumo.data.labels import mask, read_labels
-from jaxpneumo.errors import DONE, InputError
 from jaxpneumo.evaluate import thresholds
-from jaxpneumo.evaluate.bootstrap import clusters
-from jaxpneumo.evaluate.folds import folds
-from jaxpneumo.evaluate.levels import AREAS, LEVELS, LevelCounts, count_components
-from jaxpneumo.evaluate.metrics import counts, dice, iou
-from jaxpneumo.files import read_json, write_json
 from jaxpneumo.predict import predict
-from jaxpneumo.predict import thresholds as named
+from jaxpneumo.predict import saved_thresholds as named
 from jaxpneumo.predict.postprocess import NATIVE_AREA, remove_small
 from jaxpneumo.predict.submission import read_submission
+from jaxpneumo.process.errors import DONE, InputError
+from jaxpneumo.process.files import read_json, write_json
+from jaxpneumo.score.bootstrap import clusters
+from jaxpneumo.score.folds import folds
+from jaxpneumo.score.levels import AREAS, LEVELS, LevelCounts, count_components
+from jaxpneumo.score.metrics import counts, dice, iou
 
 ROWS = {*thresholds.RULES, "all empty"}
 

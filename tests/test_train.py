@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, load_config, shrink
 
-from jaxpneumo.data import dataset, split, splits
+from jaxpneumo.data import dataset, partition, splits
 from jaxpneumo.data.source import train_batches
-from jaxpneumo.errors import DONE, InputError, TrainingError
-from jaxpneumo.train import checkpoint
+from jaxpneumo.process.errors import DONE, InputError, TrainingError
+from jaxpneumo.run import checkpoint
+from jaxpneumo.run.sharding import check_batch_size
+from jaxpneumo.run.state import create_train_state, initialise, update_average
 from jaxpneumo.train.feed import StageData
 from jaxpneumo.train.loop import batch_norm_momentum, make_model, train_stage
 from jaxpneumo.train.optimizer import make_optimizer
-from jaxpneumo.train.run import _read_split, train
-from jaxpneumo.train.sharding import check_batch_size
-from jaxpneumo.train.state import create_train_state, initialise, update_average
+from jaxpneumo.train.stages import _read_split, train
 from jaxpneumo.train.step import make_statistics_call, make_train_step, unpack
 
 
@@ -266,7 +266,7 @@ def fold_of(prepared, file, fold):
 def test_each_fold_validates_once(prepared, tmp_path):
     file = tmp_path / "folds.json"
     command = ["--data", str(prepared), "--method", "patient", "--folds", "3", "--output", str(file), "--quiet"]
-    assert split.main(command) == DONE
+    assert partition.main(command) == DONE
     index = dataset.read_index(prepared)
     validated = []
     for fold in range(3):
@@ -294,7 +294,7 @@ def test_a_splits_file_of_the_data_that_is_not_used_is_told(prepared, tmp_path, 
     data = shutil.copytree(prepared, tmp_path / "data")
     config = small(data)
     assert "is not used" not in told_of_split(config, None, caplog)  # `prepare` made the very same
-    assert split.main(["--data", str(data), "--method", "patient", "--quiet"]) == DONE
+    assert partition.main(["--data", str(data), "--method", "patient", "--quiet"]) == DONE
     way_out = f"To train on it, start with --config.data.split={data}/splits.json."
     told = told_of_split(config, None, caplog)
     assert "splits.json (split by patient) is not used, as data.split is random" in told
@@ -303,11 +303,11 @@ def test_a_splits_file_of_the_data_that_is_not_used_is_told(prepared, tmp_path, 
     assert "is not used" not in told_of_split(config, tmp_path / "own.json", caplog)  # a run that goes on
     config.data.split = str(data / "splits.json")
     assert told_of_split(config, None, caplog) == ""
-    assert split.main(["--data", str(data), "--method", "random", "--seed", "5", "--quiet"]) == DONE
+    assert partition.main(["--data", str(data), "--method", "random", "--seed", "5", "--quiet"]) == DONE
     config.data.split = "patient"
     assert told_of_split(config, None, caplog) == ""
     command = ["--data", str(data), "--method", "patient", "--folds", "3", "--seed", "1", "--quiet"]
-    assert split.main(command) == DONE
+    assert partition.main(command) == DONE
     assert "--config.data.fold=0, or another fold" in told_of_split(config, None, caplog)
 
 

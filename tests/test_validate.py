@@ -4,9 +4,9 @@ import gzip
 
 import pytest
 
-from jaxpneumo.errors import BAD_INPUT, DONE, InputError
 from jaxpneumo.predict.submission import write_submission
 from jaxpneumo.predict.validate import main, validate
+from jaxpneumo.process.errors import BAD_INPUT, DONE, InputError
 
 SAMPLE = "ImageId,EncodedPixels\na,1 2\nb,-1\nc,-1\nc,-1\nd,-1\n"
 

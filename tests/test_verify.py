@@ -9,7 +9,7 @@ import pytest
 from conftest import writable_arrays
 
 from jaxpneumo.data import dataset, rle, verify
-from jaxpneumo.errors import InputError
+from jaxpneumo.process.errors import InputError
 
 
 @pytest.fixture

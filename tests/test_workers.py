@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from jaxpneumo.data import workers
+from jaxpneumo.process import workers
 
 _offset = 0
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from jaxpneumo.errors import InputError
+from jaxpneumo.process.errors import InputError
 
 # The kernels' pixel figures are for images of this height and width; at another size they scale with it, so
 # that the same anatomy is deformed in the same way in both training stages.

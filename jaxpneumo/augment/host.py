@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxpneumo.augment import groups as description
 from jaxpneumo.augment.groups import Groups
-from jaxpneumo.errors import InputError
+from jaxpneumo.process.errors import InputError
 
 # Before the import: otherwise albumentations asks the network for a newer version.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"

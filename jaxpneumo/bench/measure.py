@@ -18,14 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpneumo import places
-from jaxpneumo.arguments import Parser
-from jaxpneumo.data.workers import cores, peak_memory
-from jaxpneumo.errors import InputError
-from jaxpneumo.files import write_json
 from jaxpneumo.model.unet import ENCODERS, UNet, backend_rewrites
-from jaxpneumo.ranges import BATCH, DEPTHS, REPEATS, SIDE, WIDTH
-from jaxpneumo.software import software
+from jaxpneumo.process import places
+from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.files import write_json
+from jaxpneumo.process.ranges import BATCH, DEPTHS, REPEATS, SIDE, WIDTH
+from jaxpneumo.process.software import software
+from jaxpneumo.process.workers import cores, peak_memory
 
 # A repeat takes about this long, so that neither the clock nor the first dispatch counts.
 REPEAT_SECONDS = 0.3

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxpneumo import run_report
-from jaxpneumo.data.codestream import PNG_SIGNATURE
-from jaxpneumo.data.radiograph import file_id
-from jaxpneumo.errors import InputError
-from jaxpneumo.files import printable
+from jaxpneumo.dicom.codestream import PNG_SIGNATURE
+from jaxpneumo.dicom.radiograph import file_id
+from jaxpneumo.process import run_report
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.files import printable
 
 ENDINGS = ("", ".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".jpe")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")

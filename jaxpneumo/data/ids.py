@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import PurePosixPath
 
-from jaxpneumo.data.radiograph import file_id
+from jaxpneumo.dicom.radiograph import file_id
 
 UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 

@@ -14,16 +14,17 @@ from typing import Any
 import cv2
 import numpy as np
 
-from jaxpneumo import run_report
-from jaxpneumo.data import dataset, dicom, finder, frontal, patients, reconcile
+from jaxpneumo.data import dataset, finder, reconcile
 from jaxpneumo.data import labels as label_files
-from jaxpneumo.data import workers as processes
-from jaxpneumo.data.radiograph import UNREADABLE, WRONG_SIZE, Radiograph, RadiographError
 from jaxpneumo.data.reconcile import Outcome
 from jaxpneumo.data.squash import squash
-from jaxpneumo.errors import InputError
-from jaxpneumo.files import printable
-from jaxpneumo.progress import progress
+from jaxpneumo.dicom import dicom, frontal, patients
+from jaxpneumo.dicom.radiograph import UNREADABLE, WRONG_SIZE, Radiograph, RadiographError
+from jaxpneumo.process import run_report
+from jaxpneumo.process import workers as processes
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.files import printable
+from jaxpneumo.process.progress import progress
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxpneumo import run_report
 from jaxpneumo.data import ids, rle
-from jaxpneumo.data import patients as words
-from jaxpneumo.errors import InputError
+from jaxpneumo.dicom import patients as words
+from jaxpneumo.process import run_report
+from jaxpneumo.process.errors import InputError
 
 WAY_OUT = {
     rle.ABSOLUTE: "Convert every code: from each start but the first take the end of the run before (its start + its "

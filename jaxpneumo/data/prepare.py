@@ -22,18 +22,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxpneumo import places, run_report
-from jaxpneumo.arguments import Parser
-from jaxpneumo.data import dataset, dicom, ingest, reconcile, remarks, repeat, splits
+from jaxpneumo.data import dataset, ingest, reconcile, remarks, repeat, splits
 from jaxpneumo.data import labels as label_files
-from jaxpneumo.data import workers as processes
-from jaxpneumo.data.journal import open_journal
-from jaxpneumo.data.radiograph import UNREADABLE
 from jaxpneumo.data.reconcile import Outcome
-from jaxpneumo.errors import BAD_INPUT, DONE, FAILED, PARTIAL, InputError, tell
-from jaxpneumo.files import printable, take_name
-from jaxpneumo.progress import progress
-from jaxpneumo.ranges import FRACTION, NATIVE, SECONDS, SEED, SIDE, TEAM, Several
+from jaxpneumo.dicom import dicom
+from jaxpneumo.dicom.radiograph import UNREADABLE
+from jaxpneumo.process import places, run_report
+from jaxpneumo.process import workers as processes
+from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.errors import BAD_INPUT, DONE, FAILED, PARTIAL, InputError, tell
+from jaxpneumo.process.files import printable, take_name
+from jaxpneumo.process.jsonl import open_journal
+from jaxpneumo.process.progress import progress
+from jaxpneumo.process.ranges import FRACTION, NATIVE, SECONDS, SEED, SIDE, TEAM, Several
 
 MAX_SECONDS = 60.0  # for one file; a stalled network drive may need some
 

@@ -23,10 +23,10 @@ from collections.abc import Callable, Collection, Container, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxpneumo.data import patients
 from jaxpneumo.data.labels import Labels
-from jaxpneumo.data.radiograph import file_id
-from jaxpneumo.files import printable
+from jaxpneumo.dicom import patients
+from jaxpneumo.dicom.radiograph import file_id
+from jaxpneumo.process.files import printable
 
 NOT_FRONTAL = "not a frontal chest radiograph"
 CONTRADICTION = "file name and UID differ"

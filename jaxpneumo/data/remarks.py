@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from jaxpneumo.files import printable
+from jaxpneumo.process.files import printable
 
 SHOWN = 8  # sentences; an archive may have a different wrong value in every file
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import jaxpneumo
 from jaxpneumo.data import dataset, ingest
-from jaxpneumo.data.journal import changes
 from jaxpneumo.data.labels import read_rows
-from jaxpneumo.errors import InputError
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.jsonl import changes
 
 
 def settings(

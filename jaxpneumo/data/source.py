@@ -18,7 +18,7 @@ import grain
 import numpy as np
 
 from jaxpneumo.data import dataset
-from jaxpneumo.errors import InputError
+from jaxpneumo.process.errors import InputError
 
 Record = dict[str, np.ndarray]
 Augment = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]

@@ -15,9 +15,9 @@ import numpy as np
 from jaxpneumo.data import labels
 from jaxpneumo.data.dataset import Index
 from jaxpneumo.data.ids import of_images
-from jaxpneumo.errors import InputError
-from jaxpneumo.files import read_json, write_json
-from jaxpneumo.ranges import did_you_mean
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.files import read_json, write_json
+from jaxpneumo.process.ranges import did_you_mean
 
 DRAWN = ("random", "patient")
 SIDES = ("train", "validation")

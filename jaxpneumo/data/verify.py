@@ -17,13 +17,13 @@ from typing import IO, Any
 import numpy as np
 from tqdm import tqdm
 
-from jaxpneumo import places
-from jaxpneumo.arguments import Parser
 from jaxpneumo.data import dataset, labels, rle, splits
-from jaxpneumo.data.dicom import MAX_PIXELS
-from jaxpneumo.errors import DONE, FAILED, InputError
-from jaxpneumo.files import read_json
-from jaxpneumo.progress import progress
+from jaxpneumo.dicom.dicom import MAX_PIXELS
+from jaxpneumo.process import places
+from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.errors import DONE, FAILED, InputError
+from jaxpneumo.process.files import read_json
+from jaxpneumo.process.progress import progress
 
 TABLES = ("index.csv", "labels.csv", "quarantine.csv")
 CHANGED = "has changed since it was prepared"

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from jaxpneumo import places, run_report
-from jaxpneumo.arguments import Parser
 from jaxpneumo.data.splits import words
-from jaxpneumo.errors import DONE, InputError
-from jaxpneumo.evaluate import bootstrap
 from jaxpneumo.evaluate.images import MODES
 from jaxpneumo.evaluate.results import read_metrics, read_summary
-from jaxpneumo.evaluate.scores import DISTANCES, REGIONS, Ratios, ratios
-from jaxpneumo.files import write_json
-from jaxpneumo.ranges import REPLICATES, SEED
+from jaxpneumo.process import places, run_report
+from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.errors import DONE, InputError
+from jaxpneumo.process.files import write_json
+from jaxpneumo.process.ranges import REPLICATES, SEED
+from jaxpneumo.score import bootstrap
+from jaxpneumo.score.scores import DISTANCES, REGIONS, Ratios, ratios
 
 HELP = """\
 Compares two evaluated runs image by image: each score of both, their difference with a 95 % bootstrap interval,

@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from jaxpneumo import places
-from jaxpneumo.arguments import Parser
-from jaxpneumo.data import dataset, leaks, rle, splits, tables
+from jaxpneumo.data import csv_tables, dataset, leaks, rle, splits
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data.dataset import Index
-from jaxpneumo.errors import DONE, InputError
-from jaxpneumo.evaluate import metrics
 from jaxpneumo.predict.pictures import write_png
 from jaxpneumo.predict.postprocess import NATIVE_AREA
-from jaxpneumo.progress import progress
-from jaxpneumo.ranges import AREA
+from jaxpneumo.process import places
+from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.errors import DONE, InputError
+from jaxpneumo.process.progress import progress
+from jaxpneumo.process.ranges import AREA
+from jaxpneumo.score import metrics
 
 THRESHOLD = 2048  # R-TH of the papers, in pixels of a 1024x1024 image
 QUANTILES = {"min": 0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1}
@@ -97,13 +97,13 @@ def describe_tables(labels: Path | str, patients: Path | str | None, threshold: 
     Raises:
       InputError: a file that cannot be understood.
     """
-    index = tables.read_tables(labels, patients)
+    index = csv_tables.read_tables(labels, patients)
     codes = [[code for _, code in rows] for rows in label_files.read_labels(labels).codes.values()]
     parts = {"all": index}
-    if patients and tables.has_column(patients, "round1"):
-        train, _ = splits.rounds_split(tables.read_column(patients, "round1", index.image_id))
+    if patients and csv_tables.has_column(patients, "round1"):
+        train, _ = splits.rounds_split(csv_tables.read_column(patients, "round1", index.image_id))
         parts = {"round 1": _select(index, train), "round 2": index}
-    added = [sum(rle.area(code, tables.NATIVE, tables.NATIVE) for code in rows) for rows in codes]
+    added = [sum(rle.area(code, csv_tables.NATIVE, csv_tables.NATIVE) for code in rows) for rows in codes]
     masks = Counter(tuple(sorted(rows)) for rows in codes if rows != [rle.EMPTY])
     return {
         "data": Path(labels).name,
@@ -280,9 +280,9 @@ def main(argv: list[str]) -> int:
     else:
         description = describe_tables(args.labels, args.patients, args.removal)
     if args.picture is not None:
-        from jaxpneumo.evaluate.data_picture import data_picture  # matplotlib takes a second to import
+        from jaxpneumo.report.data_figure import data_picture
 
-        index = dataset.read_index(args.data) if args.data else tables.read_tables(args.labels, args.patients)
+        index = dataset.read_index(args.data) if args.data else csv_tables.read_tables(args.labels, args.patients)
         write_png(args.picture, data_picture(index, args.removal, args.data))
     print(json.dumps(description, indent=2) if args.json else text(description))
     return DONE

@@ -12,25 +12,26 @@ from typing import Any
 import cv2
 import numpy as np
 
-from jaxpneumo import places, run_report
-from jaxpneumo.arguments import Parser
 from jaxpneumo.data import dataset, rle
 from jaxpneumo.data.splits import read_splits, split_rows, words
-from jaxpneumo.errors import DONE, InputError
-from jaxpneumo.evaluate import baseline, bootstrap, metrics, thresholds
-from jaxpneumo.evaluate.calibration import calibration
+from jaxpneumo.evaluate import thresholds
 from jaxpneumo.evaluate.images import IMAGE_SCORES, MODES, VIEWS, Measured, measure, own_mode
-from jaxpneumo.evaluate.levels import write_levels
-from jaxpneumo.evaluate.scores import DISTANCES, REGIONS
 from jaxpneumo.evaluate.summary import summarise
-from jaxpneumo.files import write_atomically, write_json
 from jaxpneumo.predict import members
-from jaxpneumo.predict.archive import SYNTHETIC_NOTE
 from jaxpneumo.predict.ensemble import load_ensemble
 from jaxpneumo.predict.infer import Predictor
+from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.predict.pictures import contact_sheet, overlay, write_png
 from jaxpneumo.predict.submission import write_submission
-from jaxpneumo.ranges import BATCH, REPLICATES, SEED
+from jaxpneumo.process import places, run_report
+from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.errors import DONE, InputError
+from jaxpneumo.process.files import write_atomically, write_json
+from jaxpneumo.process.ranges import BATCH, REPLICATES, SEED
+from jaxpneumo.score import baseline, bootstrap, metrics
+from jaxpneumo.score.calibration import calibration
+from jaxpneumo.score.levels import write_levels
+from jaxpneumo.score.scores import DISTANCES, REGIONS
 
 GALLERY = 12
 NOTE = "Research software, not a medical device."

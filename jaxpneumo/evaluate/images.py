@@ -11,15 +11,15 @@ import numpy as np
 
 from jaxpneumo.data import rle
 from jaxpneumo.data.dataset import Index
-from jaxpneumo.evaluate import metrics
-from jaxpneumo.evaluate.lesions import lesion_counts
-from jaxpneumo.evaluate.levels import AREAS, LEVELS, LevelCounts, count_components, count_levels, image_scores
-from jaxpneumo.evaluate.scores import DISTANCES, REGIONS
-from jaxpneumo.evaluate.surface import surface_distances
 from jaxpneumo.predict.infer import Batch, Predictor, predict_native
 from jaxpneumo.predict.native import Grid, to_native
 from jaxpneumo.predict.postprocess import NATIVE_AREA, remove_small
-from jaxpneumo.progress import COMPILING, progress
+from jaxpneumo.process.progress import COMPILING, progress
+from jaxpneumo.score import metrics
+from jaxpneumo.score.lesions import lesion_counts
+from jaxpneumo.score.levels import AREAS, LEVELS, LevelCounts, count_components, count_levels, image_scores
+from jaxpneumo.score.scores import DISTANCES, REGIONS
+from jaxpneumo.score.surface import surface_distances
 
 # name -> (flip TTA, removal threshold): rows of the papers' tables
 MODES = {"plain": (0, False), "tta": (1, False), "removal": (0, True), "tta_removal": (1, True)}

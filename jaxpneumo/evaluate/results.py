@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from jaxpneumo.data.dataset import Index
-from jaxpneumo.errors import InputError
-from jaxpneumo.files import read_json
-from jaxpneumo.train import checkpoint
-from jaxpneumo.train.config import read_config, stages_of
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.files import read_json
+from jaxpneumo.run import checkpoint
+from jaxpneumo.run.config import read_config, stages_of
 
 
 def read_summary(workdir: Path, folder: str = "evaluation") -> dict[str, Any]:

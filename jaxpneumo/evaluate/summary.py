@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 
 from jaxpneumo.data.dataset import Index
-from jaxpneumo.evaluate import bootstrap, metrics, scores
-from jaxpneumo.evaluate.calibration import expected_calibration_error
-from jaxpneumo.evaluate.detection import auroc, average_precision
 from jaxpneumo.evaluate.images import IMAGE_SCORES, VIEWS, Measured, Table
-from jaxpneumo.evaluate.strata import strata
+from jaxpneumo.score import bootstrap, metrics, scores
+from jaxpneumo.score.calibration import expected_calibration_error
+from jaxpneumo.score.detection import auroc, average_precision
+from jaxpneumo.score.strata import strata
 
 IMAGE_LEVEL = {
     "auroc": auroc,

@@ -15,21 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from jaxpneumo import places, run_report
-from jaxpneumo.arguments import Parser
 from jaxpneumo.data import dataset
-from jaxpneumo.errors import DONE, InputError
-from jaxpneumo.evaluate import metrics
-from jaxpneumo.evaluate.bootstrap import clusters
-from jaxpneumo.evaluate.folds import folds
-from jaxpneumo.evaluate.levels import LevelCounts, pool, read_levels
 from jaxpneumo.evaluate.results import read_summary, rows_of
-from jaxpneumo.files import read_json, write_json
 from jaxpneumo.predict.members import read_workdirs
 from jaxpneumo.predict.postprocess import NATIVE_AREA
-from jaxpneumo.predict.thresholds import path_of
-from jaxpneumo.ranges import SEED
-from jaxpneumo.train.config import read_config
+from jaxpneumo.predict.saved_thresholds import path_of
+from jaxpneumo.process import places, run_report
+from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.errors import DONE, InputError
+from jaxpneumo.process.files import read_json, write_json
+from jaxpneumo.process.ranges import SEED
+from jaxpneumo.run.config import read_config
+from jaxpneumo.score import metrics
+from jaxpneumo.score.bootstrap import clusters
+from jaxpneumo.score.folds import folds
+from jaxpneumo.score.levels import LevelCounts, pool, read_levels
 
 RULES = ("image", "component", "triplet")
 SCORES = {"dice": metrics.dice, "iou": metrics.iou}

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxpneumo.errors import InputError
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.model.weight_files import read_weights
+from jaxpneumo.process.errors import InputError
 
 logger = logging.getLogger(__name__)
 

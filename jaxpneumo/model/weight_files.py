@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpneumo.errors import InputError
+from jaxpneumo.process.errors import InputError
 
 # Under which training programs keep the weights in a file that holds more, in this order
 _MAPPINGS = ("state_dict", "model_state_dict", "model", "net", "weights")

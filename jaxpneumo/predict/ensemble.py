@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpneumo.errors import InputError
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.predict.infer import Predictor, load_predictor, predict_probabilities
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.run.sharding import replicated, split
 from jaxpneumo.train.loop import make_model
-from jaxpneumo.train.sharding import replicated, split
 
 
 def load_ensemble(workdirs: Sequence[Path], weights: Sequence[float], batch_size: int | None = None) -> Predictor:

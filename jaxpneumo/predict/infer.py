@@ -22,12 +22,12 @@ from ml_collections import ConfigDict
 from jaxpneumo.model.folding import fold
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.predict.native import Grid, NativeMask, native_grid, native_masks, pixels_at_least
-from jaxpneumo.train import checkpoint
-from jaxpneumo.train.config import read_config, stages_of
+from jaxpneumo.run import checkpoint
+from jaxpneumo.run.config import read_config, stages_of
+from jaxpneumo.run.provenance import trained_on_synthetic
+from jaxpneumo.run.sharding import check_batch_size, each_on_its_device, make_local_mesh, place, replicated, split
+from jaxpneumo.run.state import initialise
 from jaxpneumo.train.loop import make_model
-from jaxpneumo.train.provenance import trained_on_synthetic
-from jaxpneumo.train.sharding import check_batch_size, each_on_its_device, make_local_mesh, place, replicated, split
-from jaxpneumo.train.state import initialise
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxpneumo import places
-from jaxpneumo.arguments import Parser
-from jaxpneumo.errors import InputError
-from jaxpneumo.ranges import Several, number
+from jaxpneumo.process import places
+from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.ranges import Several, number
 
 WEIGHTS = Several(number(0, 1e6))
 

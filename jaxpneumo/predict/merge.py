@@ -16,14 +16,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from jaxpneumo import places, run_report
-from jaxpneumo.arguments import Parser
 from jaxpneumo.data import remarks, rle
 from jaxpneumo.data.reconcile import NOT_FRONTAL
-from jaxpneumo.errors import DONE, PARTIAL, InputError
-from jaxpneumo.files import printable, write_atomically, write_json
-from jaxpneumo.predict.archive import MANIFEST, NOTE, listing_digest, part_folder, part_of, read_entries
+from jaxpneumo.predict.manifest import MANIFEST, NOTE, listing_digest, part_folder, part_of, read_entries
 from jaxpneumo.predict.submission import write_submission
+from jaxpneumo.process import places, run_report
+from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.errors import DONE, PARTIAL, InputError
+from jaxpneumo.process.files import printable, write_atomically, write_json
 
 CHUNK = 8 << 20  # characters of rows that are sorted in memory
 

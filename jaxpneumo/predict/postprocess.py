@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from jaxpneumo.errors import InputError
+from jaxpneumo.process.errors import InputError
 
 NATIVE_AREA = 1024 * 1024  # thresholds are pixels of the challenge's 1024x1024 images
 RULES = ("image", "component")

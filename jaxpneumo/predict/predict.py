@@ -17,15 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxpneumo import places, run_report
-from jaxpneumo.arguments import Parser
 from jaxpneumo.data import finder, rle
-from jaxpneumo.data.dicom import read_image
-from jaxpneumo.data.workers import cores
-from jaxpneumo.errors import DONE, PARTIAL, InputError
-from jaxpneumo.files import printable, safe_name
-from jaxpneumo.predict import members, thresholds
-from jaxpneumo.predict.archive import (
+from jaxpneumo.dicom.dicom import read_image
+from jaxpneumo.predict import members, saved_thresholds
+from jaxpneumo.predict.manifest import (
     MANIFEST,
     SYNTHETIC_NOTE,
     choose_part,
@@ -38,12 +33,17 @@ from jaxpneumo.predict.archive import (
 )
 from jaxpneumo.predict.merge import Report, write_results
 from jaxpneumo.predict.pictures import write_overlay
-from jaxpneumo.predict.pipeline import Picture, Reading, read_ahead
 from jaxpneumo.predict.postprocess import RULES as REMOVAL_RULES
 from jaxpneumo.predict.postprocess import remove_small
-from jaxpneumo.progress import COMPILING, progress
-from jaxpneumo.ranges import BATCH, WORKERS, whole
-from jaxpneumo.train.config import VALUES
+from jaxpneumo.predict.reading import Picture, Reading, read_ahead
+from jaxpneumo.process import places, run_report
+from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.errors import DONE, PARTIAL, InputError
+from jaxpneumo.process.files import printable, safe_name
+from jaxpneumo.process.progress import COMPILING, progress
+from jaxpneumo.process.ranges import BATCH, WORKERS, whole
+from jaxpneumo.process.workers import cores
+from jaxpneumo.run.config import VALUES
 
 # What needs JAX is imported where it is used: --help, wrong flags and the reading processes do without.
 if TYPE_CHECKING:
@@ -160,10 +160,15 @@ def predict_files(
 
 
 def _header(predictor: "Predictor", part: tuple[int, int] | None, any_image: bool) -> dict[str, Any]:
-    from jaxpneumo.software import software
+    from jaxpneumo.process.software import software
 
     settings = predictor.config.predict
-    names = ("size", "tta", *thresholds.NAMES, *(name for name in thresholds.NAMES_OF_TRIPLET if name in settings))
+    names = (
+        "size",
+        "tta",
+        *saved_thresholds.NAMES,
+        *(name for name in saved_thresholds.NAMES_OF_TRIPLET if name in settings),
+    )
     chosen = {name: settings[name] for name in names}
     chosen |= {"dtype": predictor.config.model.dtype, "any_image": any_image}
     if predictor.members:
@@ -293,7 +298,7 @@ def main(arguments: Sequence[str]) -> int:
             settings[name] = getattr(options, name)
     settings.tta = settings.tta and not options.no_tta
     if options.thresholds:
-        thresholds.use(workdirs[0], options.thresholds, settings)
+        saved_thresholds.use(workdirs[0], options.thresholds, settings)
     report = predict_files(
         predictor,
         found.folder,

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxpneumo import places
-from jaxpneumo.arguments import Parser
 from jaxpneumo.data import labels, rle
-from jaxpneumo.errors import BAD_INPUT, DONE, InputError
 from jaxpneumo.predict.submission import EMPTY, HEADER
-from jaxpneumo.ranges import as_typed, whole
+from jaxpneumo.process import places
+from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.errors import BAD_INPUT, DONE, InputError
+from jaxpneumo.process.ranges import as_typed, whole
 
 HELP = """\
 Checks a submission csv: header, ids, run-length codes, and with --sample that it has the sample's images in its order.

@@ -26,8 +26,8 @@ from ml_collections import ConfigDict
 
 from jaxpneumo.data import dataset
 from jaxpneumo.data.source import Augment, index_batches, train_batches
-from jaxpneumo.errors import InputError, TrainingError
-from jaxpneumo.train.sharding import all_processes, place, replicated, split_calls
+from jaxpneumo.process.errors import InputError, TrainingError
+from jaxpneumo.run.sharding import all_processes, place, replicated, split_calls
 
 logger = logging.getLogger(__name__)
 

@@ -22,17 +22,17 @@ from ml_collections import ConfigDict
 
 from jaxpneumo.augment import device, host
 from jaxpneumo.data.source import eval_batches
-from jaxpneumo.errors import InputError, Stopped, TrainingError
 from jaxpneumo.model.unet import ENCODERS, UNet, backend_rewrites
-from jaxpneumo.progress import COMPILING, progress
-from jaxpneumo.train import checkpoint
+from jaxpneumo.process.errors import InputError, Stopped, TrainingError
+from jaxpneumo.process.progress import COMPILING, progress
+from jaxpneumo.process.stop import sigterm_deferred
+from jaxpneumo.run import checkpoint
+from jaxpneumo.run.sharding import is_first, make_mesh, place, place_flag, replicated, split, split_calls
+from jaxpneumo.run.state import TrainState, create_train_state, update_average
 from jaxpneumo.train.feed import StageData, ahead, load_resident, plan_calls, remaining, training_feed
 from jaxpneumo.train.log import MetricsLog
 from jaxpneumo.train.optimizer import Plateau, learning_rate_fn, make_optimizer, reduce_on_plateau
-from jaxpneumo.train.sharding import is_first, make_mesh, place, place_flag, replicated, split, split_calls
-from jaxpneumo.train.state import TrainState, create_train_state, update_average
 from jaxpneumo.train.step import make_eval_step, make_statistics_call, make_train_call, make_train_step
-from jaxpneumo.train.stop import sigterm_deferred
 
 logger = logging.getLogger(__name__)
 

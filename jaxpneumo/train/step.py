@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxpneumo.model.unet import UNet
+from jaxpneumo.run.state import TrainState
 from jaxpneumo.train.losses import bce_dice_loss
-from jaxpneumo.train.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]

@@ -1,0 +1,104 @@
+"""`jaxpneumo bench augment`: the augmentation engines, alone and as a share of the training step.
+
+The device engine runs inside of the compiled step, so that its share is the difference between a step with and a
+step without it, measured in turns. The host engine runs in the threads that read the data: its figure is for one
+processor core.
+"""
+
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpneumo.augment import device, host
+from jaxpneumo.bench.bench_input import PROBABILITIES
+from jaxpneumo.bench.bench_step import prepare_step
+from jaxpneumo.bench.measure import add_network, finish, network, parser, random_batch, rates, seconds_per_call
+from jaxpneumo.model.unet import UNet
+from jaxpneumo.process.errors import DONE
+from jaxpneumo.process.ranges import CALLS
+
+
+def bench_augment(
+    model: UNet, size: int, batch: int, repeats: int = 5, calls: int | None = None, images: int = 200
+) -> dict[str, Any]:
+    """Times both engines with the shipped configs' probabilities, on noise.
+
+    Args:
+      model: the network of the training step.
+      size: height and width of the images.
+      batch: of the device engine and of the step.
+      repeats, calls: as for `seconds_per_call`.
+      images: that the host engine augments in a repeat.
+
+    Returns:
+      {"size", "batch", "dtype", "encoder", "device", "host" (one core), "plain_step", "augmented_step":
+      {"images_per_second", "seconds", "repeats"}, "alone_share" (the device engine's seconds over those of the plain
+      step), "step_share" (the median over repeats of what it adds to a step)}.
+    """
+    augment = device.make_augment(**PROBABILITIES, size=size)
+    data = random_batch(size, batch)
+    image, mask = jnp.asarray(data["image"]), jnp.unpackbits(jnp.asarray(data["mask"]), axis=-1)
+    keys = jax.random.split(jax.random.key(0), batch)
+    alone = jax.jit(augment)
+    seconds = {"device": seconds_per_call(lambda: alone(keys, image, mask), repeats, calls)}
+    steps = {"plain_step": prepare_step(model, size, batch).once}
+    steps["augmented_step"] = prepare_step(model, size, batch, augment).once
+    seconds |= {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, once in steps.items():
+            seconds[name] += seconds_per_call(once, 1, calls)
+    added = [
+        (augmented - plain) / plain
+        for plain, augmented in zip(seconds["plain_step"], seconds["augmented_step"], strict=True)
+    ]
+    host_seconds = _host_seconds(size, images, repeats)
+    return {
+        "size": size,
+        "batch": batch,
+        "dtype": jnp.dtype(model.dtype).name,
+        "encoder": model.encoder,
+        **{name: rates(batch, found) for name, found in seconds.items()},
+        "host": rates(images, host_seconds),
+        "alone_share": statistics.median(seconds["device"]) / statistics.median(seconds["plain_step"]),
+        "step_share": statistics.median(added),
+    }
+
+
+def _host_seconds(size: int, images: int, repeats: int) -> list[float]:
+    """Seconds in which one core augments so many images, every repeat."""
+    augment = host.make_augment(**PROBABILITIES, size=size)
+    batch = random_batch(size, 1)
+    image, mask = batch["image"][0], np.unpackbits(batch["mask"][0], axis=-1)
+    augment(image, mask, np.random.default_rng(0))
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for seed in range(images):
+            augment(image, mask, np.random.default_rng(seed))
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def main(argv: list[str]) -> int:
+    """The verb `jaxpneumo bench augment`."""
+    options = parser("augment", __doc__.split(": ", 1)[1].split("\n")[0], "--size 256 --batch 64 --dtype bfloat16")
+    add_network(options)
+    options.add_argument("--calls", type=CALLS, metavar="N", help="calls a repeat (default: about 0.3 s)")
+    options = options.parse_args(argv)
+    result = bench_augment(network(options), options.size, options.batch, options.repeats, options.calls)
+    finish(
+        result,
+        [
+            f"augmentation at {options.size}, batch {options.batch}, A1..A4 with the shipped probabilities",
+            f"  device engine alone {result['device']['images_per_second']:10.0f} images/s, "
+            f"{result['alone_share']:.2%} of the training step's time ({options.dtype})",
+            f"  it adds to a step   {result['step_share']:10.2%}",
+            f"  host engine         {result['host']['images_per_second']:10.0f} images/s a core",
+        ],
+        options.output,
+    )
+    return DONE

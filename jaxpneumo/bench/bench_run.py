@@ -1,0 +1,255 @@
+"""`jaxpneumo bench run`: a whole training run of a config on synthetic data, for a few epochs a stage.
+
+Radiographs are drawn, written as DICOM files, repeated under new ids, and prepared as real ones are; then the
+config's own command runs as a process of its own. What its log says an epoch, and when it says it, stands beside
+the training step alone, measured right after: the difference is what the device waited.
+"""
+
+import ast
+import importlib.util
+import itertools
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxpneumo.bench.bench_prepare import repeat_files
+from jaxpneumo.bench.measure import finish, parser
+from jaxpneumo.data.prepare import prepare
+from jaxpneumo.process import places
+from jaxpneumo.process.errors import DONE, InputError, TrainingError
+from jaxpneumo.process.files import read_json
+from jaxpneumo.process.ranges import COUNT, whole
+from jaxpneumo.run.config import check_config, stages_of, why_refused
+from jaxpneumo.synthetic import radiographs
+
+DISTINCT = 200  # drawn radiographs; the others repeat them
+CHALLENGE_IMAGES = 12047
+
+
+def bench_run(
+    config_file: str,
+    overrides: list[str],
+    count: int,
+    epochs: int = 3,
+    full: int = CHALLENGE_IMAGES,
+    radiograph_size: int = 1024,
+    scratch: Path | None = None,
+) -> dict[str, Any]:
+    """Runs a config and projects the time of all its epochs.
+
+    Args:
+      config_file: as for `python -m jaxpneumo.main --config=`.
+      overrides: "--config.a.b=value" each.
+      count: radiographs, for training and validation together.
+      epochs: of each stage, 2 or more; the first one compiles and does not count.
+      full: radiographs of the projected data set.
+      radiograph_size: height and width of the drawn ones.
+      scratch: folder for data and run, removed at the end; None: the system's temporary one.
+
+    Returns:
+      {"config", "images", "seconds" (the whole process), "prepare_images_per_second", "stages": {stage: {"size",
+      "batch", "epochs" (the config's), "images_per_second", "step_seconds" (medians of the epochs that count),
+      "step_alone_seconds", "ratio" (of both), "idle_share", "epoch_seconds" (from one log record to the next, with
+      validation and checkpoint), "projected_seconds" (of all the config's epochs, of `full` images)}},
+      "other_seconds" (start, compilation, averaged statistics, evaluation, report), "projected_seconds"}.
+
+    Raises:
+      InputError: the config cannot be read or used.
+      TrainingError: the run failed.
+    """
+    config = load_config(config_file, overrides)
+    check_config(config)
+    stages = stages_of(config)
+    folder = Path(tempfile.mkdtemp(prefix="jaxpneumo-bench-", dir=scratch))
+    try:
+        sizes = tuple({*(config[stage].size for stage in stages), config.predict.size})
+        rate = _make_data(folder, count, sizes, radiograph_size)
+        changes = [f"--config.data.directory={folder / 'data'}", "--config.predict.input="]
+        changes += [f"--config.{stage}.epochs={epochs}" for stage in stages]
+        changes += [f"--config.{stage}.swa_epochs={min(1, config[stage].swa_epochs)}" for stage in stages]
+        command = [sys.executable, "-m", "jaxpneumo.main", f"--config={config_file}", *overrides, *changes]
+        seconds, moments = _watch([*command, f"--workdir={folder / 'run'}"], folder, stages)
+        images = len(read_json(folder / "run/splits.json")["train"])
+        found = {stage: _stage(config, stage, moments[stage], images, full / count, folder) for stage in stages}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    watched = sum(sum(stage.pop("all_epoch_seconds")) for stage in found.values())
+    return {
+        "config": config_file,
+        "images": count,
+        "seconds": seconds,
+        "prepare_images_per_second": rate,
+        "stages": found,
+        "other_seconds": seconds - watched,
+        "projected_seconds": sum(stage["projected_seconds"] for stage in found.values()),
+    }
+
+
+def load_config(file: str, overrides: list[str]) -> ConfigDict:
+    """A config file's values, with "--config.a.b=value" changes. Raises InputError for what cannot be read."""
+    path, _, argument = file.partition(".py:")
+    path = Path(path if path.endswith(".py") else f"{path}.py")
+    if not path.is_file():
+        raise InputError(f"--config={file}: there is no file {path} here; configs/ has the shipped ones.")
+    specification = importlib.util.spec_from_file_location("config", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    config = module.get_config(*([argument] if argument else []))
+    config.lock()
+    for override in overrides:
+        name, equals, text = override.removeprefix("--config.").partition("=")
+        if not override.startswith("--config.") or not equals:
+            raise InputError(f"{override} is not understood: changes have the form --config.stage1.batch_size=8.")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        try:
+            config.update_from_flattened_dict({name: value})
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{override} cannot be used: {why_refused(error)}") from error
+    return config
+
+
+def _make_data(folder: Path, count: int, sizes: tuple[int, ...], radiograph_size: int) -> float:
+    """Makes folder/data and returns the images a second of its preparation."""
+    radiographs.write(folder / "drawn", min(count, DISTINCT), size=radiograph_size, positive_fraction=0.22)
+    (folder / "files").mkdir()
+    repeat_files(folder / "drawn", folder / "drawn/labels.csv", folder / "files", count, quiet=True)
+    source = folder / "files"
+    report = prepare(source / "dicom", source / "labels.csv", folder / "data", sizes, duplicate_pixels="keep")
+    for used in ("drawn", "files"):
+        shutil.rmtree(folder / used)
+    # A config that draws its own data takes these for done.
+    for part in ("train", "test"):
+        (folder / f"data-{part}").mkdir()
+    return report.images_per_second
+
+
+def _watch(command: list[str], folder: Path, stages: list[str]) -> tuple[float, dict[str, list[tuple[float, dict]]]]:
+    """Runs a training; its seconds, and the stages' log records with the moments at which they appeared."""
+    found: dict[str, list[tuple[float, dict]]] = {stage: [] for stage in stages}
+    start = time.monotonic()
+    with open(folder / "output.txt", "w+") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            while process.poll() is None:
+                time.sleep(0.01)
+                for stage, records in found.items():
+                    path = folder / "run" / stage / "log.jsonl"
+                    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+                    whole = [line for line in lines if line.endswith("\n")]
+                    records += [(time.monotonic(), json.loads(line)) for line in whole[len(records) :]]
+        finally:
+            process.kill()
+            process.wait()
+        seconds = time.monotonic() - start
+        if process.returncode:
+            output.seek(0)
+            print("".join(output.readlines()[-20:]), file=sys.stderr)
+            raise TrainingError(
+                f"the run that was to be measured failed with exit code {process.returncode}; see above."
+            )
+    return seconds, found
+
+
+def _stage(
+    config: ConfigDict, stage: str, records: list[tuple[float, dict]], images: int, scale: float, folder: Path
+) -> dict[str, Any]:
+    """A stage's figures, from its log and from the step alone."""
+    settings = config[stage]
+    batch, steps = settings.batch_size, images // settings.batch_size
+    epochs = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(records)]
+    rate = statistics.median(record["images_per_second"] for _, record in records[1:])
+    epoch, step = statistics.median(epochs), batch / rate
+    alone = _step_alone(config, stage, folder)
+    return {
+        "size": settings.size,
+        "batch": batch,
+        "epochs": settings.epochs,
+        "images_per_second": rate,
+        "step_seconds": step,
+        "step_alone_seconds": alone,
+        "ratio": step / alone,
+        "idle_share": 1 - alone / step,
+        "steps": steps,
+        "epoch_seconds": epoch,
+        "all_epoch_seconds": epochs,
+        "projected_seconds": settings.epochs * epoch * scale,
+    }
+
+
+def _step_alone(config: ConfigDict, stage: str, folder: Path) -> float:
+    """Seconds of the stage's training step alone, in a process of its own."""
+    model, output = config.model, folder / f"{stage}.json"
+    command = [sys.executable, "-m", "jaxpneumo", "bench", "step", "--no-roofline", f"--output={output}"]
+    command += [f"--encoder={model.encoder}", f"--dtype={model.dtype}", f"--width={model.width}"]
+    command += [f"--depths={','.join(map(str, model.depths))}"]
+    command += [f"--size={config[stage].size}", f"--batch={config[stage].batch_size}"]
+    if config.augment.get("engine", "host") == "device":
+        probabilities = (config.augment[group] for group in ("flip", "intensity", "distortion", "crop"))
+        command.append(f"--augment={','.join(map(str, probabilities))}")
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise TrainingError(f"{' '.join(command[1:])} failed with exit code {done.returncode}; see above.")
+    return read_json(output)["seconds"]
+
+
+def main(argv: list[str]) -> int:
+    """The verb `jaxpneumo bench run`."""
+    options = parser(
+        "run", __doc__.split(": ", 1)[1].split("\n")[0], "--config=configs/exp5.py --images 12047 --epochs 3"
+    )
+    add = options.add_argument
+    add("--config", required=True, metavar="FILE", help="config to run; --config.a.b=value changes one value")
+    add("--images", type=COUNT, default=CHALLENGE_IMAGES, metavar="N", help="radiographs (default: %(default)s)")
+    add(
+        "--epochs",
+        type=whole(2, 10_000),
+        default=3,
+        metavar="N",
+        help="of each stage; the first does not count (default: 3)",
+    )
+    add(
+        "--radiograph-size",
+        type=radiographs.SIZE,
+        default=1024,
+        metavar="PIXELS",
+        help="of the drawn ones (default: %(default)s)",
+    )
+    add(
+        "--scratch",
+        type=places.scratch_folder,
+        metavar="DIR",
+        help="where data and run go for a while (default: system's)",
+    )
+    options, overrides = options.parse_known_args(argv)
+    result = bench_run(
+        options.config,
+        overrides,
+        options.images,
+        options.epochs,
+        radiograph_size=options.radiograph_size,
+        scratch=options.scratch,
+    )
+    lines = [f"{options.config} on {options.images} synthetic radiographs, {result['seconds']:.0f} s in all"]
+    for stage, found in result["stages"].items():
+        lines.append(
+            f"  {stage} at {found['size']}, batch {found['batch']}: {found['images_per_second']:.1f} images/s, step "
+            f"{found['step_seconds'] * 1e3:.1f} ms in the run, {found['step_alone_seconds'] * 1e3:.1f} ms alone (ratio "
+            f"{found['ratio']:.3f}); device idle {found['idle_share']:.1%}; an epoch {found['epoch_seconds']:.1f} s"
+        )
+    lines.append(
+        f"  all epochs of the config on {CHALLENGE_IMAGES} images: {result['projected_seconds'] / 60:.1f} minutes; "
+        f"start, compilation, evaluation and report took {result['other_seconds']:.0f} s here"
+    )
+    finish(result, lines, options.output)
+    return DONE

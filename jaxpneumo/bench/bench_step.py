@@ -1,0 +1,184 @@
+"""`jaxpneumo bench step`: the compiled training step alone, its batch already on the device."""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxpneumo.augment.device import make_augment
+from jaxpneumo.bench.measure import (
+    GIB,
+    add_network,
+    finish,
+    network,
+    parser,
+    peak_bytes,
+    random_batch,
+    rates,
+    seconds_per_call,
+)
+from jaxpneumo.bench.roofline import Rates, Work, compiled_work, counted_work, describe, device_rates, roofline
+from jaxpneumo.model.unet import UNet
+from jaxpneumo.process.errors import DONE, TrainingError
+from jaxpneumo.process.ranges import CALLS, PROBABILITY, Several
+from jaxpneumo.run.sharding import check_batch_size, make_mesh, place, replicated, split
+from jaxpneumo.run.state import TrainState, create_train_state, initialise
+from jaxpneumo.train.optimizer import make_optimizer
+from jaxpneumo.train.step import make_train_step
+
+LEARNING_RATE = 1e-4
+
+
+def jitted_step(model: UNet, augment: Callable | None = None) -> tuple[Any, Any]:
+    """(train_step(state, batch, rate), not yet compiled, as a stage runs it; the optimizer of its state)."""
+    mesh, optimizer = make_mesh(), make_optimizer()
+    everywhere, along_data = replicated(mesh), split(mesh)
+    extra = {"augment": augment} if augment else {}
+    step = jax.jit(
+        make_train_step(model, optimizer, "image", **extra),
+        in_shardings=(everywhere, along_data, everywhere),
+        out_shardings=(everywhere, everywhere),
+        donate_argnums=0,
+    )
+    return step, optimizer
+
+
+def fresh_state(model: UNet, optimizer: Any) -> TrainState:
+    """A stage's first state on all devices, from random weights."""
+    state = create_train_state(initialise(model, 0), optimizer)
+    return jax.device_put(state, replicated(make_mesh()))
+
+
+def bench_step(
+    model: UNet,
+    size: int,
+    batch: int,
+    repeats: int = 5,
+    calls: int | None = None,
+    device: Rates | None = None,
+    augment: Callable | None = None,
+) -> dict[str, Any]:
+    """Times training steps on one batch of noise.
+
+    Args:
+      model: the network.
+      size: height and width of the images, a multiple of 32.
+      batch: global batch size.
+      repeats, calls: as for `seconds_per_call`.
+      device: its measured rates; None leaves the roofline out.
+      augment: of the step, on the device; None: none.
+
+    Returns:
+      {"size", "batch", "dtype", "encoder", "images_per_second", "seconds", "repeats", "compile_seconds", "loss",
+      "peak_bytes", "roofline": {"compiled", "counted"}}.
+
+    Raises:
+      InputError: the batch does not divide among the devices.
+      TrainingError: the loss is not finite, so that the times mean nothing.
+    """
+    prepared = prepare_step(model, size, batch, augment)
+    seconds = seconds_per_call(prepared.once, repeats, calls)
+    loss = float(prepared.once())
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss of the measured steps became {loss}: the times mean nothing.")
+    result = {
+        "size": size,
+        "batch": batch,
+        "dtype": jnp.dtype(model.dtype).name,
+        "encoder": model.encoder,
+        "augmented": augment is not None,
+        **rates(batch, seconds),
+        "compile_seconds": prepared.compile_seconds,
+        "loss": loss,
+        "peak_bytes": peak_bytes(),
+    }
+    if device:
+        result["roofline"] = rooflines(prepared.compiled, prepared.counted, result, device, jax.device_count())
+    return result
+
+
+def rooflines(compiled: Any, counted: Work, result: dict[str, Any], device: Rates, devices: int) -> dict[str, Any]:
+    """Both counts of a measured program's work beside its time: {"compiled", "counted"}."""
+    line = functools.partial(roofline, result["seconds"], rates=device, dtype=result["dtype"])
+    # XLA's analysis is of the program of one device, the count of the whole batch.
+    return {
+        "compiled": line(compiled_work(compiled)),
+        "counted": line(counted, devices=devices),
+    }
+
+
+@dataclass(frozen=True)
+class PreparedStep:
+    """A compiled training step with state and batch on the devices.
+
+    Attributes:
+      once: takes one step and returns its loss.
+      compiled: the program.
+      counted: its work, from shapes.
+      compile_seconds: that compiling took.
+    """
+
+    once: Callable[[], jax.Array]
+    compiled: Any
+    counted: Work
+    compile_seconds: float
+
+
+def prepare_step(model: UNet, size: int, batch: int, augment: Callable | None = None) -> PreparedStep:
+    """Compiles a step for a batch of noise; arguments and errors as for `bench_step`."""
+    mesh = make_mesh()
+    check_batch_size(batch, mesh.size, "step")
+    step, optimizer = jitted_step(model, augment)
+    state = fresh_state(model, optimizer)
+    data = place(random_batch(size, batch), split(mesh))
+    rate = jax.device_put(jnp.float32(LEARNING_RATE), replicated(mesh))
+    counted = counted_work(step, *jax.eval_shape(lambda *x: x, state, data, rate))
+    start = time.perf_counter()
+    compiled = step.lower(state, data, rate).compile()
+    compile_seconds = time.perf_counter() - start
+
+    def once() -> jax.Array:
+        nonlocal state
+        state, metrics = compiled(state, data, rate)
+        return metrics["loss"]
+
+    return PreparedStep(once, compiled, counted, compile_seconds)
+
+
+def _augmentation(probabilities: Sequence[float] | None, size: int) -> Callable | None:
+    return make_augment(*probabilities, size) if probabilities and any(probabilities) else None
+
+
+def main(argv: list[str]) -> int:
+    """The verb `jaxpneumo bench step`."""
+    options = parser("step", __doc__.split(": ", 1)[1], "--size 512 --batch 16 --dtype bfloat16")
+    add_network(options)
+    options.add_argument("--calls", type=CALLS, metavar="N", help="steps a repeat (default: about 0.3 s)")
+    options.add_argument(
+        "--augment",
+        type=Several(PROBABILITY, 4),
+        metavar="P,P,P,P",
+        help="probabilities of A1..A4 on the device, in the step",
+    )
+    options.add_argument("--no-roofline", action="store_true", help="do not measure the device's own rates")
+    options = options.parse_args(argv)
+    model, augment = network(options), _augmentation(options.augment, options.size)
+    device = None if options.no_roofline else device_rates(repeats=3)
+    result = bench_step(model, options.size, options.batch, options.repeats, options.calls, device, augment)
+    peak = result["peak_bytes"]["device"] or result["peak_bytes"]["process"]
+    finish(
+        {**result, "rates": device and vars(device)},
+        [
+            f"training step, {model.encoder} at {options.size}, batch {options.batch}, {options.dtype}: "
+            f"{result['images_per_second']:.2f} images/s, {result['seconds'] * 1e3:.1f} ms",
+            *(describe(name, line) for name, line in result.get("roofline", {}).items()),
+            f"  compiled in {result['compile_seconds']:.1f} s, peak memory {peak / GIB:.2f} GiB",
+        ],
+        options.output,
+    )
+    return DONE

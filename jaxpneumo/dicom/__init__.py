@@ -1,0 +1,1 @@
+"""Radiographs in and out of DICOM, PNG and JPEG files."""

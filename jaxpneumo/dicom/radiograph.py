@@ -1,0 +1,113 @@
+"""What a radiograph is to this system, and in which words a file is refused that is none."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxpneumo.dicom import patients
+from jaxpneumo.process.errors import InputError
+
+MIN_SIDE = 16
+MAX_PIXELS = 64 * 2**20  # the largest detectors give 20 megapixels; more is a broken header, not a radiograph
+UNREADABLE = "unreadable image"
+WRONG_SIZE = "wrong size"
+SEVERAL_FRAMES = "several frames"
+COLOUR = "colour image"
+ONE_GREY = "a single grey"
+SYNTHETIC = "synthetic radiograph, not a patient"
+
+
+class RadiographError(InputError):
+    """A file that is no usable radiograph; the message says why, `reason` in two words."""
+
+    def __init__(self, message: str, reason: str = UNREADABLE):
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """One frontal radiograph and what its header says about it.
+
+    Attributes:
+      image: (H, W) uint8, high values where little radiation came through (bones are white).
+      uid: SOP instance UID, or the file's name without ending where there is none (PNG, JPEG).
+      patient_id: Patient ID as in the header, "" when absent. Never to be logged or stored.
+      sex: "F", "M", "O" or "".
+      age: years, or None.
+      view: View Position, such as "PA" or "AP", or "".
+      pixel_spacing: (row, column) distance in mm, or None.
+      synthetic: the file was made by `dicom.write(..., synthetic=True)`.
+      modality, body_part: Modality and Body Part Examined, upper case, "" when absent.
+      sop_class: SOP Class UID, "" when absent.
+      remarks: sentences about header elements that could not be used as they are.
+    """
+
+    image: np.ndarray
+    uid: str
+    patient_id: str = ""
+    sex: str = ""
+    age: int | None = None
+    view: str = ""
+    pixel_spacing: tuple[float, float] | None = None
+    synthetic: bool = False
+    modality: str = ""
+    body_part: str = ""
+    sop_class: str = ""
+    remarks: tuple[str, ...] = ()
+
+
+def file_id(path: Path | str) -> str:
+    """A file's name without the ending of an image format; the numbers of a bare UID are no ending."""
+    return re.sub(r"\.(dcm|dicom|png|jpe?g|jpe|jfif)$", "", Path(path).name, flags=re.IGNORECASE)
+
+
+def check_size(rows: int, columns: int, name: Path | str) -> None:
+    """Refuses a size that no radiograph has; RadiographError."""
+    if min(rows, columns) < MIN_SIDE or rows * columns > MAX_PIXELS:
+        message = f"{name} claims {rows} x {columns} pixels; no radiograph has that. Export it again."
+        raise RadiographError(message, WRONG_SIZE)
+
+
+def one_grey(name: Path | str) -> RadiographError:
+    """The refusal of a picture that shows nothing."""
+    return RadiographError(f"{name} is a single grey: its pixels all have the same value. Export it again.", ONE_GREY)
+
+
+def header_fields(
+    uid: str,
+    patient_id: str,
+    sex: str,
+    age: str,
+    view: str,
+    pixel_spacing: list[float],
+    derivation: str,
+    modality: str,
+    body_part: str,
+    sop_class: str = "",
+) -> dict[str, Any]:
+    """The header's share of a `Radiograph`, from the elements' values ("" where there is none)."""
+    return {
+        "uid": uid,
+        "patient_id": patient_id.strip(),
+        "sex": patients.sex(sex) or "",
+        "age": _years(age),
+        "view": patients.view(view),
+        "pixel_spacing": tuple(pixel_spacing) if len(pixel_spacing) == 2 and min(pixel_spacing) > 0 else None,
+        "synthetic": derivation == SYNTHETIC,
+        "modality": modality.strip().upper(),
+        "body_part": body_part.strip().upper(),
+        "sop_class": sop_class.strip(),
+    }
+
+
+def _years(age: str) -> int | None:
+    """Whole years of an age string (DICOM PS3.5 AS: "034Y", "018M"); the challenge writes just "34"."""
+    match = re.fullmatch(r"([0-9]{1,3})([YMWD]?)", age.strip())
+    if match is None:
+        return None
+    years = int(match[1]) // {"Y": 1, "": 1, "M": 12, "W": 52, "D": 365}[match[2]]
+    return years if years <= patients.MAX_AGE else None

@@ -1,0 +1,260 @@
+"""What a prediction of an archive leaves behind: a manifest that is its journal, and parts that run anywhere.
+
+`manifest.jsonl` begins with a header (model, settings, software), then has a line for every file, written when its
+result is known, and ends with a line that says how many files there were. Lines go to the system one by one, so that
+a killed process (SIGKILL) loses none, and to the disk in groups: after a power failure the last ones are done again.
+A last line that was cut short is dropped.
+
+A file belongs to a part by the checksum of its path alone: every machine finds its own, and files that come later do
+not move the others.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jaxpneumo.data.finder import MANIFEST
+from jaxpneumo.data.ingest import stamp
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.files import write_atomically
+
+NOTE = "Research software, not a medical device."
+SYNTHETIC_NOTE = "Trained on synthetic radiographs: these outlines say nothing about patients."
+GROUP = 64  # lines that go to the disk together
+_SAME = ("model", "settings", "part", "parts")  # of the header: what decides the results
+
+
+def make_header(
+    model: str,
+    settings: Mapping[str, Any],
+    software: Mapping[str, Any],
+    part: tuple[int, int] | None,
+    synthetic: bool = False,
+) -> dict[str, Any]:
+    """The manifest's first line.
+
+    Args:
+      model: checksum of the parameters.
+      settings: everything else that decides a mask; JSON.
+      software: of `software.software`.
+      part: of `choose_part`.
+      synthetic: whether the model was trained on synthetic radiographs.
+    """
+    return {
+        "manifest": 1,
+        "note": f"{NOTE} {SYNTHETIC_NOTE}" if synthetic else NOTE,
+        "model": model,
+        "settings": dict(settings),
+        "part": part and part[0],
+        "parts": part and part[1],
+        "software": dict(software),
+    }
+
+
+@contextmanager
+def open_manifest(
+    folder: Path, header: dict[str, Any], root: Path, sources: Sequence[str]
+) -> Iterator[tuple[list[str], Callable[[dict[str, Any]], None]]]:
+    """Opens a folder's manifest, an older one of the same model and settings where there is one.
+
+    Entries of files that have changed since, or are gone, are dropped.
+
+    Args:
+      folder: that it lies in; made when it is missing.
+      header: of `make_header`.
+      root: that the sources lie below.
+      sources: the files' paths, sorted.
+
+    Yields:
+      The sources that are still to be done, and a function that adds an entry: {"file", "stamp", "state", ...}.
+
+    Raises:
+      InputError: the older manifest was made otherwise, is in use, or is none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / MANIFEST
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{folder} is being filled by another process. Wait for it, or end it.") from None
+        done = bytearray(len(sources))
+        with write_atomically(path) as file:
+            older = read_entries(path) if path.exists() else iter(())
+            before = next(older, None)
+            _compare(before, header, folder)
+            # The note is of the model, which is the same; older manifests say less of it.
+            file.write(json.dumps({**(before or header), "note": header["note"]}) + "\n")
+            for entry in older:
+                source = str(entry.get("file", ""))
+                place = bisect_left(sources, source)
+                if place < len(sources) and sources[place] == source and not done[place]:
+                    done[place] = _unchanged(root / sources[place], entry)
+                    if done[place]:
+                        file.write(json.dumps(entry) + "\n")
+        with open(path, "a", encoding="utf-8") as file:
+            unsafe = 0
+
+            def append(entry: dict[str, Any]) -> None:
+                nonlocal unsafe
+                file.write(json.dumps(entry) + "\n")
+                file.flush()
+                unsafe += 1
+                if unsafe == GROUP or "end" in entry:
+                    os.fsync(file.fileno())
+                    unsafe = 0
+
+            yield [source for source, there in zip(sources, done, strict=True) if not there], append
+    finally:
+        os.close(lock)
+
+
+def discard_other(folder: Path, header: dict[str, Any]) -> None:
+    """Removes what a folder holds of another model or other settings."""
+    path = folder / MANIFEST
+    try:
+        _compare(next(read_entries(path), None) if path.exists() else None, header, folder)
+    except InputError:
+        shutil.rmtree(folder / "overlays", ignore_errors=True)
+        for name in (MANIFEST, "submission.csv", "quarantine.csv"):
+            (folder / name).unlink(missing_ok=True)
+
+
+def read_entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a manifest one by one, its header first, up to one that is no whole line of JSON.
+
+    Raises:
+      InputError: it cannot be read, or does not begin with a header.
+    """
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file):
+                try:
+                    entry = json.loads(line) if line.endswith(b"\n") else None
+                except ValueError:
+                    entry = None
+                if not isinstance(entry, dict):
+                    return
+                if number == 0 and "manifest" not in entry:
+                    raise InputError(f"{path} is not a manifest of `jaxpneumo predict`. Choose another --output.")
+                yield entry
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def end_entry(sources: Iterable[str], here: int) -> dict[str, Any]:
+    """The manifest's last line: how many files it has, and what the whole listing was."""
+    digest, listed = listing_digest(sources)
+    return {"end": {"files": here, "listed": listed, "listing": digest}}
+
+
+def listing_digest(sources: Iterable[str]) -> tuple[str, int]:
+    """SHA-256 of sorted paths, and their number."""
+    digest, count = hashlib.sha256(), 0
+    for source in sources:
+        digest.update(_bytes(source) + b"\n")
+        count += 1
+    return digest.hexdigest(), count
+
+
+# Parts
+
+
+def part_of(source: str, parts: int) -> int:
+    """Which of `parts` a file belongs to."""
+    return zlib.crc32(_bytes(source)) % parts
+
+
+def part_folder(output: Path, part: tuple[int, int] | None) -> Path:
+    """Where a part writes: the output itself when there are no parts."""
+    return output if part is None else output / "part-{:05d}-of-{:05d}".format(*part)
+
+
+def choose_part(
+    num_parts: int | str | None, part_id: int | str | None, environment: Mapping[str, str]
+) -> tuple[int, int] | None:
+    """(part, number of parts) of the flags --part-id and --num-parts; None without them.
+
+    "auto" takes them from a Slurm array (SLURM_ARRAY_TASK_ID, counted from SLURM_ARRAY_TASK_MIN, and
+    SLURM_ARRAY_TASK_COUNT); the id alone also from an indexed Kubernetes job (JOB_COMPLETION_INDEX).
+
+    Raises:
+      InputError: one flag without the other, no numbers, an id beyond the parts, or nothing to take "auto" from.
+    """
+    if num_parts is None and part_id is None:
+        return None
+    if num_parts is None or part_id is None:
+        raise InputError("--num-parts and --part-id belong together: give both.")
+    try:
+        return _check_part(_part_id(part_id, environment), _num_parts(num_parts, environment))
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"--num-parts {num_parts} --part-id {part_id} are not whole numbers or auto.") from None
+
+
+def _num_parts(text: int | str, environment: Mapping[str, str]) -> int:
+    if text != "auto":
+        return int(text)
+    if "SLURM_ARRAY_TASK_COUNT" not in environment:
+        raise InputError(
+            "--num-parts auto needs a Slurm array (SLURM_ARRAY_TASK_COUNT); elsewhere give the number itself."
+        )
+    count, least = int(environment["SLURM_ARRAY_TASK_COUNT"]), int(environment.get("SLURM_ARRAY_TASK_MIN", 0))
+    if int(environment.get("SLURM_ARRAY_TASK_MAX", least + count - 1)) != least + count - 1:
+        raise InputError("--num-parts auto needs a Slurm array without gaps, such as --array=0-31; give the numbers.")
+    return count
+
+
+def _part_id(text: int | str, environment: Mapping[str, str]) -> int:
+    if text != "auto":
+        return int(text)
+    if "SLURM_ARRAY_TASK_ID" in environment:
+        return int(environment["SLURM_ARRAY_TASK_ID"]) - int(environment.get("SLURM_ARRAY_TASK_MIN", 0))
+    if "JOB_COMPLETION_INDEX" in environment:
+        return int(environment["JOB_COMPLETION_INDEX"])
+    raise InputError(
+        "--part-id auto needs a Slurm array (SLURM_ARRAY_TASK_ID) or an indexed Kubernetes job (JOB_COMPLETION_INDEX); "
+        "elsewhere give the number itself."
+    )
+
+
+def _check_part(part: int, parts: int) -> tuple[int, int]:
+    if parts < 1 or not 0 <= part < parts:
+        raise InputError(f"there is no part {part} of {parts}: parts are numbered from 0 to {max(parts, 1) - 1}.")
+    return part, parts
+
+
+def _compare(before: dict[str, Any] | None, now: dict[str, Any], folder: Path) -> None:
+    """Refuses to go on with another model or other settings."""
+    if before is None:
+        return
+    # Before it was asked for, any image was predicted.
+    old, new = (
+        {**{n: h.get(n) for n in _SAME if n != "settings"}, "any_image": True, **h.get("settings", {})}
+        for h in (before, now)
+    )
+    if old != new:
+        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        changes = "; ".join(f"{name} {old.get(name)!s:.12}, now {new.get(name)!s:.12}" for name in names)
+        raise InputError(f"{folder} holds predictions that were made otherwise ({changes}). Choose another --output.")
+
+
+def _unchanged(path: Path, entry: dict[str, Any]) -> bool:
+    try:
+        return list(stamp(path)) == entry.get("stamp")
+    except OSError:
+        return False
+
+
+def _bytes(source: str) -> bytes:
+    return os.fsencode(source)

@@ -1,0 +1,196 @@
+"""Reading ahead: files to pictures at the network's size, in processes beside the one that has the device.
+
+Decoding takes longer than anything else that the host does, and damaged files can crash or hang a decoder. The
+processes never import JAX. Pictures come back through shared memory of a fixed size; only a few words about each go
+through a pipe.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from jaxpneumo.data import finder, ingest
+from jaxpneumo.data.reconcile import NOT_FRONTAL
+from jaxpneumo.data.squash import squash
+from jaxpneumo.dicom import dicom, frontal
+from jaxpneumo.dicom.radiograph import RadiographError
+from jaxpneumo.process import workers
+from jaxpneumo.process.files import printable
+
+SECONDS = 60.0  # that decoding one file may take
+FEW = 16  # files that are read here: starting processes would take longer
+WINDOW_BYTES = 32 << 20  # of shared memory at most; containers often have 64 MiB
+WINDOW = 128  # pictures on their way at most
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file as it was read, or the reason why it could not be or may not be used.
+
+    Attributes:
+      source: the file's path below the folder, with slashes.
+      reason: "" for a radiograph; what follows is then known.
+      stamp: size in bytes and time of change in ns of the file that was read; (0, 0) where reading it failed, which
+        may go better the next time.
+      sha256: of the file, hexadecimal; "" when it could not even be read.
+      uid: SOP instance UID, or what `finder.name_of` calls a file without.
+      image: uint8 (S, S), shrunk by area average.
+      height, width: native size, in pixels.
+      remarks: of the radiograph.
+    """
+
+    source: str
+    reason: str = ""
+    stamp: tuple[int, int] = (0, 0)
+    sha256: str = ""
+    uid: str = ""
+    image: np.ndarray | None = None
+    height: int = 0
+    width: int = 0
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read.
+
+    Attributes:
+      folder: that they lie in.
+      size: S, side of the pictures.
+      repeated: of `finder.repeated_names` of the whole listing.
+      any_image: take what is no frontal chest radiograph, too.
+    """
+
+    folder: Path
+    size: int
+    repeated: frozenset[str] = frozenset()
+    any_image: bool = False
+
+
+def read_ahead(
+    reading: Reading, sources: Sequence[str], team: int | None = None, seconds: float = SECONDS
+) -> Iterator[Picture]:
+    """Reads files, some ahead of what is asked for; memory does not grow with their number.
+
+    Args:
+      reading: how, and where.
+      sources: their paths below the folder, with slashes.
+      team: processes; 0 reads in threads of this process, None is one a core, or 0 for a few files.
+      seconds: that one file may take in a process.
+
+    Yields:
+      A picture a file, in the order of the files.
+
+    Raises:
+      RuntimeError: a process cannot even start.
+    """
+    if team is None:
+        team = workers.cores() if len(sources) > FEW else 0
+    if team == 0:
+        yield from _read_in_threads(reading, sources)
+        return
+    team, size = min(team, len(sources)), reading.size
+    window = max(min(WINDOW, WINDOW_BYTES // size**2), 2 * team)
+    with _shared_memory(window * size**2) as memory:
+        slots = np.ndarray((window, size, size), np.uint8, memory.buf)
+        arrived: dict[int, Picture] = {}
+        number = 0
+        results = workers.run(
+            _read_to_slot, enumerate(sources), team, _start, (reading, memory.name, window), seconds, window=window
+        )
+        for (place, source), result in results:
+            if isinstance(result, workers.Lost):
+                result = Picture(source, f"decoding it {result.why}. Export it again.", _stamp(reading.folder / source))
+            arrived[place] = result
+            while (picture := arrived.pop(number, None)) is not None:
+                # The slot belongs to a later file as soon as the next result is asked for.
+                image = None if picture.reason else slots[number % window].copy()
+                number += 1
+                yield replace(picture, image=image)
+
+
+def read(reading: Reading, source: str) -> Picture:
+    """Reads one file here and now."""
+    path, shown = reading.folder / source, printable(source)
+    about = {"source": source}
+    try:
+        stamp = ingest.stamp(path)
+        if stamp[0] > dicom.MAX_BYTES:
+            return Picture(source, f"{shown} has {stamp[0] >> 20} MiB; no radiograph has that. Export it again.", stamp)
+        data = path.read_bytes()
+    except OSError as error:
+        return Picture(source, f"{shown} cannot be read: {error.strerror}.")
+    about |= {"stamp": stamp, "sha256": hashlib.sha256(data).hexdigest()}
+    try:
+        radiograph = dicom.parse_image(data, shown)
+    except RadiographError as error:
+        return Picture(reason=str(error), **about)
+    if not reading.any_image and (wrong := frontal.not_frontal(radiograph)):
+        return Picture(reason=f"{NOT_FRONTAL}: {wrong}", **about)
+    uid = ingest.own_id(radiograph, data, source, finder.name_of(source, reading.repeated))
+    height, width = radiograph.image.shape
+    image = squash(radiograph.image, (reading.size,))[0]
+    return Picture(**about, uid=uid, image=image, height=height, width=width, remarks=radiograph.remarks)
+
+
+def _read_in_threads(reading: Reading, sources: Sequence[str]) -> Iterator[Picture]:
+    threads = min(8, workers.cores())
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque = deque()
+        for source in sources:
+            ahead.append(pool.submit(read, reading, source))
+            if len(ahead) > 2 * threads:
+                yield ahead.popleft().result()
+        for picture in ahead:
+            yield picture.result()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        return ingest.stamp(path)
+    except OSError:
+        return 0, 0
+
+
+@contextmanager
+def _shared_memory(length: int) -> Iterator[SharedMemory]:
+    memory = SharedMemory(create=True, size=length)
+    try:
+        yield memory
+    finally:
+        memory.unlink()
+        with suppress(BufferError):  # an array of it still lives; the memory goes with the process
+            memory.close()
+
+
+# In the processes
+
+_reading: Reading
+_memory: SharedMemory
+_slots: np.ndarray
+
+
+def _start(reading: Reading, name: str, window: int) -> None:
+    global _reading, _memory, _slots
+    cv2.setNumThreads(1)
+    workers.keep_memory()
+    _reading = reading
+    _memory = SharedMemory(name)
+    _slots = np.ndarray((window, reading.size, reading.size), np.uint8, _memory.buf)
+
+
+def _read_to_slot(task: tuple[int, str]) -> Picture:
+    number, source = task
+    picture = read(_reading, source)
+    if picture.image is None:
+        return picture
+    _slots[number % len(_slots)] = picture.image
+    return replace(picture, image=None)

@@ -1,0 +1,49 @@
+"""Thresholds by name: WORKDIR/thresholds/NAME.json, as `jaxpneumo thresholds` chooses and saves them."""
+
+import re
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.files import read_json
+from jaxpneumo.run.config import wrong_values
+
+NAMES = ("threshold", "removal_threshold", "removal_rule")
+NAMES_OF_TRIPLET = ("top_threshold", "top_area")
+
+
+def path_of(workdir: Path, name: str) -> Path:
+    """The file of a name. Raises InputError for a name that cannot be a file's."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise InputError(f"{name!r} is no name for thresholds: use letters, digits, dots, hyphens and underscores.")
+    return workdir / "thresholds" / f"{name}.json"
+
+
+def use(workdir: Path, name: str, settings: ConfigDict) -> None:
+    """Sets a run's `config.predict` to the named thresholds.
+
+    Raises:
+      InputError: the run has none of this name, the file is damaged, or they were chosen with another input size
+        or for the other of with and without flip TTA.
+    """
+    path = path_of(workdir, name)
+    if not path.is_file():
+        known = sorted(file.stem for file in path.parent.glob("*.json"))
+        there = f"it has {', '.join(known)}" if known else "it has none"
+        raise InputError(
+            f"{workdir} has no thresholds named {name}: {there}. Choose some with "
+            f"`jaxpneumo thresholds --workdir {workdir} --name {name}`."
+        )
+    saved = read_json(path)
+    if not isinstance(saved, dict) or any(key not in saved for key in (*NAMES, "tta", "size")):
+        raise InputError(f"{path} is not a file of `jaxpneumo thresholds`. Choose the thresholds again.")
+    values = {f"predict.{key}": value for key, value in saved.items()}
+    if problems := "; ".join(wrong_values(values)).replace("predict.", ""):
+        raise InputError(f"{path} cannot be used: {problems}. Choose the thresholds again.")
+    if (saved["tta"], saved["size"]) != (bool(settings.tta), settings.size):
+        view = "with" if saved["tta"] else "without"
+        raise InputError(f"{path} was chosen {view} flip TTA at size {saved['size']}: predict in the same way.")
+    for key in (*NAMES, *NAMES_OF_TRIPLET):
+        if key in saved:
+            settings[key] = saved[key]

@@ -1,0 +1,71 @@
+"""What a run was made with: every start's software and devices, and whether its radiographs are synthetic."""
+
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jaxpneumo.data import dataset
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.files import read_json, write_json
+from jaxpneumo.process.software import software
+from jaxpneumo.run.config import read_config
+
+FILE = "provenance.json"
+
+
+def record_start(workdir: Path, data: Path) -> None:
+    """Adds this start of a run to provenance.json in its folder: when, with which software and data, on which devices.
+
+    Args:
+      workdir: the run's folder.
+      data: the prepared data set that it trains on.
+    """
+    import jax
+
+    if jax.process_index() != 0:
+        return
+    devices = [device.device_kind for device in jax.devices()]
+    start = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "devices": {kind: devices.count(kind) for kind in sorted(set(devices))},
+        "processes": jax.process_count(),
+        "synthetic": bool(dataset.read_info(data).get("synthetic")),
+        **software(),
+    }
+    write_json(workdir / FILE, {"starts": [*read_starts(workdir), start]})
+
+
+def read_starts(workdir: Path) -> list[dict[str, Any]]:
+    """The starts of a run, oldest first; none where they were not recorded. Raises InputError when damaged."""
+    path = workdir / FILE
+    if not path.is_file():
+        return []
+    content = read_json(path)
+    starts = content.get("starts") if isinstance(content, dict) else None
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        raise InputError(f"{path} is damaged: it has no list of starts. Remove it to go on without.")
+    return starts
+
+
+def trained_on_synthetic(workdir: Path) -> bool:
+    """Whether a run was trained on synthetic radiographs.
+
+    The run's starts say so. For a run whose starts do not yet, its evaluation or its data set is asked, and where
+    these are gone, whether its config draws its data.
+
+    Raises:
+      InputError: the folder is no run, or provenance.json is damaged.
+    """
+    told = [start["synthetic"] for start in read_starts(workdir) if "synthetic" in start]
+    if told:
+        return any(told)
+    config = read_config(workdir)
+    directory = Path(config.data.directory)
+    with suppress(InputError, KeyError, TypeError):
+        data = read_json(workdir / "evaluation/summary.json")["data"]
+        if data["directory"] == directory.name:  # a run may have been evaluated on other data since
+            return bool(data["synthetic"])
+    with suppress(InputError):
+        return bool(dataset.read_info(directory).get("synthetic"))
+    return "synthetic" in config.data

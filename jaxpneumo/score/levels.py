@@ -1,0 +1,150 @@
+"""What images would score at many thresholds: tables of counts, made in the one pass of the evaluation.
+
+The device counts the pixels of each image at each probability level, in and out of the truth; nothing later
+looks at pixels again. The rule by component needs the regions themselves: the host finds them level by level in
+a byte map of the levels, inside of the box that each level fills.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from zipfile import BadZipFile
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpneumo.predict.postprocess import NATIVE_AREA
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.files import write_atomically
+
+# Probabilities, for the lower (B-TH) and for the top threshold
+LEVELS = np.array([*(k / 20 for k in range(1, 20)), 0.99], np.float32)
+# Removal thresholds (R-TH) in pixels of a 1024x1024 image: finest where the papers' 2048 lies
+AREAS = np.array(
+    [0, 128, 256, 512, *range(768, 2049, 256), *range(2560, 4097, 512), *range(5120, 8193, 1024), 10240, 12288],
+    np.int64,
+)
+
+
+@dataclass(frozen=True)
+class LevelCounts:
+    """Counts of N images at K levels and M areas, of the view (with or without TTA) that the run predicts with.
+
+    Attributes:
+      levels: float32 (K,) probabilities, ascending.
+      areas: int64 (M,) removal thresholds in pixels of a 1024x1024 image, ascending.
+      image_id: str (N,).
+      pixels: int64 (N,) native height * width.
+      truth_area: int64 (N,) native pixels.
+      area, tp: int64 (N, K) pixels >= the level, and those of them that are true.
+      component_area, component_tp: int64 (N, K, M) the same after removing the components below each area.
+    """
+
+    levels: np.ndarray
+    areas: np.ndarray
+    image_id: np.ndarray
+    pixels: np.ndarray
+    truth_area: np.ndarray
+    area: np.ndarray
+    tp: np.ndarray
+    component_area: np.ndarray
+    component_tp: np.ndarray
+
+
+def count_levels(native: jax.Array, truth: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Counts native pixels at all LEVELS; to be compiled.
+
+    Args:
+      native: float32 (B, H, W) probabilities, as `native.to_native` gives them: below all levels beyond the images.
+      truth: uint8 (B, H, W / 8), bits along the rows.
+
+    Returns:
+      uint8 (B, H, W): how many of the levels each pixel reaches; int32 (B, K) pixels that reach each
+      level, and those of them in the truth.
+    """
+    reached = sum((native >= level).astype(jnp.uint8) for level in LEVELS)
+    true = jnp.unpackbits(truth, axis=-1)
+    # One histogram over image, truth and level; sums at each level one by one take six times as long on a CPU.
+    batch, bins = len(native), len(LEVELS) + 1
+    image = jnp.arange(batch)[:, None, None]
+    place = (2 * image + true) * bins + reached
+    histogram = jnp.zeros(batch * 2 * bins, jnp.int32).at[place.ravel()].add(1).reshape(batch, 2, bins)
+    at_least = jnp.cumsum(histogram[..., ::-1], axis=-1)[..., ::-1][..., 1:]
+    return reached, at_least.sum(axis=1), at_least[:, 1]
+
+
+def image_scores(probability: jax.Array, top_pixels: int) -> jax.Array:
+    """Two scores of an image for having pneumothorax at all.
+
+    Args:
+      probability: float32 (B, S, S).
+      top_pixels: how many pixels the second one looks at.
+
+    Returns:
+      float32 (B, 2): the greatest probability, and the mean of the `top_pixels` greatest.
+    """
+    top, _ = jax.lax.top_k(probability.reshape(len(probability), -1), top_pixels)
+    # Not top[:, 0]: XLA on CPU would then sort all pixels, which takes fifty times as long.
+    return jnp.stack([probability.max(axis=(1, 2)), top.mean(axis=1)], axis=1)
+
+
+def count_components(reached: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of one image after the rule by component, for all LEVELS and AREAS.
+
+    Args:
+      reached: uint8 (H, W) of `count_levels`.
+      truth: uint8 (H, W) 0/1.
+
+    Returns:
+      int64 (K, M) kept pixels and true kept pixels; as `postprocess.remove_small` keeps them.
+    """
+    area = np.zeros((len(LEVELS), len(AREAS)), np.int64)
+    tp = np.zeros_like(area)
+    smallest = AREAS * reached.size / NATIVE_AREA
+    for k in range(int(reached.max())):
+        mask = (reached > k).view(np.uint8)
+        x, y, w, h = cv2.boundingRect(mask)
+        box = np.s_[y : y + h, x : x + w]
+        reached, truth = reached[box], truth[box]
+        _, regions, statistics, _ = cv2.connectedComponentsWithStats(mask[box], connectivity=8)
+        size = statistics[1:, cv2.CC_STAT_AREA].astype(np.int64)
+        true = np.bincount(regions[truth != 0], minlength=len(size) + 1)[1:]
+        kept = size[None, :] >= smallest[:, None]
+        area[k], tp[k] = kept @ size, kept @ true
+    return area, tp
+
+
+def pool(tables: Sequence[LevelCounts]) -> LevelCounts:
+    """The images of several tables one after the other. Raises InputError when levels or areas differ."""
+    first = tables[0]
+    for other in tables[1:]:
+        if not (np.array_equal(first.levels, other.levels) and np.array_equal(first.areas, other.areas)):
+            raise InputError(
+                "The evaluations counted at different levels: run `jaxpneumo evaluate` again for all runs."
+            )
+    per_image = [field.name for field in fields(LevelCounts) if field.name not in ("levels", "areas")]
+    joined = {name: np.concatenate([getattr(table, name) for table in tables]) for name in per_image}
+    return LevelCounts(first.levels, first.areas, **joined)
+
+
+def write_levels(path: Path, counts: LevelCounts) -> None:
+    """Writes the tables as a compressed npz file, atomically."""
+    with write_atomically(path, "wb") as file:
+        np.savez_compressed(file, **{field.name: getattr(counts, field.name) for field in fields(LevelCounts)})
+
+
+def read_levels(path: Path) -> LevelCounts:
+    """Reads the tables. Raises InputError when they are missing or damaged."""
+    if not path.is_file():
+        raise InputError(
+            f"{path} is missing: the counts at many thresholds come from an evaluation. Run "
+            f"`jaxpneumo evaluate --workdir {path.parent.parent}` first."
+        )
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return LevelCounts(**{field.name: file[field.name] for field in fields(LevelCounts)})
+    except (OSError, ValueError, KeyError, BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} is damaged ({error}). Run `jaxpneumo evaluate` again.") from error

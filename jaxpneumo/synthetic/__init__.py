@@ -1,0 +1,1 @@
+"""Synthetic radiographs, drawn and written as real DICOM files."""

@@ -1,0 +1,192 @@
+"""A run: its folder, its data and split, and its stages one after the other."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxpneumo.data import dataset, splits
+from jaxpneumo.data.prepare import prepare
+from jaxpneumo.model import pretrained
+from jaxpneumo.process import places, run_report
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.files import write_json
+from jaxpneumo.run import checkpoint
+from jaxpneumo.run.config import (
+    check_config,
+    check_paths,
+    differences,
+    read_config,
+    resolve_paths,
+    stages_of,
+    synthetic_folders,
+    trained_stages,
+)
+from jaxpneumo.run.provenance import record_start
+from jaxpneumo.run.sharding import check_batch_size, is_first, make_mesh, replicated
+from jaxpneumo.run.state import initialise
+from jaxpneumo.synthetic import radiographs
+from jaxpneumo.train.feed import StageData
+from jaxpneumo.train.loop import make_model, train_stage
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Trains all stages of a config, or what an earlier start of the same command has left to do.
+
+    Several processes (`sharding.start_processes`) all call this; the folder must be one that all of them see.
+
+    Args:
+      config: as the files in configs/ return it.
+      workdir: the run's folder: config.json, splits.json and a folder a stage.
+
+    Returns:
+      The last stage's {"params", "batch_stats"}.
+
+    Raises:
+      InputError: config, data or folder cannot be used; nothing has been trained then.
+      TrainingError: the loss became infinite or not a number, or a checkpoint cannot be written.
+      Stopped: SIGTERM came; the state is saved.
+    """
+    check_config(config)
+    resolve_paths(config)
+    resumed = (workdir / "config.json").is_file()
+    if resumed:
+        _check_same(config, workdir)
+    else:
+        splits.check_name(config.data.split, "--config.data.split")
+        splits.check(config.data.split, config.data.validation_fraction)
+    check_paths(config)
+    places.check_folder(workdir, "--workdir")
+    for section in stages_of(config):
+        check_batch_size(config[section].batch_size, jax.device_count(), section)
+    run_report.process(jax.process_index())
+    check_batch_size(config.predict.batch_size, jax.local_device_count(), "predict")
+    if is_first():
+        make_synthetic_data(config)
+    checkpoint.meet("data")
+    for stage in stages_of(config):
+        dataset.open_arrays(config.data.directory, config[stage].size)
+    dataset.open_arrays(config.data.directory, config.predict.size)
+    data, split = _read_split(config, workdir / "splits.json" if resumed else None)
+    variables = _first_variables(config)
+    # Only now: a start that was refused leaves nothing behind that stands in the next one's way.
+    checkpoint.meet("checks")
+    if is_first():
+        if not resumed:
+            _write_split(config, workdir / "splits.json", data, split)
+        write_json(workdir / "config.json", config.to_dict())
+        record_start(workdir, Path(config.data.directory))
+
+    for stage in trained_stages(config):
+        if checkpoint.final_directory(workdir / stage).is_dir():
+            run_report.skipped(f"training of {stage}, complete before")
+        variables = train_stage(config, stage, data, workdir / stage, variables)
+        run_report.wrote(checkpoint.final_directory(workdir / stage))
+    return variables
+
+
+def make_synthetic_data(config: ConfigDict) -> None:
+    """Makes the data of a config that has `data.synthetic`, unless they are there already.
+
+    The radiographs are written as DICOM files with their label csv and then prepared, as real ones are:
+    DIRECTORY-train and DIRECTORY-test hold the files, DIRECTORY the prepared training data.
+    """
+    if "synthetic" not in config.data:
+        return
+    directory = Path(config.data.directory)
+    settings = config.data.synthetic
+    folders = synthetic_folders(config)
+    for seed, (part, folder) in enumerate(folders.items()):
+        if not folder.is_dir():
+            logger.info("Making %d synthetic radiographs in %s", settings[part], folder)
+            radiographs.write(
+                folder,
+                settings[part],
+                seed=seed,
+                positive_fraction=settings.positive_fraction,
+                area_scale=settings.area_scale,
+            )
+    if not directory.is_dir():
+        sizes = {config[stage].size for stage in stages_of(config)} | {config.predict.size}
+        source = folders["train"]
+        prepare(source, source / "labels.csv", directory, tuple(sizes), source / "patients.csv")
+
+
+def _check_same(config: ConfigDict, workdir: Path) -> None:
+    changed = differences(read_config(workdir), config)
+    if changed:
+        raise InputError(
+            f"{workdir} holds a run of another config; they differ in {', '.join(changed)}. "
+            "Choose another --workdir, or repeat the first start's command to go on with it."
+        )
+
+
+def _read_split(config: ConfigDict, own: Path | None) -> tuple[StageData, dict[str, Any]]:
+    """The rows of the run's own splits file, or of the config's split; and what they are, as `splits.split_rows`."""
+    settings = config.data
+    index = dataset.read_index(settings.directory)
+    split, fold = (own, 0) if own else (settings.split, settings.fold)
+    train, validation, description = splits.split_rows(
+        index, split, settings.validation_fraction, settings.split_seed, fold
+    )
+    if not len(train) or not len(validation):
+        raise InputError(
+            f"data.split={settings.split!r} leaves {len(train)} training and {len(validation)} validation images; "
+            "a run needs both. Set data.validation_fraction between 0 and 1, or choose another split."
+        )
+    if not own and settings.split not in splits.DRAWN:
+        description = {"file": Path(settings.split).name, **description}
+    logger.info("%d training and %d validation images, %s", len(train), len(validation), splits.words(description))
+    if shared := description["validation_images_with_patient_in_training"]:
+        logger.warning(
+            "%d of %d validation images (%.1f %%) have their patient in training: their scores promise too much for "
+            "new patients. --config.data.split=patient keeps patients together.",
+            *(shared, len(validation), 100 * shared / len(validation)),
+        )
+    if not own:
+        _tell_unused_splits(config, index, validation)
+    return StageData(settings.directory, train, validation), description
+
+
+def _tell_unused_splits(config: ConfigDict, index: dataset.Index, validation: np.ndarray) -> None:
+    """Warns where the data folder's splits.json is another split than the one that a config draws."""
+    settings, path = config.data, Path(config.data.directory) / "splits.json"
+    if settings.split not in splits.DRAWN or not path.is_file():
+        return
+    try:
+        _, other, description = splits.split_rows(index, path, 0.0, 0)
+    except InputError:  # `verify` finds it; this run does not need it
+        return
+    # `prepare` writes a random one unasked.
+    unasked = settings.split == "patient" and description["method"] == "random"
+    if not unasked and not np.array_equal(validation, other):
+        fold = " --config.data.fold=0, or another fold" if "folds" in description else ""
+        logger.warning(
+            "%s (%s) is not used, as data.split is %s. To train on it, start with --config.data.split=%s%s.",
+            *(path, splits.words(description), settings.split, path, fold),
+        )
+
+
+def _write_split(config: ConfigDict, path: Path, data: StageData, split: dict[str, Any]) -> None:
+    """Keeps the split with the run, for its next start and for its evaluation."""
+    image_id = dataset.read_index(config.data.directory).image_id
+    splits.write_splits(path, image_id, data.train_rows, data.validation_rows, **splits.origin(split))
+
+
+def _first_variables(config: ConfigDict) -> dict[str, Any]:
+    """Variables the first stage starts from: another run's result, pretrained, or fresh ones."""
+    variables = initialise(make_model(config), config.seed)
+    if config.init_from:
+        source = Path(config.init_from)
+        stage = (
+            "stage1" if checkpoint.final_directory(source / "stage1").is_dir() else stages_of(read_config(source))[-1]
+        )
+        return checkpoint.restore_final(source / stage, variables, replicated(make_mesh()))[0]
+    if config.model.pretrained:
+        return pretrained.load(config.model.pretrained, variables)
+    return variables
