@@ -11,8 +11,8 @@ from conftest import writable_arrays
 
 from jaxpneumo.data import csv_tables, dataset, partition, verify
 from jaxpneumo.evaluate import describe
+from jaxpneumo.evaluate.data_figure import data_picture
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.report.data_figure import data_picture
 
 
 @pytest.fixture(scope="module")

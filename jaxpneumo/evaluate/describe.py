@@ -280,7 +280,7 @@ def main(argv: list[str]) -> int:
     else:
         description = describe_tables(args.labels, args.patients, args.removal)
     if args.picture is not None:
-        from jaxpneumo.report.data_figure import data_picture
+        from jaxpneumo.evaluate.data_figure import data_picture
 
         index = dataset.read_index(args.data) if args.data else csv_tables.read_tables(args.labels, args.patients)
         write_png(args.picture, data_picture(index, args.removal, args.data))
