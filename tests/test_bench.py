@@ -15,12 +15,14 @@ from jaxpneumo.bench.bench_predict import bench_predict
 from jaxpneumo.bench.bench_run import load_config
 from jaxpneumo.bench.bench_step import bench_step
 from jaxpneumo.bench.roofline import Rates, Work, compiled_work, counted_work, device_rates, roofline
-from jaxpneumo.model.unet import UNet, backend_rewrites
+from jaxpneumo.model.rewrites import rewrites_for
+from jaxpneumo.model.unet import UNet
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.run.state import initialise
 
 # As the verbs make it of TINY_OPTIONS.
-TINY = UNet(depths=(1, 1, 1, 1), width=8, **backend_rewrites())
+TINY = UNet(depths=(1, 1, 1, 1), width=8, parts=rewrites_for(jax.default_backend(), training=True))
+TINY_PREDICTING = TINY.clone(parts=rewrites_for(jax.default_backend(), training=False))
 TINY_OPTIONS = ["--depths=1,1,1,1", "--width=8", "--dtype=float32", "--size=32", "--batch=2"]
 
 
@@ -154,11 +156,11 @@ def test_work_of_the_step_is_counted_as_xla_does():
 
 
 def test_predict():
-    result = bench_predict(TINY, 32, 2, 2, 1, Rates({"float32": 1e9, "bfloat16": 1e9}, 1e9), native=64)
+    result = bench_predict(TINY_PREDICTING, 32, 2, 2, 1, Rates({"float32": 1e9, "bfloat16": 1e9}, 1e9), native=64)
     assert result["whole"]["native"] == 64
     assert len(result["repeats"]) == len(result["whole"]["repeats"]) == 2
     # The network sees as many views as it does of twice the images without their mirror images.
-    single = bench_predict(TINY, 32, 4, 1, 1, Rates({"float32": 1e9, "bfloat16": 1e9}, 1e9), False, 64)
+    single = bench_predict(TINY_PREDICTING, 32, 4, 1, 1, Rates({"float32": 1e9, "bfloat16": 1e9}, 1e9), False, 64)
     both, one = (found["roofline"]["counted"]["operations"] for found in (result, single))
     assert both == one > 0
 

@@ -12,10 +12,12 @@ import optax
 import pytest
 
 from jaxpneumo.model import pretrained
-from jaxpneumo.model.convolution import Convolution, convolve
+from jaxpneumo.model.convolution import Convolution, plain_convolve
+from jaxpneumo.model.convolution_gradients import convolve_with_explicit_gradients
 from jaxpneumo.model.folding import fold
-from jaxpneumo.model.resnet import PreactivationResNet, ResNet, max_pool
-from jaxpneumo.model.unet import UNet
+from jaxpneumo.model.resnet import PreactivationResNet, ResNet
+from jaxpneumo.model.rewrites import folded_upsample, grey_stem, pool_by_slices, rewrites_for
+from jaxpneumo.model.unet import Parts, UNet
 from jaxpneumo.train.losses import bce_dice_loss
 
 PREACT_EVAL = (-0.692736, 0.344581, 3.30675)
@@ -86,7 +88,7 @@ def test_preactivation_network_agrees_with_keras(keras_case):
 def test_preactivation_features_agree_with_keras(keras_case):
     variables, reference, image, _ = keras_case
     norm = functools.partial(nn.BatchNorm, use_running_average=True, epsilon=2e-5)
-    encoder = PreactivationResNet(norm=norm, conv=Convolution, dtype=jnp.float32)
+    encoder = PreactivationResNet(norm=norm, conv=Convolution)
     features = encoder.apply({k: v["encoder"] for k, v in variables.items()}, image)
     names = ("relu0", "stage2_unit1_relu1", "stage3_unit1_relu1", "stage4_unit1_relu1", "relu1")
     for name, feature in zip(names, features, strict=True):
@@ -98,9 +100,7 @@ def test_network_and_features_agree_with_smp(torch_case):
     assert _count(variables["params"]) == reference["n_params"] == 24_436_369
     _assert_close(UNet("resnet34").apply(variables, image, train=False), reference["eval_logits"])
     norm = functools.partial(nn.BatchNorm, use_running_average=True, epsilon=1e-5)
-    features = ResNet(norm=norm, conv=Convolution, dtype=jnp.float32).apply(
-        {k: v["encoder"] for k, v in variables.items()}, image
-    )
+    features = ResNet(norm=norm, conv=Convolution).apply({k: v["encoder"] for k, v in variables.items()}, image)
     for i, feature in enumerate(features, start=1):
         _assert_close(_statistics(feature), reference[f"eval_feature{i}"])
 
@@ -118,7 +118,9 @@ def compiled_as_for_users():
 def test_training_agrees_with_smp(torch_case):
     """Train logits, running statistics, gradient norms and the losses of four Adam(1e-3) steps."""
     variables, reference, image, masks = torch_case
-    model = UNet("resnet34")
+    # Adam magnifies what rounding leaves of small gradients: with a pooling that rounds otherwise the fourth loss is
+    # 2e-3 off.
+    model = UNet("resnet34", parts=rewrites_for("gpu", training=True))
     weight = jnp.ones(len(image))
 
     @jax.jit
@@ -189,6 +191,7 @@ def _pattern(variables, seed):
     return jax.tree_util.tree_map_with_path(lambda path, leaf: draw(path, leaf).astype(np.float32), variables)
 
 
+@pytest.mark.parametrize("parts", [Parts(), rewrites_for("cpu", training=True)], ids=["plain", "cpu"])
 @pytest.mark.parametrize(
     ("encoder", "eval_numbers", "train_numbers"),
     [
@@ -197,10 +200,10 @@ def _pattern(variables, seed):
     ],
 )
 def test_tiny_network_gives_the_numbers_it_gave_when_it_agreed_with_the_references(
-    encoder, eval_numbers, train_numbers
+    encoder, eval_numbers, train_numbers, parts
 ):
     """Mean, standard deviation and largest magnitude of the logits; taken when the golden cases above passed."""
-    model = _tiny(encoder=encoder)
+    model = _tiny(encoder=encoder, parts=parts)
     image = np.random.Generator(np.random.PCG64(7)).random((2, 64, 64, 1), np.float32)
     shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
     variables = _pattern(shapes, seed=1)
@@ -216,7 +219,7 @@ def _tiny(**kwargs):
 
 @pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
 def test_grey_image_is_repeated_and_output_is_float32_at_full_size(encoder):
-    model = _tiny(encoder=encoder, dtype=jnp.bfloat16, grey_stem=False)
+    model = _tiny(encoder=encoder, dtype=jnp.bfloat16)
     grey = jax.random.uniform(jax.random.key(0), (2, 32, 64, 1))
     variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(1), grey)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
@@ -226,8 +229,24 @@ def test_grey_image_is_repeated_and_output_is_float32_at_full_size(encoder):
     np.testing.assert_array_equal(logits, model.apply(variables, jnp.repeat(grey, 3, -1), train=False))
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
+def test_every_choice_of_rewrites_has_the_variables_of_the_plain_network(encoder, backend, training):
+    for channels in (1, 3):
+        shapes, plain = (
+            jax.eval_shape(
+                functools.partial(_tiny(encoder=encoder, parts=parts).init, train=False),
+                jax.random.key(0),
+                jnp.zeros((1, 32, 32, channels)),
+            )
+            for parts in (rewrites_for(backend, training), Parts())
+        )
+        assert shapes == plain
+
+
 @functools.cache
-def _outcome(encoder, dtype, **switch):
+def _outcome(encoder, dtype, **change):
     """Logits, then gradients and updated statistics, of a tiny network on images that lie clear of ReLU's corner.
 
     An activation may lie so close to zero that rounding decides whether its gradient passes; then the plain network's
@@ -236,7 +255,7 @@ def _outcome(encoder, dtype, **switch):
     image = np.random.Generator(np.random.PCG64(11)).random((2, 64, 64, 1))
     mask = np.random.Generator(np.random.PCG64(8)).random((2, 64, 64)) < 0.1
     with jax.enable_x64(dtype == "float64"):
-        model = _tiny(encoder=encoder, dtype=jnp.dtype(dtype), **switch)
+        model = _tiny(encoder=encoder, dtype=jnp.dtype(dtype), **change)
         shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
         variables = jax.tree.map(lambda leaf: leaf.astype(dtype), _pattern(shapes, seed=1))
 
@@ -255,21 +274,23 @@ def _outcome(encoder, dtype, **switch):
 
 @pytest.mark.usefixtures("compiled_as_for_users")
 @pytest.mark.parametrize(
-    "rewrites",
+    "change",
     [
-        ("grey_stem",),
-        ("fold_upsampling",),
-        ("explicit_gradients",),
-        ("fold_upsampling", "explicit_gradients"),
-        ("remat",),
+        {"parts": Parts(stem=grey_stem)},
+        {"parts": Parts(pool=pool_by_slices)},
+        {"parts": Parts(upsample=folded_upsample)},
+        {"parts": Parts(convolve=convolve_with_explicit_gradients)},
+        {"parts": rewrites_for("cpu", training=True)},
+        {"remat": True},
     ],
+    ids=["stem", "pool", "upsample", "convolve", "cpu", "remat"],
 )
 @pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
-def test_rewrites_change_neither_logits_nor_gradients_nor_statistics(encoder, rewrites):
+def test_rewrites_change_neither_logits_nor_gradients_nor_statistics(encoder, change):
     """To 1e-4 in float32, leaf by leaf to 1e-11 in float64."""
     for dtype, tolerance in (("float32", 1e-4), ("float64", 1e-11)):
-        plain = _outcome(encoder, dtype, grey_stem=False)
-        rewritten = _outcome(encoder, dtype, **{"grey_stem": False, **dict.fromkeys(rewrites, True)})
+        plain = _outcome(encoder, dtype)
+        rewritten = _outcome(encoder, dtype, **change)
         assert jax.tree.structure(plain) == jax.tree.structure(rewritten)
         _assert_close(rewritten[0], plain[0], tolerance)
         whole = [optax.tree.norm(g) for g in (jax.tree.map(np.subtract, rewritten[1], plain[1]), plain[1])]
@@ -295,8 +316,8 @@ def test_explicit_gradients_are_those_of_the_convolution(shape, features, size, 
     rng = np.random.Generator(np.random.PCG64(4))
     with jax.enable_x64(True):
         x, kernel = rng.standard_normal(shape), rng.standard_normal((size, size, shape[-1], features))
-        plain, plain_gradients = jax.vjp(lambda x, kernel: convolve(x, kernel, 1, padding), x, kernel)
-        ours, gradients = jax.vjp(lambda x, kernel: convolve(x, kernel, 1, padding, True), x, kernel)
+        plain, plain_gradients = jax.vjp(lambda x, kernel: plain_convolve(x, kernel, 1, padding), x, kernel)
+        ours, gradients = jax.vjp(lambda x, kernel: convolve_with_explicit_gradients(x, kernel, 1, padding), x, kernel)
         np.testing.assert_array_equal(ours, plain)
         cotangent = rng.standard_normal(plain.shape)
         for mine, reference in zip(gradients(cotangent), plain_gradients(cotangent), strict=True):
@@ -305,7 +326,7 @@ def test_explicit_gradients_are_those_of_the_convolution(shape, features, size, 
 
 @pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
 def test_folded_network_predicts_the_same_and_has_no_statistics_behind_convolutions(encoder):
-    model = _tiny(encoder=encoder)
+    model = _tiny(encoder=encoder, parts=rewrites_for("cpu", training=False))
     image = np.random.Generator(np.random.PCG64(7)).random((2, 64, 64, 1), np.float32)
     shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
     variables = _pattern(shapes, seed=1)
@@ -323,9 +344,9 @@ def test_folded_network_predicts_the_same_and_has_no_statistics_behind_convoluti
 def test_pooling_takes_the_maximum_of_each_window_and_its_gradient():
     x = jax.random.uniform(jax.random.key(0), (2, 8, 12, 3))
     window = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-    np.testing.assert_array_equal(max_pool(x), window(x))
+    np.testing.assert_array_equal(pool_by_slices(x), window(x))
     weights = jax.random.normal(jax.random.key(1), (2, 4, 6, 3))
-    ours, reference = (jax.grad(lambda x, pool=pool: (pool(x) * weights).sum())(x) for pool in (max_pool, window))
+    ours, reference = (jax.grad(lambda x, pool=pool: (pool(x) * weights).sum())(x) for pool in (pool_by_slices, window))
     np.testing.assert_allclose(ours, reference, rtol=1e-6, atol=1e-7)
 
 

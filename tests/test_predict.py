@@ -45,7 +45,7 @@ def predictor(workdir):
 
 
 def test_probabilities_are_those_of_two_separate_calls(predictor):
-    model = make_model(predictor.config)
+    model = make_model(predictor.config, training=False)
     image = np.random.default_rng(0).integers(0, 256, (4, 32, 32), np.uint8)
 
     def one_view(image):

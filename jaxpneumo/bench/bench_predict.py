@@ -52,7 +52,7 @@ def bench_predict(
     """Times prediction on one batch of noise.
 
     Args:
-      model: the network.
+      model: the network, for folded variables.
       size: height and width that it sees, a multiple of 32.
       batch: images of a call; with `mirror` the network sees twice as many.
       repeats, calls: as for `seconds_per_call`.
@@ -122,7 +122,7 @@ def main(argv: list[str]) -> int:
     options.add_argument("--calls", type=CALLS, metavar="N", help="predictions a repeat (default: about 0.3 s)")
     options.add_argument("--no-roofline", action="store_true", help="do not measure the device's own rates")
     options = options.parse_args(argv)
-    model, device = network(options), None if options.no_roofline else device_rates(repeats=3)
+    model, device = network(options, training=False), None if options.no_roofline else device_rates(repeats=3)
     result = bench_predict(
         model, options.size, options.batch, options.repeats, options.calls, device, not options.no_tta
     )

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpneumo.model.unet import ENCODERS, UNet, backend_rewrites
+from jaxpneumo.model.rewrites import rewrites_for
+from jaxpneumo.model.unet import ENCODERS, UNet
 from jaxpneumo.process import places
 from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.errors import InputError
@@ -145,14 +146,14 @@ def add_network(parser: Parser, size: int | None = 256, batch: int | None = 4) -
         add("--batch", type=BATCH, default=batch, metavar="N", help="images of a batch (default: %(default)s)")
 
 
-def network(options: argparse.Namespace) -> UNet:
-    """The network that the options of `add_network` name."""
+def network(options: argparse.Namespace, training: bool = True) -> UNet:
+    """The network that the options of `add_network` name; with `training` False for folded variables."""
     return UNet(
         options.encoder,
         jnp.dtype(options.dtype),
         depths=options.depths,
         width=options.width,
-        **backend_rewrites(),
+        parts=rewrites_for(jax.default_backend(), training),
     )
 
 

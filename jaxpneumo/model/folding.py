@@ -1,12 +1,13 @@
 """A trained network made ready for prediction: BatchNorms folded into the convolutions before them.
 
-With fixed statistics BatchNorm is x * scale + shift. Where it follows a convolution the scale goes into the kernel and
-the shift is all that is left to add; where a ReLU or a sum comes between, as before the units of the pre-activation
-encoder, it stays.
+With fixed statistics BatchNorm is x * scale + shift. Behind a convolution the scale goes into the kernel, and only the
+shift is left to add. Where a ReLU or a sum comes between, as before the units of the pre-activation encoder, BatchNorm
+stays.
 """
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -18,8 +19,20 @@ _PREACTIVATION_UNIT = {"conv1": "bn2"}
 _STEM = {"resnet34_preact": {"conv0": "bn0"}, "resnet34": {"conv1": "bn1"}}
 
 
+class FoldableNorm(nn.BatchNorm):
+    """BatchNorm. Without statistics it is what `fold` has left of it: a bias."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.is_initializing() or self.has_variable("batch_stats", "mean"):
+            return super().__call__(x)
+        return x + self.param("bias", self.bias_init, (x.shape[-1],)).astype(x.dtype)
+
+
 def fold(variables: dict[str, Any], encoder: str, dtype: jnp.dtype) -> dict[str, Any]:
-    """Variables with which `UNet.apply(..., train=False)` gives the same logits, to rounding, for fewer operations.
+    """Variables that give the same logits, to rounding, in fewer operations.
+
+    They are for `UNet.apply(..., train=False)` of a network with `FoldableNorm`, which `rewrites_for` chooses.
 
     Args:
       variables: {"params", "batch_stats"} of a `UNet`.
@@ -27,7 +40,7 @@ def fold(variables: dict[str, Any], encoder: str, dtype: jnp.dtype) -> dict[str,
       dtype: its type of computation, in which kernels are stored from then on.
 
     Returns:
-      {"params", "batch_stats"}: a folded BatchNorm keeps a bias and has no statistics. For prediction only.
+      {"params", "batch_stats"}: a folded BatchNorm keeps a bias and has no statistics.
     """
     params, statistics = variables["params"], variables["batch_stats"]
     kind = ENCODERS[encoder]

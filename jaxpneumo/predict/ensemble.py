@@ -47,7 +47,7 @@ def load_ensemble(workdirs: Sequence[Path], weights: Sequence[float], batch_size
         variables=jax.device_put(stacked, replicated(mesh)),
         model_id="+".join(predictor.model_id for predictor in predictors),
         probabilities=jax.jit(
-            functools.partial(ensemble_probabilities, make_model(first.config), tuple(weights)),
+            functools.partial(ensemble_probabilities, make_model(first.config, training=False), tuple(weights)),
             static_argnums=2,
             in_shardings=(replicated(mesh), split(mesh)),
         ),

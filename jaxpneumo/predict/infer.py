@@ -91,7 +91,7 @@ def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predic
         fingerprint(variables),
         mesh,
         jax.jit(
-            functools.partial(predict_probabilities, make_model(config)),
+            functools.partial(predict_probabilities, make_model(config, training=False)),
             static_argnums=2,
             in_shardings=(replicated(mesh), split(mesh)),
         ),

@@ -22,7 +22,8 @@ from ml_collections import ConfigDict
 
 from jaxpneumo.augment import device, host
 from jaxpneumo.data.source import eval_batches
-from jaxpneumo.model.unet import ENCODERS, UNet, backend_rewrites
+from jaxpneumo.model.rewrites import rewrites_for
+from jaxpneumo.model.unet import ENCODERS, UNet
 from jaxpneumo.process.errors import InputError, Stopped, TrainingError
 from jaxpneumo.process.progress import COMPILING, progress
 from jaxpneumo.process.stop import sigterm_deferred
@@ -37,8 +38,11 @@ from jaxpneumo.train.step import make_eval_step, make_statistics_call, make_trai
 logger = logging.getLogger(__name__)
 
 
-def make_model(config: ConfigDict) -> UNet:
-    """The network of `config.model`. Raises InputError for an unknown encoder or type."""
+def make_model(config: ConfigDict, training: bool = True) -> UNet:
+    """The network of `config.model`; with `training` False for folded variables (`model.folding`).
+
+    Raises InputError for an unknown encoder or type.
+    """
     model = config.model
     if model.encoder not in ENCODERS:
         raise InputError(f"model.encoder={model.encoder!r} is unknown: choose one of {', '.join(ENCODERS)}.")
@@ -51,8 +55,8 @@ def make_model(config: ConfigDict) -> UNet:
         momentum=batch_norm_momentum(config),
         depths=tuple(model.depths),
         width=model.width,
+        parts=rewrites_for(jax.default_backend(), training),
         remat=model.remat,
-        **backend_rewrites(),
     )
 
 

@@ -1,0 +1,99 @@
+"""The gradients of convolutions, written out for XLA's CPU backend.
+
+XLA derives a convolution's gradients as further convolutions. Its CPU libraries (oneDNN, Eigen) compute those at less
+than half the speed of the forward one: in the kernel's gradient the batch becomes the few input channels and the
+result has three columns, and the input's gradient in bfloat16 is computed in float32. Written out, both have many
+channels and many columns. The results are equal to rounding; BUILD_NOTES.md has the figures.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxpneumo.model.convolution import NHWC, plain_convolve
+
+# With this many times more elements in the kernel than in the map of gradients, flipping the kernel takes longer than
+# the product that does without (measured between 2 and 18).
+_KERNEL_OUTWEIGHS = 4
+# On maps this wide the kernel's gradient is computed in parts of the batch, at most so many (measured at batch 4, 16).
+_WIDE = 64
+_MOST_PARTS = 16
+
+
+def convolve_with_explicit_gradients(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """As `plain_convolve`, in reverse mode only; the gradients are written out for kernels over 1x1 at stride 1."""
+    if stride == 1 and len(kernel) > 1:
+        return _convolve_explicit(x, kernel, padding)
+    return plain_convolve(x, kernel, stride, padding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve_explicit(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
+    return plain_convolve(x, kernel, 1, padding)
+
+
+def _forward(x: jax.Array, kernel: jax.Array, padding: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return plain_convolve(x, kernel, 1, padding), (x, kernel)
+
+
+def _backward(padding: int, residuals: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    small = kernel.size > _KERNEL_OUTWEIGHS * dy.size
+    input_gradient = _input_gradient_by_columns if small else _input_gradient
+    return input_gradient(dy, kernel, padding), _kernel_gradient(x, dy, kernel.shape[0], padding)
+
+
+_convolve_explicit.defvjp(_forward, _backward)
+
+
+def _input_gradient(dy: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
+    """A forward convolution with the flipped kernel. XLA would compute its own one for bfloat16 in float32."""
+    return plain_convolve(dy, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 1, kernel.shape[0] - 1 - padding)
+
+
+def _input_gradient_by_columns(dy: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
+    """One matrix product with the kernel as stored gives what each tap contributes; these are shifted and added."""
+    size, _, channels, features = kernel.shape
+    terms = jnp.einsum("nhwo,co->nhwc", dy, kernel.reshape(-1, features))
+    terms = terms.reshape(*dy.shape[:3], size, size, channels)
+    height, width = (length + size - 1 - 2 * padding for length in dy.shape[1:3])
+    total = 0.0
+    for row in range(size):
+        for column in range(size):
+            low = (row - padding, column - padding)
+            edges = [
+                (before, length - before - given, 0)
+                for before, length, given in zip(low, (height, width), dy.shape[1:3], strict=True)
+            ]
+            term = terms[:, :, :, row, column].astype(jnp.promote_types(dy.dtype, jnp.float32))
+            total += jax.lax.pad(term, jnp.zeros((), term.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    return total.astype(dy.dtype)
+
+
+def _kernel_gradient(x: jax.Array, dy: jax.Array, size: int, padding: int) -> jax.Array:
+    """The sum of `_kernel_gradient_of_part`. Wide maps go in parts, which fit the caches better."""
+    parts = math.gcd(len(x), _MOST_PARTS) if x.shape[2] >= _WIDE else 1
+    pairs = zip(jnp.split(x, parts), jnp.split(dy, parts), strict=True)
+    return sum(_kernel_gradient_of_part(*pair, size, padding) for pair in pairs)
+
+
+def _kernel_gradient_of_part(x: jax.Array, dy: jax.Array, size: int, padding: int) -> jax.Array:
+    """A convolution along the rows: images and columns are its input channels, x's channels are its columns.
+
+    The shifts along a row are made beforehand: `size` shifted copies of dy, side by side as channels.
+    """
+    batch, height, width, channels = x.shape
+    rows, features = dy.shape[1], dy.shape[3]
+    edge = size - 1 - padding
+    padded = jnp.pad(dy.transpose(1, 0, 2, 3), ((0, 0), (0, 0), (edge, edge), (0, 0)))
+    shifted = jnp.concatenate([padded[:, :, size - 1 - i : size - 1 - i + width] for i in range(size)], axis=-1)
+    taps = jax.lax.conv_general_dilated(
+        x.transpose(1, 3, 0, 2).reshape(1, height, channels, batch * width),
+        shifted.reshape(rows, 1, batch * width, size * features),
+        (1, 1),
+        [(padding, padding), (0, 0)],
+        dimension_numbers=NHWC,
+    )
+    return taps.reshape(size, channels, size, features).transpose(0, 2, 1, 3)
