@@ -29,8 +29,9 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "benchmarks")]
 
 from cases import PROFILES, Case  # noqa: E402
 
+from jaxpneumo.process.atomic import write_json  # noqa: E402
 from jaxpneumo.process.errors import BAD_INPUT, DONE, PARTIAL  # noqa: E402
-from jaxpneumo.process.files import read_json, write_json  # noqa: E402
+from jaxpneumo.process.files import read_json  # noqa: E402
 from jaxpneumo.process.software import software  # noqa: E402
 from jaxpneumo.process.workers import cores  # noqa: E402
 

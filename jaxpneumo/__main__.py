@@ -2,30 +2,47 @@
 
 import sys
 from importlib import import_module
+from typing import NamedTuple
 
 from jaxpneumo import __version__
-from jaxpneumo.process.command import OPTIONS, run, until_closed
+from jaxpneumo.process.command import OPTIONS, asks_for_help, run, until_closed
 from jaxpneumo.process.errors import BAD_INPUT, DONE
 from jaxpneumo.process.ranges import did_you_mean
 from jaxpneumo.process.runtime import prepare_process
 
+
+class Verb(NamedTuple):
+    """A verb of the command.
+
+    Attributes:
+      module: that has its `main`.
+      purpose: in a few words.
+      computes: whether it runs programs compiled by JAX. The others do not start anew, and do not import JAX, but for
+        `clean`, which reads results before it removes anything.
+    """
+
+    module: str
+    purpose: str
+    computes: bool = False
+
+
 VERBS = {
-    "synthesize": ("jaxpneumo.synthetic.radiographs", "make synthetic radiographs as DICOM files with labels"),
-    "prepare": ("jaxpneumo.data.prepare", "turn DICOM files and a label csv into arrays"),
-    "verify": ("jaxpneumo.data.verify", "check that a prepared data set is undamaged"),
-    "describe": ("jaxpneumo.evaluate.describe", "count what a data set holds, and draw it"),
-    "split": ("jaxpneumo.data.partition", "choose training and validation images, report leaks"),
-    "train": ("jaxpneumo.main", "train a config's stages, evaluate, predict"),
-    "evaluate": ("jaxpneumo.evaluate.evaluate", "score a finished run at native size"),
-    "compare": ("jaxpneumo.evaluate.compare", "say whether one run is better than another, and how surely"),
-    "thresholds": ("jaxpneumo.evaluate.thresholds", "choose probability and removal thresholds"),
-    "tables": ("jaxpneumo.evaluate.tables", "the papers' tables beside our runs"),
-    "report": ("jaxpneumo.report.report", "write one HTML page about a run"),
-    "predict": ("jaxpneumo.predict.predict", "outline pneumothorax in a folder of radiographs"),
-    "merge": ("jaxpneumo.predict.merge", "one submission of the parts of an archive"),
-    "validate": ("jaxpneumo.predict.validate", "check a submission, also beside a sample"),
-    "clean": ("jaxpneumo.run.clean", "remove the checkpoints of finished runs"),
-    "bench": ("jaxpneumo.bench.bench", "measure how fast the parts are, beside what they could be"),
+    "synthesize": Verb("jaxpneumo.synthetic.radiographs", "make synthetic radiographs as DICOM files with labels"),
+    "prepare": Verb("jaxpneumo.data.prepare", "turn DICOM files and a label csv into arrays"),
+    "verify": Verb("jaxpneumo.data.verify", "check that a prepared data set is undamaged"),
+    "describe": Verb("jaxpneumo.evaluate.describe", "count what a data set holds, and draw it"),
+    "split": Verb("jaxpneumo.data.partition", "choose training and validation images, report leaks"),
+    "train": Verb("jaxpneumo.main", "train a config's stages, evaluate, predict", computes=True),
+    "evaluate": Verb("jaxpneumo.evaluate.evaluate", "score a finished run at native size", computes=True),
+    "compare": Verb("jaxpneumo.evaluate.compare", "say whether one run is better than another, and how surely"),
+    "thresholds": Verb("jaxpneumo.evaluate.thresholds", "choose probability and removal thresholds"),
+    "tables": Verb("jaxpneumo.evaluate.tables", "the papers' tables beside our runs"),
+    "report": Verb("jaxpneumo.report.report", "write one HTML page about a run"),
+    "predict": Verb("jaxpneumo.predict.predict", "outline pneumothorax in a folder of radiographs", computes=True),
+    "merge": Verb("jaxpneumo.predict.merge", "one submission of the parts of an archive"),
+    "validate": Verb("jaxpneumo.predict.validate", "check a submission, also beside a sample"),
+    "clean": Verb("jaxpneumo.run.clean", "remove the checkpoints of finished runs"),
+    "bench": Verb("jaxpneumo.bench.bench", "measure how fast the parts are, beside what they could be", computes=True),
 }
 
 
@@ -35,24 +52,25 @@ def main() -> int:
 
 
 def _main() -> int:
-    verb, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
-    if verb == "help" and arguments:
-        verb, arguments = arguments[0], ["--help"]
-    if verb == "--version":
+    name, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+    if name == "help" and arguments:
+        name, arguments = arguments[0], ["--help"]
+    if name == "--version":
         print(f"jaxpneumo {__version__}")
         return DONE
-    if verb in ("-h", "--help", "help"):
+    if name in ("-h", "--help", "help"):
         print("usage: jaxpneumo VERB ...   (jaxpneumo help VERB says more, with examples)\n")
-        print("\n".join(f"  {name:12} {purpose}" for name, (_, purpose) in VERBS.items()))
+        print("\n".join(f"  {name:12} {verb.purpose}" for name, verb in VERBS.items()))
         print(f"\n{OPTIONS}")
         print("\nFinds and outlines pneumothorax in chest radiographs. Not a medical device.")
         return DONE
-    if verb not in VERBS:
-        like = did_you_mean(verb, VERBS)
-        print(f"jaxpneumo: there is no verb {verb!r}; choose one of {', '.join(VERBS)}.{like}", file=sys.stderr)
+    if name not in VERBS:
+        like = did_you_mean(name, VERBS)
+        print(f"jaxpneumo: there is no verb {name!r}; choose one of {', '.join(VERBS)}.{like}", file=sys.stderr)
         return BAD_INPUT
-    prepare_process()
-    return run(verb, lambda rest: import_module(VERBS[verb][0]).main(rest), arguments)
+    verb = VERBS[name]
+    prepare_process(verb.computes and not asks_for_help(arguments))
+    return run(name, lambda rest: import_module(verb.module).main(rest), arguments)
 
 
 if __name__ == "__main__":

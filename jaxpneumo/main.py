@@ -40,7 +40,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run (default: runs/
 
 def main(arguments: Sequence[str]) -> int:
     """Reads the flags and runs the config. Returns the exit code; raises InputError for wrong flags."""
-    if any(argument in ("-h", "--help") for argument in arguments):
+    if command.asks_for_help(arguments):
         print(__doc__)
         return DONE
     config_file = _config_file(arguments)
@@ -151,5 +151,5 @@ def _check_input(config: ConfigDict, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    prepare_process()
+    prepare_process(computes=not command.asks_for_help(sys.argv[1:]))
     sys.exit(command.run("train", main, sys.argv[1:]))

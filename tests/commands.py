@@ -10,7 +10,7 @@ from jaxpneumo import __main__ as command
 from jaxpneumo.bench.bench import BENCHMARKS
 
 # Modules whose `main` is a verb; train has a command line of its own.
-MAINS = {verb: module for verb, (module, _) in command.VERBS.items() if verb not in ("train", "bench")}
+MAINS = {name: verb.module for name, verb in command.VERBS.items() if name not in ("train", "bench")}
 MAINS |= {f"bench {what}": f"jaxpneumo.bench.{what}" for what in BENCHMARKS}
 
 

@@ -15,6 +15,7 @@ from jaxpneumo.predict import manifest, merge, predict
 from jaxpneumo.predict.manifest import MANIFEST, choose_part, read_entries
 from jaxpneumo.predict.submission import read_submission
 from jaxpneumo.process.errors import DONE, PARTIAL, InputError
+from jaxpneumo.process.files import stamp
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def test_a_torn_last_line_is_dropped(tmp_path, torn):
     names = ["00000.dcm", "00001.dcm"]
     for name in names:
         (tmp_path / name).write_bytes(b"x")
-    entry = {"file": "00001.dcm", "stamp": list(manifest.stamp(tmp_path / "00001.dcm")), "state": "set aside"}
+    entry = {"file": "00001.dcm", "stamp": list(stamp(tmp_path / "00001.dcm")), "state": "set aside"}
     with manifest.open_manifest(tmp_path / "out", header, tmp_path, names) as (left, append):
         assert left == names
         append(entry)

@@ -13,8 +13,9 @@ from conftest import REPOSITORY
 from jaxpneumo import __version__
 from jaxpneumo.data.prepare import prepare
 from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import BAD_INPUT, DONE, InputError
-from jaxpneumo.process.files import read_json, write_json
+from jaxpneumo.process.files import read_json
 from jaxpneumo.process.ranges import Numbers, Several
 from jaxpneumo.synthetic import radiographs
 

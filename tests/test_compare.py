@@ -8,8 +8,9 @@ import pytest
 
 from jaxpneumo.evaluate import compare
 from jaxpneumo.evaluate.results import read_metrics
+from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
-from jaxpneumo.process.files import read_json, write_json
+from jaxpneumo.process.files import read_json
 
 
 @pytest.fixture

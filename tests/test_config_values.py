@@ -10,8 +10,9 @@ from conftest import REPOSITORY, load_config, shrink
 
 from jaxpneumo import main
 from jaxpneumo.predict import saved_thresholds
+from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import BAD_INPUT, InputError
-from jaxpneumo.process.files import read_json, write_json
+from jaxpneumo.process.files import read_json
 from jaxpneumo.run.config import ALLOWED, check_config, read_config
 from jaxpneumo.train.stages import train
 

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from jaxpneumo.process.files import printable, safe_name, write_atomically
+from jaxpneumo.process.atomic import write_atomically
+from jaxpneumo.process.files import printable, safe_name
 
 
 @pytest.mark.parametrize("name", ["a", "x" * 251 + ".png", "界" * 85, "b" * 101])

@@ -10,8 +10,8 @@ import pytest
 from jaxpneumo.data import finder
 from jaxpneumo.data.finder import find, name_of, repeated_names
 from jaxpneumo.dicom.dicom import write
-from jaxpneumo.process import run_report
 from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.recording import recording
 
 IMAGE = np.arange(1024, dtype=np.uint8).reshape(32, 32)
 
@@ -64,7 +64,7 @@ def test_what_is_left_out_is_counted_told_and_noted(folder, tmp_path, caplog):
     os.symlink("nowhere", folder / "gone.dcm")
     os.symlink("itself", folder / "itself")
     os.mkfifo(folder / "pipe.dcm")
-    with run_report.recording("predict", [], tmp_path / "report.json") as report:
+    with recording("predict", [], tmp_path / "report.json") as report:
         assert find(folder).sources == ["a.dcm"]
     counts = {
         finder.HIDDEN: 2,

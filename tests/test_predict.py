@@ -20,8 +20,9 @@ from jaxpneumo.predict import predict
 from jaxpneumo.predict.ensemble import load_ensemble
 from jaxpneumo.predict.infer import load_predictor, predict_masks, predict_probabilities
 from jaxpneumo.predict.submission import read_submission
+from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, PARTIAL, InputError
-from jaxpneumo.process.files import read_json, write_json
+from jaxpneumo.process.files import read_json
 from jaxpneumo.run.provenance import trained_on_synthetic
 from jaxpneumo.train.loop import make_model
 from jaxpneumo.train.stages import train

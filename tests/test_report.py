@@ -13,8 +13,9 @@ import pytest
 
 from jaxpneumo.data import dataset, rle
 from jaxpneumo.predict.submission import read_submission
+from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
-from jaxpneumo.process.files import read_json, write_json
+from jaxpneumo.process.files import read_json
 from jaxpneumo.report import figures, report
 from jaxpneumo.report.gallery import outline_path
 

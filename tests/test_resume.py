@@ -13,8 +13,8 @@ import pytest
 from conftest import writable_arrays
 
 from jaxpneumo.data import ingest, prepare
+from jaxpneumo.data.journal import open_journal
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.jsonl import open_journal
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

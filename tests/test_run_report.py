@@ -13,8 +13,10 @@ import pytest
 from conftest import REPOSITORY
 
 from jaxpneumo.process import command, progress, run_report
+from jaxpneumo.process.atomic import write_atomically, write_json
 from jaxpneumo.process.errors import InputError, TrainingError
-from jaxpneumo.process.files import read_json, write_atomically, write_json
+from jaxpneumo.process.files import read_json
+from jaxpneumo.process.recording import recording
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +146,7 @@ class TestReport:
         assert [path.name for path in tmp_path.iterdir()] == ["run_report_2.json"]
 
     def test_lists_end_and_counts_go_on(self, tmp_path):
-        with run_report.recording("predict", [], tmp_path / "a.json"):
+        with recording("predict", [], tmp_path / "a.json"):
             for number in range(250):
                 run_report.wrote(f"{number}.png")
                 run_report.set_aside(f"{number}.dcm", "cut short" if number % 2 else "no pixels")
@@ -157,7 +159,7 @@ class TestReport:
         assert report["read"]["count"] == 1000
 
     def test_files_of_a_renamed_folder_have_its_new_name(self, tmp_path):
-        with run_report.recording("prepare", [], tmp_path / "report.json"):
+        with recording("prepare", [], tmp_path / "report.json"):
             with write_atomically(tmp_path / "partial/a.csv") as file:
                 file.write("a")
             (tmp_path / "partial").rename(tmp_path / "data")

@@ -18,8 +18,9 @@ from jaxpneumo.predict import predict
 from jaxpneumo.predict import saved_thresholds as named
 from jaxpneumo.predict.postprocess import NATIVE_AREA, remove_small
 from jaxpneumo.predict.submission import read_submission
+from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
-from jaxpneumo.process.files import read_json, write_json
+from jaxpneumo.process.files import read_json
 from jaxpneumo.score.bootstrap import clusters
 from jaxpneumo.score.folds import folds
 from jaxpneumo.score.levels import AREAS, LEVELS, LevelCounts, count_components

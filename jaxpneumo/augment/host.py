@@ -13,7 +13,6 @@ How albumentations 2.0.8 is brought to do what the 2019 releases did for the ker
 - The border is constant by default: reflect 101 is asked for.
 """
 
-import os
 import random
 import threading
 from collections.abc import Callable
@@ -25,17 +24,13 @@ import numpy as np
 from jaxpneumo.augment import groups as description
 from jaxpneumo.augment.groups import Groups
 from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.runtime import environment
 
-# Before the import: otherwise albumentations asks the network for a newer version.
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-
-import albumentations
+# Otherwise albumentations asks the network for a newer version when it is imported.
+with environment(NO_ALBUMENTATIONS_UPDATE="1"):
+    import albumentations
 
 VERSION = "2.0.8"
-
-# Records are augmented in parallel by the reading threads; OpenCV's own threads inside each of them would
-# only compete for the same cores. The setting is for the whole process.
-cv2.setNumThreads(1)
 
 # An albumentations pipeline keeps the parameters of the call in progress in its attributes, so that two
 # threads that share one mix up each other's records. Each thread builds its own.

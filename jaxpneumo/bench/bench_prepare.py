@@ -23,11 +23,12 @@ from jaxpneumo.data import prepare as preparation
 from jaxpneumo.dicom import dicom
 from jaxpneumo.process import places
 from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
-from jaxpneumo.process.files import write_json
+from jaxpneumo.process.machine import cores, peak_memory
 from jaxpneumo.process.progress import progress
 from jaxpneumo.process.ranges import COUNT, REPEATS, whole
-from jaxpneumo.process.workers import cores, keep_memory, peak_memory
+from jaxpneumo.process.workers import keep_memory
 
 _context = get_context("spawn")
 

@@ -22,11 +22,11 @@ from jaxpneumo.model.rewrites import rewrites_for
 from jaxpneumo.model.unet import ENCODERS, UNet
 from jaxpneumo.process import places
 from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.files import write_json
+from jaxpneumo.process.machine import cores, free_memory, peak_memory
 from jaxpneumo.process.ranges import BATCH, DEPTHS, REPEATS, SIDE, WIDTH
 from jaxpneumo.process.software import software
-from jaxpneumo.process.workers import cores, peak_memory
 
 # A repeat takes about this long, so that neither the clock nor the first dispatch counts.
 REPEAT_SECONDS = 0.3
@@ -94,11 +94,9 @@ def device_memory() -> int:
     stats = jax.local_devices()[0].memory_stats() or {}
     if stats.get("bytes_limit"):
         return int(stats["bytes_limit"])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        raise InputError("this machine does not tell how much memory is free: give it with --memory GIB.") from None
+    if free := free_memory():
+        return free
+    raise InputError("this machine does not tell how much memory is free: give it with --memory GIB.")
 
 
 def random_batch(size: int, batch: int, seed: int = 0) -> dict[str, np.ndarray]:

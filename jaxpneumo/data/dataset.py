@@ -29,8 +29,9 @@ import numpy as np
 import jaxpneumo
 from jaxpneumo.data import labels
 from jaxpneumo.process import run_report
+from jaxpneumo.process.atomic import write_atomically, write_json
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.files import read_json, write_atomically, write_json
+from jaxpneumo.process.files import read_json
 
 FORMAT_VERSION = 1
 BYTES_AT_ONCE = {1: np.uint8(1), 2: np.uint16(0x0101), 4: np.uint32(0x01010101), 8: np.uint64(0x0101010101010101)}

@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from jaxpneumo.data import dataset, finder, reconcile
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data.reconcile import Outcome
 from jaxpneumo.data.squash import squash
-from jaxpneumo.dicom import dicom, frontal, patients
-from jaxpneumo.dicom.radiograph import UNREADABLE, WRONG_SIZE, Radiograph, RadiographError
+from jaxpneumo.dicom import frontal, patients
+from jaxpneumo.dicom.radiograph import UNREADABLE, WRONG_SIZE, Radiograph, RadiographError, file_id, read_file
 from jaxpneumo.process import run_report
 from jaxpneumo.process import workers as processes
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.files import printable
+from jaxpneumo.process.files import is_unchanged, printable
 from jaxpneumo.process.progress import progress
+from jaxpneumo.process.runtime import one_thread_each
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def find_files(images: Path) -> list[Path]:
     """
     files = [images / source for source in finder.find(images).sources]
     run_report.read(images, len(files))
-    return sorted(files, key=lambda path: (dicom.file_id(path), path))
+    return sorted(files, key=lambda path: (file_id(path), path))
 
 
 def start(job: Job, single_thread: bool = True) -> None:
@@ -88,7 +88,7 @@ def start(job: Job, single_thread: bool = True) -> None:
     _job = job
     _rows = dataset.open_rows(job.folder, job.sizes)
     if single_thread:  # the processes fill the cores
-        cv2.setNumThreads(1)
+        one_thread_each()
         processes.keep_memory()
     _busy = time.process_time()
 
@@ -123,10 +123,7 @@ def recover(entries: list[dict[str, Any]], files: list[Path], job: Job, quiet: b
     rows = dataset.open_rows(job.folder, job.sizes) if latest else {}
     bar = progress(latest.values(), description="check what is there", quiet=quiet or not latest)
     for outcome in (Outcome(**{**entry, "stamp": tuple(entry["stamp"])}) for entry in bar):
-        try:
-            same = outcome.stamp == stamp(files[outcome.row])
-        except OSError:
-            same = False
+        same = is_unchanged(files[outcome.row], outcome.stamp)
         if same and (outcome.reason or checksums(rows, outcome.row)[1] == outcome.checksum):
             found[outcome.row] = outcome
     return found
@@ -142,12 +139,6 @@ def steady_rate(spans: list[Span | None]) -> float:
     steady = [span for span in spans if span.started >= ready]
     seconds = max((span.ended for span in spans), default=0.0) - ready
     return len(steady) / seconds if len(steady) > 1 and seconds > 0 else 0.0
-
-
-def stamp(path: Path) -> tuple[int, int]:
-    """Size in bytes and time of change in ns of a file: whether it is the one that was read before."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 def checksums(rows: dict[int, tuple[dataset.RowFile, dataset.RowFile]], row: int) -> tuple[int, int]:
@@ -168,14 +159,14 @@ def _checksums(images: list, masks: list) -> tuple[int, int]:
 
 def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
     """The fields of a file's outcome."""
+    from jaxpneumo.dicom import dicom
+
     shown = printable(source)
     name = _job.names[shown]
     try:
-        stamped = stamp(path)
-        if stamped[0] > dicom.MAX_BYTES:
-            detail = f"{shown} has {stamped[0] >> 20} MiB; no radiograph has that. Export it again."
-            return {"image_id": name, "reason": UNREADABLE, "detail": detail}
-        data = path.read_bytes()
+        data, stamped = read_file(path, shown)
+    except RadiographError as error:
+        return {"image_id": name, "reason": error.reason, "detail": str(error)}
     except OSError as error:
         return {"image_id": name, "reason": UNREADABLE, "detail": error.strerror or str(error)}
     try:
@@ -221,7 +212,9 @@ def own_id(radiograph: Radiograph, data: bytes, source: str, name: str) -> str:
     """What an image is called: the SOP instance UID in its header, or its name among the files (`ids.file_names`)."""
     uid = printable(radiograph.uid.strip())
     # The reader gives files without UID their bare name; where `name` is another, the header has to be asked again.
-    if uid != name and radiograph.uid == dicom.file_id(printable(source)):
+    if uid != name and radiograph.uid == file_id(printable(source)):
+        from jaxpneumo.dicom import dicom
+
         uid = printable(dicom.read_uid(data))
     return uid or name
 

@@ -28,7 +28,7 @@ WAY_OUT = {
     "the run before.",
 }
 # The csv module stops at 128 KiB a field; the code of a ragged mask in a large image can be longer.
-csv.field_size_limit(1 << 26)
+LONGEST_FIELD = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Patient:
 def open_csv(path: Path) -> Iterator[Any]:
     """A `csv.reader` of a csv or csv.gz file; InputError where the file cannot be read, also later on."""
     run_report.read(path)
+    csv.field_size_limit(LONGEST_FIELD)
     open_text = gzip.open if path.suffix == ".gz" else open
     try:
         with open_text(path, "rt", encoding="utf-8-sig", newline="") as file:

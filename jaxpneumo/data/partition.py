@@ -14,8 +14,8 @@ from jaxpneumo.data import csv_tables, dataset, leaks, splits
 from jaxpneumo.data.dataset import Index
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
-from jaxpneumo.process.files import write_json
 from jaxpneumo.process.progress import progress
 from jaxpneumo.process.ranges import FRACTION, SEED, whole
 

@@ -24,15 +24,16 @@ from pathlib import Path
 
 from jaxpneumo.data import dataset, ingest, reconcile, remarks, repeat, splits
 from jaxpneumo.data import labels as label_files
+from jaxpneumo.data.journal import open_journal
 from jaxpneumo.data.reconcile import Outcome
-from jaxpneumo.dicom import dicom
 from jaxpneumo.dicom.radiograph import UNREADABLE
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process import workers as processes
 from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.atomic import take_name
 from jaxpneumo.process.errors import BAD_INPUT, DONE, FAILED, PARTIAL, InputError, tell
-from jaxpneumo.process.files import printable, take_name
-from jaxpneumo.process.jsonl import open_journal
+from jaxpneumo.process.files import printable
+from jaxpneumo.process.machine import cores
 from jaxpneumo.process.progress import progress
 from jaxpneumo.process.ranges import FRACTION, NATIVE, SECONDS, SEED, SIDE, TEAM, Several
 
@@ -116,7 +117,7 @@ def prepare(
     """
     images, output = Path(images), Path(output)
     sizes = tuple(sorted(set(sizes)))
-    team = max(2, processes.cores()) if workers is None else workers
+    team = max(2, cores()) if workers is None else workers
     _check_arguments(images, output)
     files = ingest.find_files(images)
     splits.check_name(split, "--split")
@@ -228,7 +229,9 @@ def _run(
 
 
 def _pixel_digest(path: Path) -> str:
-    image = dicom.read_image(path).image
+    from jaxpneumo.dicom.dicom import read_image
+
+    image = read_image(path).image
     return f"{image.shape} {hashlib.sha256(image).hexdigest()}"
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import jaxpneumo
-from jaxpneumo.data import dataset, ingest
+from jaxpneumo.data import dataset
 from jaxpneumo.data.labels import read_rows
 from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.files import stamp_if_there
 from jaxpneumo.process.jsonl import changes
 
 
@@ -42,7 +43,7 @@ def ending(
 ) -> dict[str, Any]:
     """What else decides about the data set: the files as they are, the split, and what becomes of odd ones."""
     return {
-        "times of the files": _digest(repr([_stamp(path) for path in files]).encode()),
+        "times of the files": _digest(repr([stamp_if_there(path) for path in files]).encode()),
         "split": split if split in ("random", "patient") else _digest_of(Path(split)),
         "validation fraction": validation_fraction,
         "seed": seed,
@@ -81,13 +82,6 @@ def counts(output: Path) -> tuple[int, int, dict[str, int]]:
     of = dataset.read_info(output)["counts"]
     rows = read_rows(output / "quarantine.csv", ("reason",)) if of["set_aside"] else ()
     return of["images"], of["positive"], dict(Counter(row["reason"] for _, row in rows))
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        return ingest.stamp(path)
-    except OSError:
-        return 0, 0
 
 
 def _digest_of(path: Path | None) -> str | None:

@@ -19,6 +19,8 @@ import numpy as np
 
 from jaxpneumo.data import dataset
 from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.machine import cores
+from jaxpneumo.process.runtime import one_thread_each
 
 Record = dict[str, np.ndarray]
 Augment = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
@@ -107,7 +109,7 @@ def train_batches(
     records = _shuffled(PreparedSource(directory, size, rows), seed).random_map(partial(_training_record, augment))
     batches = _shares(records, batch_size, start, process_index, process_count)
     # Grain would keep 500 elements ready, and here an element is a batch.
-    threads = max(1, min(MAXIMUM_THREADS, (os.cpu_count() or 1) // max(1, workers)))
+    threads = max(1, min(MAXIMUM_THREADS, cores() // max(1, workers)))
     batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     if workers > 0:
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
@@ -211,6 +213,7 @@ def _start_worker(worker: int, workers: int) -> None:
     # Batch systems signal all processes of a job; the one that trains still needs its workers to save and end.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    one_thread_each()
     # Grain may have imported JAX here already, which then no longer reads the variable.
     os.environ["JAX_PLATFORMS"] = "cpu"
     if "jax" in sys.modules:

@@ -15,8 +15,9 @@ import numpy as np
 from jaxpneumo.data import labels
 from jaxpneumo.data.dataset import Index
 from jaxpneumo.data.ids import of_images
+from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.files import read_json, write_json
+from jaxpneumo.process.files import read_json
 from jaxpneumo.process.ranges import did_you_mean
 
 DRAWN = ("random", "patient")

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxpneumo.data import dataset, labels, rle, splits
-from jaxpneumo.dicom.dicom import MAX_PIXELS
+from jaxpneumo.dicom.radiograph import MAX_PIXELS
 from jaxpneumo.process import places
 from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.errors import DONE, FAILED, InputError

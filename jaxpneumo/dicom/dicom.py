@@ -8,8 +8,6 @@ Nothing is decoded before the header has said that it is one grey image of a sen
 data that they are of that very size.
 """
 
-import logging
-import warnings
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -37,7 +35,7 @@ from pydicom.uid import (
 from jaxpneumo.dicom import codestream, display, fast_header, grey, picture
 from jaxpneumo.dicom.elements import Elements
 from jaxpneumo.dicom.radiograph import (
-    MAX_PIXELS,
+    MAX_BYTES,
     SYNTHETIC,
     Radiograph,
     RadiographError,
@@ -46,19 +44,14 @@ from jaxpneumo.dicom.radiograph import (
     header_fields,
 )
 from jaxpneumo.dicom.stored import check_header, read_stored
+from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.files import write_atomically
+from jaxpneumo.process.runtime import quiet_libraries
 
-MAX_BYTES = 4 * MAX_PIXELS  # of a file, and of what a deflated one unfolds to
 MAX_META_BYTES = 1 << 16
 PIXEL_DATA_TAG = b"\xe0\x7f\x10\x00"  # (7FE0,0010), little endian
 IMPLEMENTATION_UID = "2.25.301846520934756201847365920174836520947"
 _FIRST_GROUPS = (b"\x02\0", b"\x08\0")  # with which a data set without preamble begins (DICOM PS3.10 7.1)
-
-# pydicom's warnings quote the offending values, and those may be a patient's.
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-warnings.filterwarnings("ignore", module="pydicom")
-logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
 def read(path: Path | str) -> Radiograph:
@@ -87,13 +80,13 @@ def has_mark(data: bytes) -> bool:
 
 def jpeg_frame(data: bytes) -> bytes:
     """The JPEG of a compressed DICOM file as it is, undecoded and unchecked; errors as pydicom's."""
-    return get_frame(pydicom.dcmread(BytesIO(data)).PixelData, 0, number_of_frames=1)
+    return get_frame(_dcmread(data).PixelData, 0, number_of_frames=1)
 
 
 def read_uid(data: bytes) -> str:
     """SOP instance UID of a DICOM file whose pixels may be beyond reading; "" where it cannot be found."""
     try:
-        found = pydicom.dcmread(BytesIO(data), stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
+        found = _dcmread(data, stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
         return str(found.get("SOPInstanceUID") or "").strip()
     except Exception:  # damaged files make pydicom raise nearly anything
         return ""
@@ -251,13 +244,20 @@ def _parse_plain(data: bytes) -> Radiograph | None:
     return None if grey.image_is_one(image) else Radiograph(image, **found.fields)
 
 
+def _dcmread(data: bytes, **options: Any) -> FileDataset:
+    """pydicom's `dcmread`, without its warnings: they quote the offending values, which may be a patient's."""
+    quiet_libraries()
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    return pydicom.dcmread(BytesIO(data), **options)
+
+
 def _read_dataset(data: bytes, name: Path | str) -> FileDataset:
     """The data set, also of a file without preamble; InvalidDicomError where it is none."""
     if has_mark(data):
-        return pydicom.dcmread(BytesIO(data))
+        return _dcmread(data)
     if data[:2] not in _FIRST_GROUPS:
         raise InvalidDicomError
-    dataset = pydicom.dcmread(BytesIO(data), force=True)
+    dataset = _dcmread(data, force=True)
     if "SOPClassUID" not in dataset and "Modality" not in dataset:
         raise InvalidDicomError
     return dataset

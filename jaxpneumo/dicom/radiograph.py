@@ -9,9 +9,11 @@ import numpy as np
 
 from jaxpneumo.dicom import patients
 from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.files import stamp
 
 MIN_SIDE = 16
 MAX_PIXELS = 64 * 2**20  # the largest detectors give 20 megapixels; more is a broken header, not a radiograph
+MAX_BYTES = 4 * MAX_PIXELS  # of a file, and of what a deflated one unfolds to
 UNREADABLE = "unreadable image"
 WRONG_SIZE = "wrong size"
 SEVERAL_FRAMES = "several frames"
@@ -63,6 +65,23 @@ class Radiograph:
 def file_id(path: Path | str) -> str:
     """A file's name without the ending of an image format; the numbers of a bare UID are no ending."""
     return re.sub(r"\.(dcm|dicom|png|jpe?g|jpe|jfif)$", "", Path(path).name, flags=re.IGNORECASE)
+
+
+def read_file(path: Path, name: Path | str) -> tuple[bytes, tuple[int, int]]:
+    """The bytes of a file that may be a radiograph, and its stamp (`files.stamp`).
+
+    Args:
+      path: of the file.
+      name: what messages call it.
+
+    Raises:
+      RadiographError: it is larger than any radiograph; nothing is read.
+      OSError: it cannot be read.
+    """
+    stamped = stamp(path)
+    if stamped[0] > MAX_BYTES:
+        raise RadiographError(f"{name} has {stamped[0] >> 20} MiB; no radiograph has that. Export it again.")
+    return path.read_bytes(), stamped
 
 
 def check_size(rows: int, columns: int, name: Path | str) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from jaxpneumo.data.splits import words
-from jaxpneumo.evaluate.images import MODES
+from jaxpneumo.evaluate.modes import MODES
 from jaxpneumo.evaluate.results import read_metrics, read_summary
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
-from jaxpneumo.process.files import write_json
 from jaxpneumo.process.ranges import REPLICATES, SEED
 from jaxpneumo.score import bootstrap
 from jaxpneumo.score.scores import DISTANCES, REGIONS, Ratios, ratios

@@ -7,7 +7,7 @@ score stands beside its interval and beside those of predicting nothing at all a
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -15,23 +15,26 @@ import numpy as np
 from jaxpneumo.data import dataset, rle
 from jaxpneumo.data.splits import read_splits, split_rows, words
 from jaxpneumo.evaluate import thresholds
-from jaxpneumo.evaluate.images import IMAGE_SCORES, MODES, VIEWS, Measured, measure, own_mode
+from jaxpneumo.evaluate.modes import IMAGE_SCORES, MODES, VIEWS, own_mode
 from jaxpneumo.evaluate.summary import summarise
 from jaxpneumo.predict import members
-from jaxpneumo.predict.ensemble import load_ensemble
-from jaxpneumo.predict.infer import Predictor
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.predict.pictures import contact_sheet, overlay, write_png
 from jaxpneumo.predict.submission import write_submission
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.atomic import write_atomically, write_json
 from jaxpneumo.process.errors import DONE, InputError
-from jaxpneumo.process.files import write_atomically, write_json
 from jaxpneumo.process.ranges import BATCH, REPLICATES, SEED
 from jaxpneumo.score import baseline, bootstrap, metrics
 from jaxpneumo.score.calibration import calibration
 from jaxpneumo.score.levels import write_levels
 from jaxpneumo.score.scores import DISTANCES, REGIONS
+
+# What needs JAX is imported where it is used: --help and wrong flags do without.
+if TYPE_CHECKING:
+    from jaxpneumo.evaluate.images import Measured
+    from jaxpneumo.predict.infer import Predictor
 
 GALLERY = 12
 NOTE = "Research software, not a medical device."
@@ -61,7 +64,7 @@ With several runs their probabilities are averaged; all else is the first run's.
 
 
 def evaluate(
-    predictor: Predictor,
+    predictor: "Predictor",
     data: Path,
     rows: np.ndarray,
     split: dict[str, Any],
@@ -87,6 +90,8 @@ def evaluate(
     Raises:
       InputError: no images, or the data set lacks the config's predict.size.
     """
+    from jaxpneumo.evaluate.images import measure
+
     settings = predictor.config.predict
     info, index, labels = dataset.read_info(data), dataset.read_index(data), dataset.read_labels(data)
     images, _ = dataset.open_arrays(data, settings.size)
@@ -136,7 +141,7 @@ def evaluate(
     return summary
 
 
-def _origin(predictor: Predictor) -> dict[str, Any]:
+def _origin(predictor: "Predictor") -> dict[str, Any]:
     """An ensemble's runs and weights; and whether the training showed no patients."""
     runs = [{"workdir": workdir.name, "weight": weight} for workdir, weight in predictor.members]
     return ({"members": runs} if runs else {}) | {"trained_on_synthetic": predictor.synthetic}
@@ -192,7 +197,7 @@ def with_interval(value: float | None, ends: Sequence[float] | None) -> str:
     return f"{value:.{digits}f}" + (f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends else "")
 
 
-def evaluate_run(predictor: Predictor, quiet: bool = False) -> dict[str, Any]:
+def evaluate_run(predictor: "Predictor", quiet: bool = False) -> dict[str, Any]:
     """Scores a run on the validation images of its own split, into its own folder."""
     data = Path(predictor.config.data.directory)
     rows, split = _part([predictor.workdir], data, "validation")
@@ -226,7 +231,7 @@ def _part(workdirs: Sequence[Path], data: Path, part: str) -> tuple[np.ndarray, 
     return (train if part == "train" else validation), {"part": part, **split}
 
 
-def _mean_shape(predictor: Predictor) -> tuple[np.ndarray, dict[str, Any]] | None:
+def _mean_shape(predictor: "Predictor") -> tuple[np.ndarray, dict[str, Any]] | None:
     """Of the run's own training images; None where these are not at hand."""
     data, size = Path(predictor.config.data.directory), predictor.config.predict.size
     try:
@@ -238,7 +243,7 @@ def _mean_shape(predictor: Predictor) -> tuple[np.ndarray, dict[str, Any]] | Non
     return baseline.mean_shape(masks, rows[positive[rows]])
 
 
-def _write_metrics(path: Path, measured: Measured, index: dataset.Index, rows: np.ndarray) -> None:
+def _write_metrics(path: Path, measured: "Measured", index: dataset.Index, rows: np.ndarray) -> None:
     columns: dict[str, Sequence[Any]] = {
         "row": rows,
         "ImageId": index.image_id[rows],
@@ -316,6 +321,8 @@ def main(arguments: Sequence[str]) -> int:
     weights = members.read_weights(options.weights, len(workdirs))
     if len(workdirs) > 1 and options.output is None:
         raise InputError("the scores of several runs belong into none of their folders: give --output FOLDER.")
+    from jaxpneumo.predict.ensemble import load_ensemble
+
     predictor = load_ensemble(workdirs, weights)
     if options.batch_size is not None:
         predictor.config.predict.batch_size = options.batch_size

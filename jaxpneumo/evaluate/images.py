@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxpneumo.data import rle
 from jaxpneumo.data.dataset import Index
+from jaxpneumo.evaluate.modes import IMAGE_SCORES, MODES, VIEWS
 from jaxpneumo.predict.infer import Batch, Predictor, predict_native
 from jaxpneumo.predict.native import Grid, to_native
 from jaxpneumo.predict.postprocess import NATIVE_AREA, remove_small
@@ -21,10 +22,6 @@ from jaxpneumo.score.levels import AREAS, LEVELS, LevelCounts, count_components,
 from jaxpneumo.score.scores import DISTANCES, REGIONS
 from jaxpneumo.score.surface import surface_distances
 
-# name -> (flip TTA, removal threshold): rows of the papers' tables
-MODES = {"plain": (0, False), "tta": (1, False), "removal": (0, True), "tta_removal": (1, True)}
-VIEWS = ("plain", "tta")
-IMAGE_SCORES = ("maximum", "top_mean")
 TOP_AREA = 2048  # of the top_mean score, in pixels of a 1024x1024 image: the papers' removal threshold
 
 Table = dict[str, np.ndarray]
@@ -47,15 +44,6 @@ class Measured:
     image_scores: dict[str, Table]
     levels: LevelCounts
     codes: dict[str, str]
-
-
-def own_mode(settings: Any) -> str:
-    """The mode that a run's config predicts with."""
-    return next(
-        mode
-        for mode, (tta, removal) in MODES.items()
-        if (bool(tta), removal) == (settings.tta, settings.removal_threshold > 0)
-    )
 
 
 def measure(

@@ -1,15 +1,18 @@
 """From what was measured of each image to the scores of a run, each with its interval, and of its strata."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxpneumo.data.dataset import Index
-from jaxpneumo.evaluate.images import IMAGE_SCORES, VIEWS, Measured, Table
+from jaxpneumo.evaluate.modes import IMAGE_SCORES, VIEWS
 from jaxpneumo.score import bootstrap, metrics, scores
 from jaxpneumo.score.calibration import expected_calibration_error
 from jaxpneumo.score.detection import auroc, average_precision
 from jaxpneumo.score.strata import strata
+
+if TYPE_CHECKING:  # it imports JAX
+    from jaxpneumo.evaluate.images import Measured
 
 IMAGE_LEVEL = {
     "auroc": auroc,
@@ -20,7 +23,7 @@ OF_STRATA = ("dice", "iou", "dice_positive", "iou_positive", "dice_negative", "s
 
 
 def summarise(
-    measured: Measured,
+    measured: "Measured",
     index: Index,
     rows: np.ndarray,
     own_mode: str,
@@ -43,7 +46,7 @@ def summarise(
     """
     truth_area = measured.levels.truth_area
     positive = truth_area > 0
-    empty: Table = {"tp": np.zeros_like(truth_area), "fp": np.zeros_like(truth_area), "fn": truth_area}
+    empty = {"tp": np.zeros_like(truth_area), "fp": np.zeros_like(truth_area), "fn": truth_area}
     parts = {("scores", mode): scores.ratios(table) for mode, table in measured.modes.items()}
     baseline = metrics.all_empty(truth_area)
     parts["all_empty",] = {name: pair for name, pair in scores.ratios(empty).items() if name in baseline}
@@ -114,7 +117,7 @@ def _exact(pairs: scores.Ratios, cluster: np.ndarray) -> np.ndarray:
     return np.where(np.array(estimated)[:, None], bootstrap.exact(pairs, cluster), np.nan)
 
 
-def _with_counts(table: Table, values: dict[str, Any]) -> dict[str, Any]:
+def _with_counts(table: dict[str, np.ndarray], values: dict[str, Any]) -> dict[str, Any]:
     """The integers of `metrics.summarise` with every score beside them."""
     return {**metrics.summarise(table["tp"], table["fp"], table["fn"]), **values}
 

@@ -14,8 +14,8 @@ from jaxpneumo.data.splits import words
 from jaxpneumo.evaluate.results import read_summary
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
-from jaxpneumo.process.files import write_json
 
 HELP = """\
 Prints the papers' tables of results: the papers' figure, ours with its 95 % interval, and the data and the split

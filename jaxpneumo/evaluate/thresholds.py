@@ -22,8 +22,9 @@ from jaxpneumo.predict.postprocess import NATIVE_AREA
 from jaxpneumo.predict.saved_thresholds import path_of
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
-from jaxpneumo.process.files import read_json, write_json
+from jaxpneumo.process.files import read_json
 from jaxpneumo.process.ranges import SEED
 from jaxpneumo.run.config import read_config
 from jaxpneumo.score import metrics

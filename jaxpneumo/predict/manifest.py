@@ -1,17 +1,13 @@
 """What a prediction of an archive leaves behind: a manifest that is its journal, and parts that run anywhere.
 
 `manifest.jsonl` begins with a header (model, settings, software), then has a line for every file, written when its
-result is known, and ends with a line that says how many files there were. Lines go to the system one by one, so that
-a killed process (SIGKILL) loses none, and to the disk in groups: after a power failure the last ones are done again.
-A last line that was cut short is dropped.
+result is known, and ends with a line that says how many files there were (`process.jsonl`).
 
 A file belongs to a part by the checksum of its path alone: every machine finds its own, and files that come later do
 not move the others.
 """
 
-import fcntl
 import hashlib
-import json
 import os
 import shutil
 import zlib
@@ -22,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxpneumo.data.finder import MANIFEST
-from jaxpneumo.data.ingest import stamp
+from jaxpneumo.process import jsonl
+from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.files import write_atomically
+from jaxpneumo.process.files import is_unchanged
 
+GROUP = 64  # lines that go to the disk together
 NOTE = "Research software, not a medical device."
 SYNTHETIC_NOTE = "Trained on synthetic radiographs: these outlines say nothing about patients."
-GROUP = 64  # lines that go to the disk together
 _SAME = ("model", "settings", "part", "parts")  # of the header: what decides the results
 
 
@@ -83,35 +80,26 @@ def open_manifest(
     path = folder / MANIFEST
     lock = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{folder} is being filled by another process. Wait for it, or end it.") from None
+        jsonl.lock(lock, folder)
         done = bytearray(len(sources))
-        with write_atomically(path) as file:
+        with write_atomically(path, "wb") as file:
             older = read_entries(path) if path.exists() else iter(())
             before = next(older, None)
             _compare(before, header, folder)
             # The note is of the model, which is the same; older manifests say less of it.
-            file.write(json.dumps({**(before or header), "note": header["note"]}) + "\n")
+            file.write(jsonl.line({**(before or header), "note": header["note"]}))
             for entry in older:
                 source = str(entry.get("file", ""))
                 place = bisect_left(sources, source)
                 if place < len(sources) and sources[place] == source and not done[place]:
                     done[place] = _unchanged(root / sources[place], entry)
                     if done[place]:
-                        file.write(json.dumps(entry) + "\n")
-        with open(path, "a", encoding="utf-8") as file:
-            unsafe = 0
+                        file.write(jsonl.line(entry))
+        with open(path, "ab") as file:
+            writer = jsonl.Writer(file, GROUP)
 
             def append(entry: dict[str, Any]) -> None:
-                nonlocal unsafe
-                file.write(json.dumps(entry) + "\n")
-                file.flush()
-                unsafe += 1
-                if unsafe == GROUP or "end" in entry:
-                    os.fsync(file.fileno())
-                    unsafe = 0
+                writer.append(entry, safe="end" in entry)
 
             yield [source for source, there in zip(sources, done, strict=True) if not there], append
     finally:
@@ -137,13 +125,7 @@ def read_entries(path: Path) -> Iterator[dict[str, Any]]:
     """
     try:
         with open(path, "rb") as file:
-            for number, line in enumerate(file):
-                try:
-                    entry = json.loads(line) if line.endswith(b"\n") else None
-                except ValueError:
-                    entry = None
-                if not isinstance(entry, dict):
-                    return
+            for number, (entry, _) in enumerate(jsonl.read(file)):
                 if number == 0 and "manifest" not in entry:
                     raise InputError(f"{path} is not a manifest of `jaxpneumo predict`. Choose another --output.")
                 yield entry
@@ -244,16 +226,12 @@ def _compare(before: dict[str, Any] | None, now: dict[str, Any], folder: Path) -
         for h in (before, now)
     )
     if old != new:
-        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        changes = "; ".join(f"{name} {old.get(name)!s:.12}, now {new.get(name)!s:.12}" for name in names)
-        raise InputError(f"{folder} holds predictions that were made otherwise ({changes}). Choose another --output.")
+        changed = jsonl.changes(old, new, width=12)
+        raise InputError(f"{folder} holds predictions that were made otherwise ({changed}). Choose another --output.")
 
 
 def _unchanged(path: Path, entry: dict[str, Any]) -> bool:
-    try:
-        return list(stamp(path)) == entry.get("stamp")
-    except OSError:
-        return False
+    return is_unchanged(path, tuple(entry.get("stamp") or ()))
 
 
 def _bytes(source: str) -> bytes:

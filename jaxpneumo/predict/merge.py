@@ -22,8 +22,9 @@ from jaxpneumo.predict.manifest import MANIFEST, NOTE, listing_digest, part_fold
 from jaxpneumo.predict.submission import write_submission
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.atomic import write_atomically, write_json
 from jaxpneumo.process.errors import DONE, PARTIAL, InputError
-from jaxpneumo.process.files import printable, write_atomically, write_json
+from jaxpneumo.process.files import printable
 
 CHUNK = 8 << 20  # characters of rows that are sorted in memory
 

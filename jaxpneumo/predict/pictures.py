@@ -6,8 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.files import write_atomically
 
 # Okabe and Ito's orange and sky blue, RGB: told apart by every kind of colour vision, and seen on every grey
 COLORS = {"prediction": (230, 159, 0), "truth": (86, 180, 233)}

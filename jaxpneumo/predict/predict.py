@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxpneumo.data import finder, rle
-from jaxpneumo.dicom.dicom import read_image
 from jaxpneumo.predict import members, saved_thresholds
 from jaxpneumo.predict.manifest import (
     MANIFEST,
@@ -40,12 +39,13 @@ from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.errors import DONE, PARTIAL, InputError
 from jaxpneumo.process.files import printable, safe_name
+from jaxpneumo.process.machine import cores
 from jaxpneumo.process.progress import COMPILING, progress
 from jaxpneumo.process.ranges import BATCH, WORKERS, whole
-from jaxpneumo.process.workers import cores
 from jaxpneumo.run.config import VALUES
 
-# What needs JAX is imported where it is used: --help, wrong flags and the reading processes do without.
+# What needs JAX or pydicom is imported where it is used: --help and wrong flags do without, and so do the reading
+# processes without JAX.
 if TYPE_CHECKING:
     from jaxpneumo.predict.infer import Predictor
     from jaxpneumo.predict.native import NativeMask
@@ -232,6 +232,8 @@ def predict_codes(
 
 def _draw(path: Path, source: Path, mask: np.ndarray, synthetic: bool) -> str:
     """Writes the outlined picture of a file; returns why it cannot be, "" if it is there."""
+    from jaxpneumo.dicom.dicom import read_image
+
     try:
         # Read anew: keeping every radiograph until its mask is there would cost more than decoding a few twice.
         write_overlay(path, read_image(source).image, mask, warning=SYNTHETIC_NOTE if synthetic else "")

@@ -14,16 +14,17 @@ from dataclasses import dataclass, replace
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from jaxpneumo.data import finder, ingest
 from jaxpneumo.data.reconcile import NOT_FRONTAL
 from jaxpneumo.data.squash import squash
-from jaxpneumo.dicom import dicom, frontal
-from jaxpneumo.dicom.radiograph import RadiographError
+from jaxpneumo.dicom import frontal
+from jaxpneumo.dicom.radiograph import RadiographError, read_file
 from jaxpneumo.process import workers
-from jaxpneumo.process.files import printable
+from jaxpneumo.process.files import printable, stamp_if_there
+from jaxpneumo.process.machine import cores
+from jaxpneumo.process.runtime import one_thread_each
 
 SECONDS = 60.0  # that decoding one file may take
 FEW = 16  # files that are read here: starting processes would take longer
@@ -93,7 +94,7 @@ def read_ahead(
       RuntimeError: a process cannot even start.
     """
     if team is None:
-        team = workers.cores() if len(sources) > FEW else 0
+        team = cores() if len(sources) > FEW else 0
     if team == 0:
         yield from _read_in_threads(reading, sources)
         return
@@ -108,7 +109,9 @@ def read_ahead(
         )
         for (place, source), result in results:
             if isinstance(result, workers.Lost):
-                result = Picture(source, f"decoding it {result.why}. Export it again.", _stamp(reading.folder / source))
+                result = Picture(
+                    source, f"decoding it {result.why}. Export it again.", stamp_if_there(reading.folder / source)
+                )
             arrived[place] = result
             while (picture := arrived.pop(number, None)) is not None:
                 # The slot belongs to a later file as soon as the next result is asked for.
@@ -119,16 +122,17 @@ def read_ahead(
 
 def read(reading: Reading, source: str) -> Picture:
     """Reads one file here and now."""
+    from jaxpneumo.dicom import dicom
+
     path, shown = reading.folder / source, printable(source)
     about = {"source": source}
     try:
-        stamp = ingest.stamp(path)
-        if stamp[0] > dicom.MAX_BYTES:
-            return Picture(source, f"{shown} has {stamp[0] >> 20} MiB; no radiograph has that. Export it again.", stamp)
-        data = path.read_bytes()
+        data, stamped = read_file(path, shown)
+    except RadiographError as error:
+        return Picture(source, str(error), stamp_if_there(path))
     except OSError as error:
         return Picture(source, f"{shown} cannot be read: {error.strerror}.")
-    about |= {"stamp": stamp, "sha256": hashlib.sha256(data).hexdigest()}
+    about |= {"stamp": stamped, "sha256": hashlib.sha256(data).hexdigest()}
     try:
         radiograph = dicom.parse_image(data, shown)
     except RadiographError as error:
@@ -142,7 +146,7 @@ def read(reading: Reading, source: str) -> Picture:
 
 
 def _read_in_threads(reading: Reading, sources: Sequence[str]) -> Iterator[Picture]:
-    threads = min(8, workers.cores())
+    threads = min(8, cores())
     with ThreadPoolExecutor(threads) as pool:
         ahead: deque = deque()
         for source in sources:
@@ -151,13 +155,6 @@ def _read_in_threads(reading: Reading, sources: Sequence[str]) -> Iterator[Pictu
                 yield ahead.popleft().result()
         for picture in ahead:
             yield picture.result()
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        return ingest.stamp(path)
-    except OSError:
-        return 0, 0
 
 
 @contextmanager
@@ -180,7 +177,7 @@ _slots: np.ndarray
 
 def _start(reading: Reading, name: str, window: int) -> None:
     global _reading, _memory, _slots
-    cv2.setNumThreads(1)
+    one_thread_each()
     workers.keep_memory()
     _reading = reading
     _memory = SharedMemory(name)

@@ -4,8 +4,8 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
+from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.files import write_atomically
 
 HEADER = ["ImageId", "EncodedPixels"]
 EMPTY = "-1"  # the challenge's code for an image without pneumothorax

@@ -16,6 +16,7 @@ from typing import IO
 from jaxpneumo import __version__
 from jaxpneumo.process import places, progress, run_report
 from jaxpneumo.process.errors import exit_code, tell
+from jaxpneumo.process.recording import recording
 from jaxpneumo.process.stop import end_on_sigterm
 
 logger = logging.getLogger("jaxpneumo")
@@ -43,6 +44,11 @@ def run(name: str, verb: Callable[[Sequence[str]], int], arguments: Sequence[str
       The exit code (see errors.py). What a verb raises beyond its known failures is reported and raised.
     """
     return until_closed(lambda: _run(name, verb, arguments))
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Whether a verb's arguments ask for its help or the version, so that nothing will be computed."""
+    return not {"-h", "--help", "--version"}.isdisjoint(arguments)
 
 
 def until_closed(program: Callable[[], int]) -> int:
@@ -92,7 +98,7 @@ def _run(name: str, verb: Callable[[Sequence[str]], int], arguments: Sequence[st
             report.where = f"{Path(last.filename).name}, line {last.lineno}, in {last.name}"
             raise
 
-    with run_report.recording(name, sys.argv, options.run_report) as report:
+    with recording(name, sys.argv, options.run_report) as report:
         try:
             report.code = exit_code(noted, rest)
         except SystemExit as end:

@@ -1,13 +1,11 @@
-"""Files that are either whole or absent, written under a temporary name and then renamed; and what names may be."""
+"""What files hold and are called: JSON, whether a file is still the one read before, names that every system takes."""
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from jaxpneumo.process import run_report
 from jaxpneumo.process.errors import InputError
@@ -19,40 +17,6 @@ _ODD = re.compile(r"[\udc80-\udcff]|[\x00-\x1f\x7f]|\A\s+|\s+\Z|\\(?=x[0-9a-f]{2
 # Small letters alone, as some file systems hold "A" and "a" for one name; Windows keeps some names for itself.
 _SAFE = re.compile(r"(?!(con|prn|aux|nul|com\d|lpt\d)(\.|\Z))[a-z0-9_][a-z0-9._-]*")
 _DIGEST = 16  # hexadecimal digits
-
-
-@contextmanager
-def write_atomically(path: Path | str, mode: str = "w") -> Iterator[IO]:
-    """Opens a temporary file beside `path` that takes its name when the block ends without an error.
-
-    Args:
-      path: the file to write; its folder is made when it is missing.
-      mode: "w" for UTF-8 text (written as is, without newline translation) or "wb" for bytes.
-
-    Yields:
-      The open file. An exception in the block removes it and leaves an older `path` untouched.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(_temporary_name(path.name))
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-    try:
-        with open(temporary, mode, **text) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        run_report.wrote(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path | str, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically."""
-    with write_atomically(path) as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
 
 
 def read_json(path: Path | str) -> Any:
@@ -67,14 +31,26 @@ def read_json(path: Path | str) -> Any:
     return value
 
 
-def take_name(made: Path, name: Path) -> None:
-    """Gives a finished folder its name. The current folder, empty until now, stays itself: its name cannot be taken."""
-    if not (name.is_dir() and name.samefile(".")):
-        os.replace(made, name)
-        return
-    for path in made.iterdir():
-        os.replace(path, name / path.name)
-    made.rmdir()
+def stamp(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of change in ns of a file: whether it is the one that was read before."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def is_unchanged(path: Path, before: tuple[int, int]) -> bool:
+    """Whether a file is there and still has the stamp that it had before."""
+    try:
+        return stamp(path) == before
+    except OSError:
+        return False
+
+
+def stamp_if_there(path: Path) -> tuple[int, int]:
+    """The same; (0, 0) where the file is gone or cannot be asked."""
+    try:
+        return stamp(path)
+    except OSError:
+        return 0, 0
 
 
 def printable(name: str) -> str:
@@ -101,9 +77,3 @@ def safe_name(text: str) -> str:
         return text
     digest = hashlib.sha256(os.fsencode(text)).hexdigest()[:_DIGEST]
     return f"{re.sub('[^A-Za-z0-9_-]', '_', text)[: LONG // 2]}-{digest}"
-
-
-def _temporary_name(name: str) -> str:
-    """A name beside a file's own that is not too long where the file's is not."""
-    encoded = os.fsencode(name)
-    return f"{hashlib.sha256(encoded).hexdigest()[:32]}.tmp" if len(encoded) > LONG else f"{name}.tmp"

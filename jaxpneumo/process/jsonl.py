@@ -1,88 +1,86 @@
-"""The journal of a preparation: what is finished, so that one that was killed goes on where it was.
+"""Files of JSON lines that survive their process: a line is whole or it does not count.
 
-A line of JSON an image, written when its rows are in the arrays. Rows go to the files by plain writes: what a
-process has written so outlives the process, even one that is killed (SIGKILL), so nothing finished is done again.
-When the machine itself stops, rows or lines may be lost; every line therefore holds its rows' checksum, and rows
-that do not fit it are done again. A last line that was cut short is dropped.
+A line goes to the system as soon as it is appended, so that a process that is killed (SIGKILL) loses none. After a
+power failure the last lines may be missing, or be zeros. Reading therefore ends at the first line that is not a whole
+JSON object.
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from jaxpneumo.process.errors import InputError
 
 
-@contextmanager
-def open_journal(
-    path: Path, settings: dict[str, Any], secret: dict[str, Any]
-) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]], Callable[[dict[str, Any]], None]]]:
-    """Opens a journal, an older one of the same settings where there is one.
+def line(entry: dict[str, Any]) -> bytes:
+    """An entry as the file holds it."""
+    return json.dumps(entry).encode() + b"\n"
+
+
+def read(lines: Iterable[bytes]) -> Iterator[tuple[dict[str, Any], int]]:
+    """The entries up to the first broken line.
 
     Args:
-      path: its file; the folder must exist. Only its owner can read it.
-      settings: everything that decides what the rows hold; JSON.
-      secret: kept with the journal and given back, whatever is passed the next time.
+      lines: with their ends, such as a file opened in mode "rb".
 
     Yields:
-      The secret, the entries that are there already, and a function that adds one.
+      An entry, and how many bytes all entries take up to here.
+    """
+    length = 0
+    for each in lines:
+        try:
+            entry = json.loads(each) if each.endswith(b"\n") else None
+        except ValueError:
+            return
+        if not isinstance(entry, dict):
+            return
+        length += len(each)
+        yield entry, length
+
+
+class Writer:
+    """Appends entries to a file.
+
+    Args:
+      file: open in a binary mode.
+      group: so many lines are forced to the disk together; None: the system writes them when it likes.
+    """
+
+    def __init__(self, file: IO[bytes], group: int | None = None):
+        self._file = file
+        self._group = group
+        self._unsafe = 0
+
+    def append(self, entry: dict[str, Any], safe: bool = False) -> None:
+        """Writes an entry; `safe` forces it and all before it to the disk."""
+        self._file.write(line(entry))
+        self._file.flush()
+        self._unsafe += 1
+        if safe or self._unsafe == self._group:
+            os.fsync(self._file.fileno())
+            self._unsafe = 0
+
+
+def lock(descriptor: int, folder: Path) -> None:
+    """Takes a file or folder for this process until its descriptor is closed.
+
+    Args:
+      descriptor: of the open file or folder.
+      folder: what the message calls it.
 
     Raises:
-      InputError: the older journal has other settings, is in use, or is none.
+      InputError: another process has it.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    with open(descriptor, "r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{path.parent} is being filled by another process. Wait for it, or end it.") from None
-        entries, length = _read(file.read(), path)
-        if entries:
-            head, *entries = entries
-            _compare(head["settings"], settings, path.parent)
-            secret = head["secret"]
-        file.seek(length)
-        file.truncate()
-
-        def append(entry: dict[str, Any]) -> None:
-            file.write(json.dumps(entry).encode() + b"\n")
-            file.flush()
-
-        if length == 0:
-            append({"settings": settings, "secret": secret})
-        yield secret, entries, append
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise InputError(f"{folder} is being filled by another process. Wait for it, or end it.") from None
 
 
-def _read(data: bytes, path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The whole entries of a journal and the bytes that they take."""
-    length = data.rfind(b"\n") + 1
-    lines = data[:length].splitlines()
-    entries = []
-    for number, line in enumerate(lines):
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            # Zeros, where the machine stopped: what follows is no better.
-            length = sum(len(line) + 1 for line in lines[:number])
-            break
-    if entries and set(entries[0]) != {"settings", "secret"}:
-        raise InputError(f"{path} is not the journal of a preparation. Remove its folder or choose another --output.")
-    return entries, length
-
-
-def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    if before != now:
-        raise InputError(
-            f"{folder} holds a preparation that was begun otherwise ({changes(before, now)}). Give what it was begun "
-            "with to go on, or remove the folder to begin anew."
-        )
-
-
-def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What differs between two dictionaries of settings, in words."""
+def changes(before: dict[str, Any], now: dict[str, Any], width: int = 40) -> str:
+    """What differs between two dictionaries of settings, in words; values are cut to `width` characters."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return "; ".join(f"{name} {before.get(name)!s:.40}, now {now.get(name)!s:.40}" for name in names)
+    return "; ".join(f"{name} {before.get(name)!s:.{width}}, now {now.get(name)!s:.{width}}" for name in names)

@@ -1,23 +1,20 @@
-"""run_report.json: what one command did, however it ended.
+"""What one command did, noted while it runs; `recording` makes run_report.json of it.
 
 Whoever reads, writes or sets aside says so here, in one line; without a report under way that does nothing. The
 report is the process's own, and its threads share it. It holds paths and counts, and nothing of what is in the files.
+
+The report under way belongs to the whole process, as Python's log does. The places that add to it lie at the bottom of
+every verb, in functions that also serve without a command: nearly every function would have to take the report to hand
+it to them. No result depends on it.
 """
 
 import os
-import resource
-import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from jaxpneumo.process.errors import BAD_INPUT, DONE, PARTIAL
 
 # Lists in the report end here; the counts beside them go on.
 LISTED = 100
@@ -67,23 +64,14 @@ _under_way: Report | None = None
 
 
 @contextmanager
-def recording(verb: str, command: list[str], file: Path | None = None) -> Iterator[Report]:
-    """A report for the time of the block, written at its end wherever `place` or `file` says; see the module.
-
-    Args:
-      verb: name of the command.
-      command: the whole command line.
-      file: where the report goes; None: where `place` says, or nowhere.
-    """
+def under_way(report: Report) -> Iterator[None]:
+    """Makes a report the one that is added to for the time of the block."""
     global _under_way
-    before, report = _under_way, Report(verb, command, Path(os.path.abspath(file)) if file else None)
-    started, start = datetime.now(UTC), time.monotonic()
-    _under_way = report
+    before, _under_way = _under_way, report
     try:
-        yield report
+        yield
     finally:
         _under_way = before
-        _write(report, started, time.monotonic() - start)
 
 
 def place(output: Path | str) -> None:
@@ -148,54 +136,3 @@ def _note(kind: str, path: Path | str, files: int) -> None:
     if _under_way:
         with _lock:
             getattr(_under_way, kind).add(str(path), files)
-
-
-def _write(report: Report, started: datetime, seconds: float) -> None:
-    """Writes a report that has a place, and changes nothing else: whatever fails on the way is told as a warning."""
-    try:
-        _write_to_its_place(report, started, seconds)
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or error
-        print(f"jaxpneumo: the run report {report.file} could not be written: {reason}.", file=sys.stderr)
-
-
-def _write_to_its_place(report: Report, started: datetime, seconds: float) -> None:
-    """A folder that was never made, or not filled, is not made or filled for the report: it goes beside it."""
-    # Here: files.py notes what it writes, and so imports this module.
-    from jaxpneumo.process.files import write_json
-    from jaxpneumo.process.software import software
-
-    path = report.file
-    if path is None:
-        return
-    if report.process:
-        path = path.with_name(f"{path.stem}_{report.process}{path.suffix}")
-    beside = path.parent.parent / f"{path.parent.name}.{path.name}"
-    unused = report.placed and report.code not in (None, DONE, PARTIAL) and not any(path.parent.glob("*"))
-    if unused or not path.parent.is_dir():
-        if report.code == BAD_INPUT or not path.parent.parent.is_dir():
-            return
-        path = beside
-    else:
-        beside.unlink(missing_ok=True)
-    scale = 1 if sys.platform == "darwin" else 1024
-    used = {who: resource.getrusage(getattr(resource, f"RUSAGE_{who.upper()}")) for who in ("self", "children")}
-    content: dict[str, Any] = {
-        "verb": report.verb,
-        "command": report.command,
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": round(seconds, 3),
-        "exit": {"code": report.code, "reason": report.reason, "where": report.where},
-        "read": vars(report.read),
-        "written": vars(report.written),
-        "set_aside": {
-            "count": report.reasons.total(),
-            "reasons": dict(report.reasons.most_common(LISTED)),
-            "files": report.set_aside,
-        },
-        "skipped": dict(report.skipped),
-        "peak_memory_bytes": {who: usage.ru_maxrss * scale for who, usage in used.items()},
-        "processor_seconds": {who: round(usage.ru_utime + usage.ru_stime, 3) for who, usage in used.items()},
-        "software": software(),
-    }
-    write_json(path, content)

@@ -1,4 +1,7 @@
-"""How a process that computes is set up, before JAX starts: memory pages, XLA's flags, the store of compiled programs.
+"""How a process is set up: memory pages, XLA's flags, the store of compiled programs, what libraries may say.
+
+No module of this package changes the process when it is imported; the command and the worker processes call what
+stands here.
 
 Everything here is a default: a variable that the environment already has is left as it is, and a flag that
 XLA_FLAGS already names keeps its value.
@@ -16,10 +19,13 @@ An unknown flag ends the process in XLA, so flags that are not part of its stabl
 versions only that they were tried with.
 """
 
+import logging
 import os
 import platform
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -34,23 +40,66 @@ _FLAGS = (
 )
 
 
-def prepare_process() -> None:
+def prepare_process(computes: bool = True) -> None:
     """Sets the defaults; on Linux it may start this very command anew, once. To be called before JAX is imported.
 
-    Nothing is started anew where the C library is not glibc, or where the environment sets GLIBC_TUNABLES.
+    Args:
+      computes: whether the command will run programs compiled by JAX. Only such a command is started anew, and only
+        where the C library is glibc and the environment does not set GLIBC_TUNABLES.
     """
+    quiet_libraries()
     # Programs with oneDNN's convolutions cannot be stored (above): nothing that a user could act on.
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry .* MemoryError", UserWarning)
     os.environ["XLA_FLAGS"] = xla_flags(os.environ.get("XLA_FLAGS", ""), jaxlib_version())
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_directory()))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    if _TUNABLES not in os.environ and platform.libc_ver()[0] == "glibc":
+    if computes and _TUNABLES not in os.environ and platform.libc_ver()[0] == "glibc":
         # XLA takes the memory for a call's results anew for every call. In pages of 4 KiB this costs a step more
         # than a fifth of its time; glibc reads how it asks for pages when a process starts and never again.
         os.environ[_TUNABLES] = _HUGE_PAGES
         if sys.stdout is not None:
             sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    if computes:
+        one_thread_each()
+
+
+def quiet_libraries() -> None:
+    """Silences warnings that must not be seen: pydicom's quote values of headers, and those may be a patient's.
+
+    Whatever reads DICOM calls it before each file, since the filters of warnings come and go with
+    `warnings.catch_warnings`. A second call changes nothing.
+    """
+    warnings.filterwarnings("ignore", module="pydicom")
+    log = logging.getLogger("pydicom")
+    if log.level != logging.CRITICAL:
+        log.setLevel(logging.CRITICAL)
+
+
+def one_thread_each() -> None:
+    """Keeps OpenCV to the thread that calls it, in this whole process.
+
+    Where images are worked on in several threads or processes at once, threads of its own in each of them would only
+    compete for the same cores.
+    """
+    import cv2  # here: most verbs do without it until they begin
+
+    cv2.setNumThreads(1)
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Sets environment variables for the time of the block, for what a library reads when it is imported."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def xla_flags(given: str, version: tuple[int, ...]) -> str:

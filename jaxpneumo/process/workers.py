@@ -5,7 +5,6 @@ to a decoder.
 """
 
 import ctypes
-import os
 import signal
 import time
 from collections import deque
@@ -16,6 +15,8 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+from jaxpneumo.process.machine import peak_memory
 
 AHEAD = 16  # tasks that wait in a process's pipe, so that it never waits for this one
 PAUSE = 0.01  # seconds in which results gather: taking each at once would interrupt a process each time
@@ -46,20 +47,6 @@ class _Worker:
         self.process.kill()
         self.process.join()
         self.pipe.close()
-
-
-def cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def peak_memory() -> int:
-    """The most memory that this process has had resident, in bytes; 0 where the system does not tell."""
-    try:
-        with open("/proc/self/status") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return 0
 
 
 def keep_memory() -> None:

@@ -23,8 +23,9 @@ from jaxpneumo.evaluate.tables import TABLES, VALIDATION
 from jaxpneumo.predict.postprocess import NATIVE_AREA
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import DONE, InputError
-from jaxpneumo.process.files import read_json, write_atomically
+from jaxpneumo.process.files import read_json
 from jaxpneumo.process.ranges import whole
 from jaxpneumo.process.software import software
 from jaxpneumo.report.gallery import FILTERS, make_gallery
@@ -181,7 +182,9 @@ def _figures(
     logs: dict[str, list[dict[str, Any]]],
 ) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """Draws what there are numbers for: name -> {"light", "dark"} data URIs; and name -> why there is none."""
-    figures, lacking = {}, {}
+    from jaxpneumo.report import figures  # here: Matplotlib is slow to import
+
+    found, lacking = {}, {}
     mode = summary["run"]["mode"]
     drawings = {}
     if any(logs.values()):
@@ -219,14 +222,14 @@ def _figures(
         files = {kind: figures.png(draw, size, theme) for kind, theme in themes.items()}
         with write_atomically(workdir / "report" / f"{name}.png", "wb") as file:
             file.write(files["light"])
-        figures[name] = {
+        found[name] = {
             kind: "data:image/png;base64," + base64.b64encode(content).decode() for kind, content in files.items()
         }
-        figures[name]["width"] = round(size[0] * 96)
-        figures[name]["height"] = round(size[1] * 96)
+        found[name]["width"] = round(size[0] * 96)
+        found[name]["height"] = round(size[1] * 96)
     for name in lacking:
         (workdir / "report" / f"{name}.png").unlink(missing_ok=True)
-    return figures, lacking
+    return found, lacking
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -28,6 +28,7 @@ from jax.sharding import Sharding
 from orbax.checkpoint import checkpoint_managers
 
 from jaxpneumo.process.errors import InputError, TrainingError
+from jaxpneumo.run.folders import final_directory
 from jaxpneumo.run.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -212,11 +213,6 @@ def meet(name: str, seconds: int = 24 * 3600) -> None:
     """Waits until all processes have come here. Orbax has the meeting point that keeps no device busy."""
     if jax.process_count() > 1:
         ocp.multihost.sync_global_processes(name, timeout=seconds)
-
-
-def final_directory(stage_directory: Path) -> Path:
-    """Where a stage's result lies once it is complete."""
-    return (stage_directory / "final").absolute()
 
 
 def _restore(

@@ -8,6 +8,7 @@ from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.errors import DONE, InputError
 from jaxpneumo.run.config import check_config, read_config, trained_stages
+from jaxpneumo.run.folders import final_directory
 
 HELP = """\
 Removes the checkpoints of finished runs, which are most of what a run takes on the disk. They are there to go on
@@ -59,7 +60,7 @@ def check(workdir: Path) -> None:
     config = read_config(workdir)
     check_config(config)
     for stage in trained_stages(config):
-        if not checkpoint.final_directory(workdir / stage).is_dir():
+        if not final_directory(workdir / stage).is_dir():
             raise InputError(
                 f"{workdir} is an unfinished run ({stage} has no result) and needs its checkpoints. Start its training "
                 "command again: it goes on where it stopped."

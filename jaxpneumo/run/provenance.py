@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxpneumo.data import dataset
+from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.files import read_json, write_json
+from jaxpneumo.process.files import read_json
 from jaxpneumo.process.software import software
 from jaxpneumo.run.config import read_config
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm, t
 
 from jaxpneumo.data.splits import patient_groups
 from jaxpneumo.score.scores import Ratios
@@ -85,6 +84,8 @@ def intervals(
     count = int(cluster.max()) + 1
     tail = (1 - level) / 2
     if count > 1:
+        from scipy.stats import norm, t  # here: it takes longer to import than a whole command without it
+
         tail = norm.cdf(t.ppf(tail, count - 1) * np.sqrt(count / (count - 1)))
     ends = np.nanquantile(sample, [tail, 1 - tail], axis=0).T
     ends[missing | (ends[:, 1] - ends[:, 0] < _WIDTH)] = np.nan

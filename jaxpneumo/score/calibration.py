@@ -7,7 +7,6 @@ is called uncertain. Whatever is fitted is fitted on some patients and scored on
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from jaxpneumo.score.folds import folds
 
@@ -57,6 +56,8 @@ def expected_calibration_error(
 
 def fit_temperature(score: np.ndarray, positive: np.ndarray) -> float:
     """The temperature T that makes `apply_temperature(score, T)` most likely, between 1/50 and 50."""
+    from scipy.optimize import minimize_scalar  # here: slow to import
+
     found = minimize_scalar(
         lambda log_t: negative_log_likelihood(apply_temperature(score, np.exp(log_t)), positive),
         bounds=(-np.log(50), np.log(50)),

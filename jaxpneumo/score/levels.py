@@ -9,16 +9,19 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
 import cv2
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxpneumo.predict.postprocess import NATIVE_AREA
+from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.files import write_atomically
+
+# What needs JAX is in the two functions that a device runs: whoever reads tables does without.
+if TYPE_CHECKING:
+    import jax
 
 # Probabilities, for the lower (B-TH) and for the top threshold
 LEVELS = np.array([*(k / 20 for k in range(1, 20)), 0.99], np.float32)
@@ -54,7 +57,7 @@ class LevelCounts:
     component_tp: np.ndarray
 
 
-def count_levels(native: jax.Array, truth: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def count_levels(native: "jax.Array", truth: "jax.Array") -> "tuple[jax.Array, jax.Array, jax.Array]":
     """Counts native pixels at all LEVELS; to be compiled.
 
     Args:
@@ -65,6 +68,8 @@ def count_levels(native: jax.Array, truth: jax.Array) -> tuple[jax.Array, jax.Ar
       uint8 (B, H, W): how many of the levels each pixel reaches; int32 (B, K) pixels that reach each
       level, and those of them in the truth.
     """
+    import jax.numpy as jnp
+
     reached = sum((native >= level).astype(jnp.uint8) for level in LEVELS)
     true = jnp.unpackbits(truth, axis=-1)
     # One histogram over image, truth and level; sums at each level one by one take six times as long on a CPU.
@@ -76,7 +81,7 @@ def count_levels(native: jax.Array, truth: jax.Array) -> tuple[jax.Array, jax.Ar
     return reached, at_least.sum(axis=1), at_least[:, 1]
 
 
-def image_scores(probability: jax.Array, top_pixels: int) -> jax.Array:
+def image_scores(probability: "jax.Array", top_pixels: int) -> "jax.Array":
     """Two scores of an image for having pneumothorax at all.
 
     Args:
@@ -86,6 +91,9 @@ def image_scores(probability: jax.Array, top_pixels: int) -> jax.Array:
     Returns:
       float32 (B, 2): the greatest probability, and the mean of the `top_pixels` greatest.
     """
+    import jax
+    import jax.numpy as jnp
+
     top, _ = jax.lax.top_k(probability.reshape(len(probability), -1), top_pixels)
     # Not top[:, 0]: XLA on CPU would then sort all pixels, which takes fifty times as long.
     return jnp.stack([probability.max(axis=(1, 2)), top.mean(axis=1)], axis=1)

@@ -7,7 +7,6 @@ image, which at 1024x1024 takes eighty times as long as asking a tree about two 
 
 import cv2
 import numpy as np
-from scipy.spatial import cKDTree
 
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
@@ -32,6 +31,8 @@ def surface_distances(
     a, b = outline(prediction) * spacing, outline(truth) * spacing
     if not len(a) or not len(b):
         return float("nan"), float("nan")
+    from scipy.spatial import cKDTree  # here: slow to import
+
     to_truth, to_prediction = cKDTree(b).query(a)[0], cKDTree(a).query(b)[0]
     both = np.concatenate([to_truth, to_prediction])
     return float(np.percentile(both, 95)), float((to_truth.mean() + to_prediction.mean()) / 2)

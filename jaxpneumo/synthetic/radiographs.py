@@ -8,7 +8,6 @@ patients.csv). A seed gives the same bytes on any number of worker processes.
 import csv
 import hashlib
 import multiprocessing
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -21,13 +20,14 @@ import cv2
 import numpy as np
 
 from jaxpneumo.data import rle
-from jaxpneumo.dicom import dicom
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.atomic import take_name, write_atomically
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.files import take_name, write_atomically
+from jaxpneumo.process.machine import cores
 from jaxpneumo.process.progress import progress
 from jaxpneumo.process.ranges import AREA_SCALE, COUNT, PROBABILITY, SEED, TEAM, whole
+from jaxpneumo.process.runtime import one_thread_each
 from jaxpneumo.synthetic import anatomy
 from jaxpneumo.synthetic.anatomy import Frame, Patient
 from jaxpneumo.synthetic.exposure import expose, position, view_position
@@ -303,6 +303,8 @@ def _readme(cases: list[Case], seed: int, size: int, area_scale: float) -> str:
 
 def _write_case(directory: Path, size: int, area_scale: float, case: Case) -> list[str]:
     """Draws and writes one picture; returns the codes of its regions."""
+    from jaxpneumo.dicom import dicom
+
     image, mask = radiograph(case.seed, size, case.positive, area_scale, case.patient_seed)
     patient = anatomy.invent_patient(case.patient_seed)
     dicom.write(
@@ -323,20 +325,16 @@ def _write_case(directory: Path, size: int, area_scale: float, case: Case) -> li
 
 def _run(job: partial, cases: list[Case], workers: int | None) -> Iterator[list[str]]:
     """Results in order, from worker processes where they are worth their start."""
-    workers = min(workers or _cores(), len(cases) // 8)
+    workers = min(workers or cores(), len(cases) // 8)
     if workers < 2:
         yield from map(job, cases)
         return
     # Spawned, since the caller may hold threads (a device's, a loader's) that a fork would break.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), cv2.setNumThreads, (1,))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), one_thread_each)
     try:
         yield from pool.map(job, cases, chunksize=4)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main(argv: list[str]) -> int:

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -27,6 +26,7 @@ from ml_collections import ConfigDict
 from jaxpneumo.data import dataset
 from jaxpneumo.data.source import Augment, index_batches, train_batches
 from jaxpneumo.process.errors import InputError, TrainingError
+from jaxpneumo.process.machine import free_memory
 from jaxpneumo.run.sharding import all_processes, place, replicated, split_calls
 
 logger = logging.getLogger(__name__)
@@ -116,12 +116,7 @@ def _free_memory() -> int:
     statistics = [device.memory_stats() for device in devices]
     if all(statistics):
         return min(each["bytes_limit"] - each["bytes_in_use"] for each in statistics)
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 0
-    available = {line.split(":")[0]: line.split()[1] for line in lines}
-    return 1024 * int(available["MemAvailable"]) // len(devices)
+    return free_memory() // len(devices)
 
 
 @contextmanager

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.files import write_atomically
 
 Record = dict[str, Any]
 

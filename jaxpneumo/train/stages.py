@@ -12,8 +12,8 @@ from jaxpneumo.data import dataset, splits
 from jaxpneumo.data.prepare import prepare
 from jaxpneumo.model import pretrained
 from jaxpneumo.process import places, run_report
+from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.files import write_json
 from jaxpneumo.run import checkpoint
 from jaxpneumo.run.config import (
     check_config,
@@ -25,6 +25,7 @@ from jaxpneumo.run.config import (
     synthetic_folders,
     trained_stages,
 )
+from jaxpneumo.run.folders import final_directory
 from jaxpneumo.run.provenance import record_start
 from jaxpneumo.run.sharding import check_batch_size, is_first, make_mesh, replicated
 from jaxpneumo.run.state import initialise
@@ -83,10 +84,10 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         record_start(workdir, Path(config.data.directory))
 
     for stage in trained_stages(config):
-        if checkpoint.final_directory(workdir / stage).is_dir():
+        if final_directory(workdir / stage).is_dir():
             run_report.skipped(f"training of {stage}, complete before")
         variables = train_stage(config, stage, data, workdir / stage, variables)
-        run_report.wrote(checkpoint.final_directory(workdir / stage))
+        run_report.wrote(final_directory(workdir / stage))
     return variables
 
 
@@ -183,9 +184,7 @@ def _first_variables(config: ConfigDict) -> dict[str, Any]:
     variables = initialise(make_model(config), config.seed)
     if config.init_from:
         source = Path(config.init_from)
-        stage = (
-            "stage1" if checkpoint.final_directory(source / "stage1").is_dir() else stages_of(read_config(source))[-1]
-        )
+        stage = "stage1" if final_directory(source / "stage1").is_dir() else stages_of(read_config(source))[-1]
         return checkpoint.restore_final(source / stage, variables, replicated(make_mesh()))[0]
     if config.model.pretrained:
         return pretrained.load(config.model.pretrained, variables)

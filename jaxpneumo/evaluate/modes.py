@@ -1,0 +1,17 @@
+"""The ways in which an evaluation scores a run, and what it calls them."""
+
+from typing import Any
+
+# name -> (flip TTA, removal threshold): rows of the papers' tables
+MODES = {"plain": (0, False), "tta": (1, False), "removal": (0, True), "tta_removal": (1, True)}
+VIEWS = ("plain", "tta")
+IMAGE_SCORES = ("maximum", "top_mean")
+
+
+def own_mode(settings: Any) -> str:
+    """The mode that a run's config predicts with."""
+    return next(
+        mode
+        for mode, (tta, removal) in MODES.items()
+        if (bool(tta), removal) == (settings.tta, settings.removal_threshold > 0)
+    )
