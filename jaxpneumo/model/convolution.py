@@ -3,7 +3,7 @@
 XLA derives a convolution's gradients as further convolutions, of shapes that its CPU libraries (oneDNN, Eigen) compute
 at less than half the speed of the forward one: the kernel's gradient becomes one with the batch as its few features
 and three columns of output, and the input's gradient in bfloat16 is carried out in float32. Written out, both have
-many features and many columns. Exact to rounding; figures in BUILD_NOTES.md.
+many features and many columns. Exact to rounding; figures in docs/performance.md.
 """
 
 import functools
