@@ -199,7 +199,7 @@ def choose_part(
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"--num-parts {num_parts} --part-id {part_id} are not whole numbers or auto.") from None
+        raise InputError(f"--num-parts {num_parts} --part-id {part_id}: give whole numbers, or auto.") from None
 
 
 def _num_parts(text: int | str, environment: Mapping[str, str]) -> int:
@@ -246,7 +246,7 @@ def _compare(before: dict[str, Any] | None, now: dict[str, Any], folder: Path) -
     if old != new:
         names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         changes = "; ".join(f"{name} {old.get(name)!s:.12}, now {new.get(name)!s:.12}" for name in names)
-        raise InputError(f"{folder} holds predictions that were made otherwise ({changes}). Choose another --output.")
+        raise InputError(f"{folder} holds predictions made with other settings ({changes}). Choose another --output.")
 
 
 def _unchanged(path: Path, entry: dict[str, Any]) -> bool:

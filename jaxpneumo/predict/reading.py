@@ -124,7 +124,9 @@ def read(reading: Reading, source: str) -> Picture:
     try:
         stamp = ingest.stamp(path)
         if stamp[0] > dicom.MAX_BYTES:
-            return Picture(source, f"{shown} has {stamp[0] >> 20} MiB; no radiograph has that. Export it again.", stamp)
+            return Picture(
+                source, f"{shown} has {stamp[0] >> 20} MiB, more than any radiograph. Export it again.", stamp
+            )
         data = path.read_bytes()
     except OSError as error:
         return Picture(source, f"{shown} cannot be read: {error.strerror}.")
