@@ -67,7 +67,9 @@ def with_patients(index: Index, patients: Path | str) -> Index:
     image_id = index.image_id.tolist()
     people = _of_images(label_files.read_patients(patients), image_id)
     if not people.keys() & set(image_id):
-        raise InputError(f"{patients} lists none of the images of the data set. Give the one for them.")
+        raise InputError(
+            f"{patients} lists none of the images of the data set. Give the patients file for these images."
+        )
     names = [people[name].patient if name in people else "" for name in image_id]
     return replace(index, patient=_believed(names, patients))
 
@@ -90,7 +92,7 @@ def read_column(path: Path | str, column: str, image_id: np.ndarray) -> np.ndarr
         value[row["ImageId"]] = row[column]
     value = _of_images(value, image_id.tolist())
     if missing := [name for name in image_id.tolist() if name not in value]:
-        raise InputError(f"{path} lacks {len(missing)} of the images, {missing[0]} first. Give the file for them all.")
+        raise InputError(f"{path} lacks {len(missing)} of the images, {missing[0]} first. Give a file with all images.")
     return np.array([value[name] for name in image_id.tolist()], str)
 
 

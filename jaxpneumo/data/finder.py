@@ -33,10 +33,10 @@ OUTPUTS = re.compile(
 HIDDEN = "hidden"
 INDEX = "DICOMDIR"
 OTHER = "not DICOM, PNG or JPEG by content"
-ARCHIVE = "packed, unpack what holds radiographs"
+ARCHIVE = "archive files (unpack those that hold radiographs)"
 BROKEN = "link to nothing"
 NO_FILE = "neither file nor folder"
-AGAIN = "folder met again by a link"
+AGAIN = "link to a folder that is searched already"
 OUTPUT = "output of jaxpneumo predict"
 
 logger = logging.getLogger(__name__)

@@ -173,7 +173,7 @@ def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
     try:
         stamped = stamp(path)
         if stamped[0] > dicom.MAX_BYTES:
-            detail = f"{shown} has {stamped[0] >> 20} MiB; no radiograph has that. Export it again."
+            detail = f"{shown} has {stamped[0] >> 20} MiB, more than any radiograph. Export it again."
             return {"image_id": name, "reason": UNREADABLE, "detail": detail}
         data = path.read_bytes()
     except OSError as error:

@@ -65,7 +65,7 @@ def open_csv(path: Path) -> Iterator[Any]:
     except (OSError, EOFError) as error:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not a csv file in UTF-8 ({error}). Save it as one.") from error
+        raise InputError(f"{path} is not a csv file in UTF-8 ({error}). Save it as csv in UTF-8.") from error
 
 
 def read_rows(path: Path | str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:

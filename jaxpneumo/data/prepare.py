@@ -372,22 +372,44 @@ def _parser() -> Parser:
   jaxpneumo prepare --images archive --labels labels.csv --output data/archive \\
       --native-size 1024 --require-frontal --on-quarantine error
 
-exit codes: 0 clean; 3 partial: done, but something was set aside; 1 failed: something was set aside under
---on-quarantine error, or the disk is full; 2 wrong use or bad input, nothing written""",
+exit codes: 0 done; 3 done, but something was set aside; 1 failed: something was set aside with --on-quarantine error,
+or the disk is full; 2 wrong use or bad input, nothing was written""",
     )
     add = parser.add_argument
     add("--images", type=places.path, required=True, metavar="DIR", help="folder with the images, at any depth")
-    add("--labels", type=places.path, required=True, metavar="CSV", help="ImageId,EncodedPixels; may end in .gz")
+    add(
+        "--labels",
+        type=places.path,
+        required=True,
+        metavar="CSV",
+        help="csv with ImageId,EncodedPixels; may end in .gz",
+    )
     add(
         "--output",
         type=places.folder_to_make,
         required=True,
         metavar="DIR",
-        help="folder to make (OUTPUT.partial first)",
+        help="folder to make; until it is complete it is called OUTPUT.partial",
     )
-    add("--sizes", type=Several(SIDE), default=(256, 512), metavar="S,S", help="side lengths (default: 256,512)")
-    add("--patients", type=places.path, metavar="CSV", help="ImageId,patient[,sex,age,view]; default: DICOM header")
-    add("--patient-key", type=places.path, metavar="FILE", help="key of the hash (default: random, not kept)")
+    add(
+        "--sizes",
+        type=Several(SIDE),
+        default=(256, 512),
+        metavar="S,S",
+        help="side lengths of the arrays in pixels (default: 256,512)",
+    )
+    add(
+        "--patients",
+        type=places.path,
+        metavar="CSV",
+        help="csv with ImageId,patient[,sex,age,view] (default: DICOM headers)",
+    )
+    add(
+        "--patient-key",
+        type=places.path,
+        metavar="FILE",
+        help="key for the hash of patient ids (default: random, not kept)",
+    )
     add("--native-size", type=NATIVE, metavar="S", help="set aside images that are not S x S (default: any size)")
     add(
         "--require-frontal",
@@ -407,8 +429,14 @@ exit codes: 0 clean; 3 partial: done, but something was set aside; 1 failed: som
         default="warn",
         help="if anything is set aside: warn and go on (default), or fail with OUTPUT.quarantine.csv and no data set",
     )
-    add("--workers", type=TEAM, metavar="N", help="processes (default: one a core, at least 2; 1: no process beside)")
-    add("--time-limit", type=SECONDS, default=MAX_SECONDS, metavar="S", help="seconds a file may take (default: 60)")
+    add("--workers", type=TEAM, metavar="N", help="worker processes (default: one per core, at least 2; 1: none)")
+    add(
+        "--time-limit",
+        type=SECONDS,
+        default=MAX_SECONDS,
+        metavar="S",
+        help="seconds that reading a file may take (default: 60)",
+    )
     add("--split", default="random", metavar="HOW", help="random (default), patient, or a splits.json")
     add("--validation-fraction", type=FRACTION, default=0.1, metavar="F", help="default: 0.1")
     add("--seed", type=SEED, default=0, metavar="N", help="of the split (default: 0)")

@@ -192,7 +192,7 @@ def _share(batch_size: int, process_count: int) -> int:
     """This process's part of a global batch."""
     if batch_size < 1 or batch_size % process_count:
         raise InputError(
-            f"a batch of {batch_size} cannot be shared by {process_count} processes: choose a multiple of "
+            f"a batch of {batch_size} cannot be divided among {process_count} processes: choose a multiple of "
             f"{process_count}."
         )
     return batch_size // process_count

@@ -342,7 +342,7 @@ def _rows_of_file(index: Index, path: str | Path, split: dict[str, Any]) -> tupl
         )
     if len(set(ids)) < len(ids):
         twice = next(image_id for image_id, count in Counter(ids).items() if count > 1)
-        raise InputError(f"{path} names {twice} more than once. Leave every image on one side only.")
+        raise InputError(f"{path} names {twice} more than once. Keep each image on one side only.")
     train, validation = (
         np.sort(np.array([row_of[image_of[each]] for each in split[side]], np.int64)) for side in SIDES
     )

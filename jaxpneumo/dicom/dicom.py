@@ -117,7 +117,7 @@ def parse(data: bytes, name: Path | str) -> Radiograph:
     """
     if len(data) > MAX_BYTES:
         raise RadiographError(
-            f"{name} has {len(data) >> 20} MiB; no radiograph has that. Remove it or export it again."
+            f"{name} has {len(data) >> 20} MiB, more than any radiograph. Remove it or export it again."
         )
     if (radiograph := _parse_plain(data)) is not None:
         return radiograph
@@ -289,7 +289,9 @@ def _check_deflated(data: bytes, name: Path | str) -> None:
     unfold = zlib.decompressobj(-zlib.MAX_WBITS)
     unfold.decompress(data[start:], MAX_BYTES)
     if unfold.unconsumed_tail:
-        raise RadiographError(f"{name} unfolds to more than {MAX_BYTES >> 20} MiB; no radiograph has that. Remove it.")
+        raise RadiographError(
+            f"{name} unpacks to more than {MAX_BYTES >> 20} MiB, more than any radiograph. Remove it."
+        )
 
 
 def _check_pixel_data(dataset: Dataset, data: bytes, name: Path | str) -> None:
@@ -334,5 +336,5 @@ def _spacing(elements: Elements) -> list[float]:
         if len(spacing) == 2 and min(spacing) > 0:
             return spacing
         if spacing:
-            elements.remark(f"{words} is no pair of numbers above 0; it is ignored")
+            elements.remark(f"{words} is not a pair of numbers above 0; it is ignored")
     return []

@@ -58,7 +58,7 @@ def not_frontal(radiograph: Radiograph, strict: bool = False) -> str:
     if max(height, width) > MAX_RATIO * min(height, width):
         wrong.append(f"its picture has {height} rows and {width} columns")
     elif radiograph.image.min() == radiograph.image.max():
-        wrong.append("all its pixels are alike")
+        wrong.append("all its pixels are equal")
     return ", ".join(wrong)
 
 

@@ -47,9 +47,9 @@ def believe(ids: Sequence[str], stored: Callable[[str], str] = str) -> tuple[lis
     top, times = max(told.items(), key=lambda item: item[1], default=("", 0))
     if times >= max(MANY, ONE_FOR_ALL * count):
         nobody.add(top)
-        problem = f"one and the same patient id for {times} of {count} images names nobody"
+        problem = f"{times} of {count} images have the same patient id, which therefore names no patient"
     elif times := sum(told[word] for word in nobody):
-        problem = f'{times} of {count} images have a word for nobody, such as "ANONYMOUS", as patient id'
+        problem = f'{times} of {count} images have a placeholder such as "ANONYMOUS" as patient id'
     else:
         problem = ""
     return ["" if each in nobody else each for each in ids], problem

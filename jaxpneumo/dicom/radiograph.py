@@ -68,7 +68,7 @@ def file_id(path: Path | str) -> str:
 def check_size(rows: int, columns: int, name: Path | str) -> None:
     """Refuses a size that no radiograph has; RadiographError."""
     if min(rows, columns) < MIN_SIDE or rows * columns > MAX_PIXELS:
-        message = f"{name} claims {rows} x {columns} pixels; no radiograph has that. Export it again."
+        message = f"{name} has {rows} x {columns} pixels by its header, which no radiograph has. Export it again."
         raise RadiographError(message, WRONG_SIZE)
 
 
