@@ -1,4 +1,4 @@
-"""The csv tables without the images: what can be counted and split before any radiograph is at hand."""
+"""The csv tables alone: what can be counted and split without any radiograph."""
 
 import logging
 from collections.abc import Collection
@@ -21,7 +21,7 @@ NATIVE = 1024  # side length of the challenge's images, which the tables do not 
 
 
 def read_tables(labels: Path | str, patients: Path | str | None = None) -> Index:
-    """The index that the images would have, as far as the tables know it.
+    """The index of the images, as far as the tables give it.
 
     Args:
       labels: csv with ImageId,EncodedPixels; the codes are of 1024x1024 images.
@@ -97,7 +97,7 @@ def read_column(path: Path | str, column: str, image_id: np.ndarray) -> np.ndarr
 
 
 def _of_images(values: dict[str, T], images: Collection[str]) -> dict[str, T]:
-    """What a csv says about ids, by the images that these mean."""
+    """The values of a csv, keyed by the images that its ids mean."""
     image_of = ids.of_images(values, images)
     return {image_of[each]: value for each, value in values.items()}
 

@@ -1,4 +1,4 @@
-"""`jaxpneumo split`: writes which images train and which validate, and reports what the two sides share.
+"""`jaxpneumo split`: divides images into training and validation, and reports what the two sides share.
 
 Beside splits.json it leaves splits.leaks.json: how many validation images have their patient, or a
 near-duplicate, in training, and which. A score on such images says less about new patients.

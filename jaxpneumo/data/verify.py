@@ -1,8 +1,8 @@
-"""`jaxpneumo verify`: is a prepared data set still what `jaxpneumo prepare` made?
+"""`jaxpneumo verify`: checks that a prepared data set is still as `jaxpneumo prepare` made it.
 
-Every file is read once and compared with its sha256 in dataset.json, every row of every array with its CRC-32 in
-checksums.csv, which names the damaged image, and every mask, bit for bit, with the one that labels.csv gives. One
-row is in memory at a time.
+Every file is read once. Each file is compared with its sha256 in dataset.json, each row of each array with its
+CRC-32 in checksums.csv (which finds the damaged image), and each mask bit for bit with labels.csv. One row is in memory
+at a time.
 """
 
 import hashlib
@@ -124,7 +124,7 @@ def _check_file(path: Path, digests: dict[str, str]) -> list[Problem]:
 
 
 def _owner(name: str, digest: str, digests: dict[str, str]) -> str:
-    """Words for a file that has the checksum of another one; "" when it has nobody's."""
+    """Words for a file that has the checksum of another file; "" for all others."""
     owners = [other for other, its in digests.items() if its == digest and other != name]
     return f"holds what belongs in {owners[0]}: the files have been swapped or copied" if owners else ""
 
@@ -183,7 +183,7 @@ def _check_tables(directory: Path, count: int) -> tuple[_Truth, list[Problem]]:
 
 
 def _read(path: Path, columns: tuple[str, ...], problems: list[Problem]) -> list[tuple[int, dict[str, str]]]:
-    """A table's rows; where it cannot be read, those before that, and a problem more."""
+    """The rows of a table; of a damaged one the readable rows before the damage, and a problem."""
     rows: list[tuple[int, dict[str, str]]] = []
     try:
         rows.extend(labels.read_rows(path, columns))

@@ -4,8 +4,8 @@ Reading gives every radiograph the same form, 8-bit grey with white bones, whate
 interpretation, look-up tables and transfer syntax (DICOM PS3.3 C.7.6.3 and C.11). Writing makes JPEG Baseline
 Secondary Capture files with the elements that the SIIM-ACR challenge's files have.
 
-Nothing is decoded before the header has said that it is one grey image of a sensible size, and the compressed
-data that they are of that very size.
+Nothing is decoded before two checks: the header describes one grey image of a sensible size, and the compressed data
+have that size.
 """
 
 import logging
@@ -237,7 +237,7 @@ def _read_bytes(path: Path | str) -> bytes:
 
 
 def _parse_plain(data: bytes) -> Radiograph | None:
-    """What `parse` gives for a sound file of the commonest kind, in less time; None for all others."""
+    """The same as `parse`, faster, for an undamaged file of the most common kind; None for all others."""
     found = fast_header.plain(data)
     if found is None or not codestream.jpeg_has_end(found.frame):
         return None

@@ -1,4 +1,4 @@
-"""What a radiograph is to this system, and in which words a file is refused that is none."""
+"""The radiograph as all other modules know it, and the error for a file that is not a usable radiograph."""
 
 import re
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ SYNTHETIC = "synthetic radiograph, not a patient"
 
 
 class RadiographError(InputError):
-    """A file that is no usable radiograph; the message says why, `reason` in two words."""
+    """A file that is not a usable radiograph; the message says why, `reason` is short."""
 
     def __init__(self, message: str, reason: str = UNREADABLE):
         super().__init__(message)
