@@ -137,8 +137,8 @@ def paired(
     """Compares two runs on the same images.
 
     The interval is that of the difference b - a over the same bootstrap draws. The test exchanges the results of the
-    two runs in a random half of the clusters, many times. Without a difference between the runs, the observed difference
-    would be a typical one of these. For a mean over images this is the sign-flip permutation test.
+    two runs in a random half of the clusters, many times. Without a difference between the runs, the observed
+    difference would be a typical one of these. For a mean over images this is the sign-flip permutation test.
 
     Args:
       a, b: scores of the two runs, the same names in the same order, over the same images.
