@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     config_file = _config_file(arguments)
     file = config_file.split(".py:")[0].removesuffix(".py") + ".py"
     if not Path(file).is_file():
-        raise InputError(f"--config={config_file}: there is no file {file} here; configs/ has the shipped ones.")
+        raise InputError(f"--config={config_file}: there is no file {file} here. The shipped configs are in configs/.")
     try:
         rest = FLAGS(["jaxpneumo", *arguments])[1:]
     except Exception as error:
@@ -144,7 +144,9 @@ def _check_input(config: ConfigDict, workdir: Path) -> None:
         return
     if not Path(where).exists():
         drawn = f"; the synthetic ones will be in {made}" if made else ""
-        raise InputError(f"--config.predict.input={where}: there is no such folder. Give one of radiographs{drawn}.")
+        raise InputError(
+            f"--config.predict.input={where}: there is no such folder. Give a folder of radiographs{drawn}."
+        )
     from jaxpneumo.predict.reading import find_radiographs
 
     find_radiographs(Path(where), workdir / "predictions")

@@ -275,7 +275,7 @@ def test_parts_come_from_flags_slurm_or_kubernetes():
         (("3", None), {}, "belong together"),
         (("3", "3"), {}, "no part 3 of 3"),
         (("0", "0"), {}, "no part 0 of 0"),
-        (("x", "0"), {}, "not whole numbers"),
+        (("x", "0"), {}, "--num-parts x --part-id 0: give whole numbers, or auto"),
         (("auto", "auto"), {}, "Slurm array"),
         (("auto", "0"), {"JOB_COMPLETION_INDEX": "1"}, "give the number itself"),
         (("auto", "auto"), {**slurm, "SLURM_ARRAY_TASK_MAX": "15"}, "without gaps"),

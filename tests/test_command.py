@@ -203,7 +203,7 @@ def test_evaluate_says_what_to_do_with_another_data_set(evaluated, tmp_path):
     shutil.copytree(evaluated, tmp_path / "moved")
     config["data"]["directory"] = str(tmp_path / "gone")
     write_json(tmp_path / "moved/config.json", config)
-    with pytest.raises(InputError, match=r"is not here\. Give the folder where it is as --data"):
+    with pytest.raises(InputError, match=r"was not found\. Give its folder as --data"):
         main(["--workdir", str(tmp_path / "moved")])
     drawn, other = tmp_path / "drawn", tmp_path / "other"
     radiographs.write(drawn, 4, seed=9, size=64, workers=1, quiet=True)

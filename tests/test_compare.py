@@ -86,7 +86,7 @@ def test_an_evaluation_that_is_missing_or_not_whole_is_refused(runs):
     path = runs[1] / "evaluation/metrics.csv"
     whole = path.read_text()
     path.write_text("".join(whole.splitlines(keepends=True)[:-1]))
-    with pytest.raises(InputError, match="not of one piece"):
+    with pytest.raises(InputError, match="does not fit together"):
         compare.compare(*runs, None, 100, 0)
     path.write_text(whole.replace("tta_removal_tp", "tta_removal_xx"))
     with pytest.raises(InputError, match="damaged"):

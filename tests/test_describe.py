@@ -189,7 +189,7 @@ def test_picture_of_nothing_positive(tmp_path):
     [
         ([], "Give either --data DIR"),
         (["--data", "x", "--labels", "y"], "Give either --data DIR"),
-        (["--data", "x", "--patients", "y"], "--patients goes with --labels"),
+        (["--data", "x", "--patients", "y"], "Use --patients only with --labels"),
         (["--data", "none"], "is not a prepared data set"),
         (["--labels", "none.csv"], r"none\.csv cannot be read"),
         (

@@ -110,7 +110,7 @@ def test_another_data_set_is_scored_whole(workdir, prepared, tmp_path, capsys):
     assert summary["n_images"] == 24
     trained = len(read_json(workdir / "splits.json")["train"])
     assert summary["split"]["images_in_training"] == trained
-    assert f"{trained} of these images were trained on" in capsys.readouterr().out
+    assert f"{trained} of these images were used for training" in capsys.readouterr().out
 
 
 def test_data_of_another_size_or_no_data_are_refused(workdir, tmp_path):

@@ -59,7 +59,7 @@ def test_frontal_chest_radiographs_in_the_words_of_many_devices(fields, strict):
         ({"sop_class": STORAGE + "1.2.1"}, "SOP Class is of mammography"),
         ({"modality": "US", "view": "LL"}, "Modality is US, View Position is LL"),
         ({"image": IMAGE[:6]}, "its picture has 6 rows and 20 columns"),
-        ({"image": np.full((20, 20), 7, np.uint8)}, "all its pixels are alike"),
+        ({"image": np.full((20, 20), 7, np.uint8)}, "all its pixels are equal"),
     ],
 )
 def test_other_pictures_are_named(fields, words, strict):

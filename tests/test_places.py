@@ -114,7 +114,7 @@ class TestPaths:
         assert import_module(MAINS["predict"]).main([*arguments, *parts]) == DONE
         part = tmp_path / "part-00000-of-00001"
         for output in (part, part / "all.csv"):
-            with pytest.raises(InputError, match="lies in a part"):
+            with pytest.raises(InputError, match="is the folder of a part"):
                 import_module(MAINS["merge"]).main(["--input", str(tmp_path), "--output", str(output)])
 
 

@@ -203,7 +203,10 @@ def test_a_picture_that_cannot_be_drawn_costs_nothing_else(workdir, radiographs,
     for _ in range(2):
         assert predict.main([*arguments, "--quiet"]) == PARTIAL
         assert "1 outlined pictures could not be written" in capsys.readouterr().out
-    assert f"{path.name} is predicted and not drawn: {uid}.png cannot be written: Is a directory." in caplog.text
+    assert (
+        f"{path.name} was predicted, but its picture could not be written: {uid}.png cannot be written: Is a directory."
+        in caplog.text
+    )
     assert len(read_submission(tmp_path / "out/submission.csv")) == 3
     assert len(list((tmp_path / "out/overlays").glob("*.png"))) == 2
 

@@ -35,7 +35,7 @@ def test_random_split_of_the_challenge_leaks(shared, tmp_path, capsys):
     assert leaks["near_duplicate_in_training"] is None
     output = capsys.readouterr().out
     assert "62.8 %" in output
-    assert "Near-duplicates were not looked for" in output
+    assert "Near-duplicates were not searched" in output
 
 
 def test_patient_folds_of_the_challenge_do_not(shared, tmp_path):
@@ -75,7 +75,7 @@ def test_report_knows_only_what_can_be_known(data, radiographs, tmp_path, capsys
     assert run("--labels", radiographs / "labels.csv", "--output", tmp_path / "s.json") == 0
     output = capsys.readouterr().out
     assert "patient in training:        not known" in output
-    assert "give --patients CSV" in output
+    assert "Give --patients CSV" in output
     (leaks,) = json.loads((tmp_path / "s.leaks.json").read_text())["folds"]
     assert leaks["patient_in_training"] is None
     # Of some images only: the others are said to be unknown.
@@ -109,7 +109,7 @@ def test_no_patient_is_written(data, radiographs):
     [
         ([], "Give either --data DIR"),
         (["--data", "DATA", "--labels", "x.csv"], "Give either --data DIR"),
-        (["--labels", "x.csv"], "say where with --output"),
+        (["--labels", "x.csv"], "Give the file to write"),
         (["--data", "DATA", "--method", "rounds"], "needs --patients CSV with a column round1"),
         (["--data", "DATA", "--method", "x.csv", "--folds", "3"], "goes with --method random or patient"),
         (["--data", "DATA", "--folds", "25"], "choose --folds from 2 to 24"),
@@ -117,7 +117,7 @@ def test_no_patient_is_written(data, radiographs):
             ["--data", "DATA", "--validation-fraction", "1.5"],
             "fraction: 1.5 cannot be used; give a number from 0 to below 1",
         ),
-        (["--data", "DATA", "--output", "s.txt"], "does not end in .json"),
+        (["--data", "DATA", "--output", "s.txt"], "must end in .json"),
         (["--data", "none"], "is not a prepared data set"),
         (["--data", "DATA", "--method", "none.json"], "cannot be read"),
     ],

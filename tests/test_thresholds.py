@@ -251,7 +251,7 @@ def test_wrong_use_is_refused_in_words(workdir, radiographs, tmp_path):
         predict.main([*arguments, "--thresholds", "x"])
     with pytest.raises(InputError, match="leave out --threshold"):
         predict.main([*arguments, "--thresholds", "x", "--threshold", "0.5"])
-    with pytest.raises(InputError, match="is no name"):
+    with pytest.raises(InputError, match="cannot be the name of thresholds"):
         thresholds.main(["--workdir", str(workdir), "--name", "../x"])
     assert thresholds.main(["--workdir", str(workdir), "--rule", "image"]) == DONE
     with pytest.raises(InputError, match="it has image"):

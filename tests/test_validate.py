@@ -108,7 +108,7 @@ def test_unreadable_files_are_refused_in_words(tmp_path):
         validate(path)
     path.write_text("ImageId,EncodedPixels\na,-1\n")
     (tmp_path / "sample.csv").write_text("x,y\n")
-    with pytest.raises(InputError, match="no sample submission"):
+    with pytest.raises(InputError, match="not a sample submission"):
         validate(path, tmp_path / "sample.csv")
     with pytest.raises(InputError, match="--size: 0x5 cannot be used; give HEIGHTxWIDTH"):
         main(["--submission", str(path), "--size", "0x5"])

@@ -1,4 +1,4 @@
-"""The csv tables without the images: what can be counted and split before any radiograph is at hand."""
+"""The csv tables alone: what can be counted and split without any radiograph."""
 
 import logging
 from collections.abc import Collection
@@ -21,7 +21,7 @@ NATIVE = 1024  # side length of the challenge's images, which the tables do not 
 
 
 def read_tables(labels: Path | str, patients: Path | str | None = None) -> Index:
-    """The index that the images would have, as far as the tables know it.
+    """The index of the images, as far as the tables give it.
 
     Args:
       labels: csv with ImageId,EncodedPixels; the codes are of 1024x1024 images.
@@ -67,7 +67,9 @@ def with_patients(index: Index, patients: Path | str) -> Index:
     image_id = index.image_id.tolist()
     people = _of_images(label_files.read_patients(patients), image_id)
     if not people.keys() & set(image_id):
-        raise InputError(f"{patients} lists none of the images of the data set. Give the one for them.")
+        raise InputError(
+            f"{patients} lists none of the images of the data set. Give the patients file for these images."
+        )
     names = [people[name].patient if name in people else "" for name in image_id]
     return replace(index, patient=_believed(names, patients))
 
@@ -90,12 +92,12 @@ def read_column(path: Path | str, column: str, image_id: np.ndarray) -> np.ndarr
         value[row["ImageId"]] = row[column]
     value = _of_images(value, image_id.tolist())
     if missing := [name for name in image_id.tolist() if name not in value]:
-        raise InputError(f"{path} lacks {len(missing)} of the images, {missing[0]} first. Give the file for them all.")
+        raise InputError(f"{path} lacks {len(missing)} of the images, {missing[0]} first. Give a file with all images.")
     return np.array([value[name] for name in image_id.tolist()], str)
 
 
 def _of_images(values: dict[str, T], images: Collection[str]) -> dict[str, T]:
-    """What a csv says about ids, by the images that these mean."""
+    """The values of a csv, keyed by the images that its ids mean."""
     image_of = ids.of_images(values, images)
     return {image_of[each]: value for each, value in values.items()}
 

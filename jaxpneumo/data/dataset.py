@@ -222,7 +222,7 @@ def reduce_mask(mask: np.ndarray, size: int) -> np.ndarray:
     columns = np.ascontiguousarray(mask.T)
     touched = np.flatnonzero(np.bitwise_or.reduce(columns.view(np.uint64), axis=1))
     if touched.size:
-        # Masks are small: only the columns of the result that can hold some of one are made.
+        # Masks are small: only result columns that can hold a part of the mask are computed.
         first, end = touched[0] // step, touched[-1] // step + 1
         band = columns[first * step : end * step]
         sums = band[::step].copy()
@@ -235,7 +235,7 @@ def reduce_mask(mask: np.ndarray, size: int) -> np.ndarray:
 
 
 def create_arrays(directory: Path | str, count: int, sizes: tuple[int, ...]) -> None:
-    """Makes the files of all arrays for `count` images, filled with zeros that take no disk space yet."""
+    """Makes the files of all arrays for `count` images. They are sparse: zeros that take no disk space yet."""
     for path, shape in array_files(directory, count, sizes):
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
         run_report.wrote(path)
@@ -245,7 +245,7 @@ def create_arrays(directory: Path | str, count: int, sizes: tuple[int, ...]) -> 
 class RowFile:
     """The file of one array, for single rows from any process.
 
-    It is not mapped into memory: the pages of a mapped file count as the process's own, and a full disk kills
+    The file is not mapped into memory. Mapped pages count as memory of the process, and a full disk would kill
     the process instead of raising an error.
     """
 
@@ -280,7 +280,7 @@ def open_rows(directory: Path | str, sizes: Sequence[int]) -> dict[int, tuple[Ro
 def copy_rows(source: Path, target: Path, rows: list[int], count: int, sizes: Sequence[int]) -> None:
     """Arrays with the given rows only, in their order, from arrays made for `count` images.
 
-    Where all rows stay in place the files are linked, so that they take no further space.
+    Where no row moves, the files are hard links and take no further space.
     """
     if rows == list(range(count)):
         for path, _ in array_files(source, count, sizes):
@@ -306,7 +306,7 @@ def array_files(directory: Path | str, count: int, sizes: Sequence[int]) -> list
 
 
 def row_checksum(data: bytes | np.ndarray) -> str:
-    """CRC-32 of one row of an array as checksums.csv has it: it tells rows apart, sha256 vouches for the file."""
+    """CRC-32 of one row of an array, as in checksums.csv. It names the damaged row; sha256 protects the whole file."""
     return f"{zlib.crc32(data):08x}"
 
 

@@ -1,8 +1,8 @@
-"""Which files below a folder may be radiographs, what each is called, and what is left out: for every verb alike.
+"""Finds the files below a folder that may be radiographs, and names them: the same for every verb.
 
-A file is taken by its ending, or without one; of all others the first bytes decide. Links to folders are followed, and
-no folder is searched twice. What is taken and turns out to be no radiograph is set aside by whoever reads it; what is
-left out here is counted by reason, told in one line, and noted in the run report.
+A file is taken if it has a known ending or none. For all others the first bytes decide. Links to folders are followed,
+and no folder is searched twice. A taken file that is not a radiograph is set aside later, when it is read. Files left
+out here are counted by reason, told in one line, and noted in the run report.
 """
 
 import heapq
@@ -23,7 +23,7 @@ from jaxpneumo.process.files import printable
 
 ENDINGS = ("", ".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".jpe")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
-# What `jaxpneumo predict` leaves behind: its pictures are no radiographs. MANIFEST tells its folder from others.
+# The output of `jaxpneumo predict`: its pictures are not radiographs. A folder with a MANIFEST is such an output.
 MANIFEST = "manifest.jsonl"
 OUTPUTS = re.compile(
     r"overlays|submission\.csv|quarantine\.csv|manifest\.jsonl|merged\.json|run_report(_\d+)?\.json|\.sorting"
@@ -33,10 +33,10 @@ OUTPUTS = re.compile(
 HIDDEN = "hidden"
 INDEX = "DICOMDIR"
 OTHER = "not DICOM, PNG or JPEG by content"
-ARCHIVE = "packed, unpack what holds radiographs"
+ARCHIVE = "archive files (unpack those that hold radiographs)"
 BROKEN = "link to nothing"
 NO_FILE = "neither file nor folder"
-AGAIN = "folder met again by a link"
+AGAIN = "link to a folder that is searched already"
 OUTPUT = "output of jaxpneumo predict"
 
 logger = logging.getLogger(__name__)
@@ -82,11 +82,11 @@ def find(where: Path, output: Path | None = None) -> Found:
         raise InputError(f"{where} is neither a folder nor a file. Give the radiographs' folder, or one of them.")
     found = Found(where, [])
     own = _identity(output) if output and _mode(output, stat.S_ISDIR) else None
-    # A link to a folder that holds the whole input leads round in a circle.
+    # A link to a folder above the input would lead back into it.
     seen = {_identity(folder) for folder in where.resolve().parents}
     folders, links, linked = [""], [], False
     while folders or links:
-        # Links last: a folder is called by its own path where it has one below `where`.
+        # Links last: a folder keeps its own path below `where` if it has one.
         linked = linked or not folders
         below = folders.pop() if folders else heapq.heappop(links)
         path = where / below
@@ -116,7 +116,7 @@ def repeated_names(sources: Iterable[str]) -> frozenset[str]:
 
 
 def name_of(source: str, repeated: frozenset[str]) -> str:
-    """What an image is called whose header does not say it, as text: its file's name, without ending.
+    """The name of an image whose header has no UID: the name of its file without ending.
 
     Where other files have that name too, it is the path below the folder.
 
@@ -175,7 +175,7 @@ def _may_be_image(path: Path) -> bool:
         with open(path, "rb") as file:
             head = file.read(132)
     except OSError:
-        return True  # whoever reads it finds the words
+        return True  # the reader reports the error
     # Without preamble the first element is of group 2 or 8, and one of its first.
     bare = head[:2] in (b"\x02\0", b"\x08\0") and head[2:3] <= b"\x18" and head[3:4] == b"\0"
     return head[128:] == b"DICM" or head.startswith((PNG_SIGNATURE, b"\xff\xd8\xff")) or bare

@@ -1,4 +1,4 @@
-"""Which image an id of a csv means: it may have an ending or be a path, as long as only one image can be meant.
+"""Finds the image that an id of a csv means. An id may have an ending or be a path, if only one image fits.
 
 An image is known by its SOP instance UID, by its file's name without ending, or, where several files have one
 name, by its path below the images folder without ending.
@@ -19,8 +19,8 @@ def file_names(sources: Collection[str], known: Collection[str] = ()) -> dict[st
 
     Args:
       sources: paths of files below one folder.
-      known: ids of a csv. Several files with a name that stands there are copies of one image, or should be, unless
-        it is the path of one of them.
+      known: ids of a csv. If several files have a name that is among these ids, they are copies of one image, unless
+        the id is also the path of one of them.
     """
     paths = {source: _path(source) for source in sources}
     times, copies = Counter(map(file_id, sources)), set(known) - set(paths.values())
@@ -32,12 +32,13 @@ def file_names(sources: Collection[str], known: Collection[str] = ()) -> dict[st
 
 
 def plain_ids(ids: Collection[str], sources: Collection[str]) -> dict[str, str]:
-    """The ids of a csv as images are known by them: id -> id; different ones stay different.
+    """Replaces the ids of a csv by the ids of images: id -> id; different ids stay different.
 
-    An id that is a file's own stays. A bare name, or a path to a UID, means the name without ending: the folders of
-    a UID say nothing. Any other path means the one file whose path it is, continues or ends, folder by folder: names
-    such as view1_frontal.jpg come again in every folder. An id that could mean several files, or a file that several
-    ids could mean, is left alone.
+    - An id of a file stays as it is.
+    - A bare name, or a path whose name is a UID, becomes the name without ending. The folders of a UID say nothing.
+    - Any other path means one file: its whole path, its last folders and name, or its path below further folders. Names
+      such as view1_frontal.jpg are in many folders.
+    - An id that could mean several files stays, and so does an id if several ids could mean its file.
 
     Args:
       ids: of the csv.
@@ -68,7 +69,7 @@ def of_images(ids: Collection[str], images: Collection[str]) -> dict[str, str]:
 
 
 def _by_path(ids: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
-    """Of ids and files, given with their paths, those that mean each other alone; equal paths go first."""
+    """Pairs of an id and a file that fit only each other by their paths; equal paths have priority."""
     ends: dict[str, set[str]] = defaultdict(set)
     for path, name in names.items():
         for tail in _tails(path):
@@ -84,7 +85,7 @@ def _by_path(ids: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]
 
 
 def _one_to_one(meant: Mapping[str, set[str]]) -> dict[str, str]:
-    """Of ids with the files that they may mean those where neither side has a second one."""
+    """The pairs in which neither the id nor the file has a second candidate."""
     times = Counter(name for files in meant.values() for name in files)
     single = {each: next(iter(files)) for each, files in meant.items() if len(files) == 1}
     return {each: name for each, name in single.items() if times[name] == 1}

@@ -1,4 +1,4 @@
-"""One image file to its rows in the arrays: what every worker process of `jaxpneumo prepare` does.
+"""Turns one image file into its rows of the arrays: the work of each process of `jaxpneumo prepare`.
 
 The bytes of a file are read once, for checksum, header, pixels and every size.
 """
@@ -57,7 +57,7 @@ class Job:
 class Span:
     """When which process worked on a file, in seconds of the machine's clock.
 
-    `busy`: seconds of the processor since the file before, so that taking the task and telling the result count.
+    `busy`: processor seconds since the previous file, including the time to receive the task and send the result.
     """
 
     process: int
@@ -72,7 +72,7 @@ _busy: float  # seconds of the processor up to the last file
 
 
 def find_files(images: Path) -> list[Path]:
-    """The files of `finder.find`, by name: that mostly is the order of the ids.
+    """The files of `finder.find`, sorted by name, which is mostly the order of the ids.
 
     Raises:
       InputError: there are none.
@@ -102,7 +102,7 @@ def stop() -> None:
 
 
 def ingest(task: tuple[int, Path]) -> tuple[Outcome, Span]:
-    """Fills one row of all arrays from one file, or says why not.
+    """Fills one row of all arrays from one file, or gives the reason why the file cannot be used.
 
     Raises:
       OSError: the arrays cannot be written.
@@ -117,7 +117,7 @@ def ingest(task: tuple[int, Path]) -> tuple[Outcome, Span]:
 
 
 def recover(entries: list[dict[str, Any]], files: list[Path], job: Job, quiet: bool) -> dict[int, Outcome]:
-    """Outcomes of an earlier run by row: of files that have not changed since and rows that hold what they did."""
+    """Outcomes of an earlier run, by row: only of unchanged files whose rows still have their checksums."""
     latest = {entry["row"]: entry for entry in entries}
     found: dict[int, Outcome] = {}
     rows = dataset.open_rows(job.folder, job.sizes) if latest else {}
@@ -130,7 +130,7 @@ def recover(entries: list[dict[str, Any]], files: list[Path], job: Job, quiet: b
 
 
 def steady_rate(spans: list[Span | None]) -> float:
-    """Images a second from when the last process has begun to work; 0 if that was too short."""
+    """Images per second from the moment when all processes work; 0 if that time was too short."""
     spans = [span for span in spans if span is not None]
     first: dict[int, float] = {}
     for span in spans:
@@ -220,7 +220,7 @@ def own_id(radiograph: Radiograph, data: bytes, source: str, name: str) -> str:
 
 
 def _refusal(radiograph: Radiograph, image_id: str, problem: str) -> tuple[str, str] | None:
-    """Reason and detail for a file that can be read and must not be used; None when it may."""
+    """Reason and detail for a readable file that must not be used; None for a file that may be used."""
     height, width = radiograph.image.shape
     if problem == reconcile.CONTRADICTION:
         detail = f"Its SOP instance UID is {radiograph.uid}: which image is it? Correct the name or the UID."

@@ -1,8 +1,8 @@
 """The csv files that come with the images: masks by image (`ImageId,EncodedPixels`) and patients by image.
 
 Both dialects of the challenge are read: header and values with or without a blank after the comma, ids that
-are SOP instance UIDs or `ID_...`; and ids with endings or as paths (`ids`). Run-length codes of another kind than
-the challenge's are refused (`rle`). Files whose name ends in .gz are unpacked on the way.
+are SOP instance UIDs or `ID_...`; and ids with endings or as paths (`ids`). Run-length codes of other kinds
+are refused (`rle`). Files whose name ends in .gz are unpacked on the way.
 """
 
 import csv
@@ -66,7 +66,7 @@ def open_csv(path: Path) -> Iterator[Any]:
     except (OSError, EOFError) as error:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not a csv file in UTF-8 ({error}). Save it as one.") from error
+        raise InputError(f"{path} is not a csv file in UTF-8 ({error}). Save it as csv in UTF-8.") from error
 
 
 def read_rows(path: Path | str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -123,7 +123,7 @@ def read_labels(path: Path | str) -> Labels:
 
 
 def conflict(labels: Labels, image_id: str) -> str:
-    """What contradicts itself in the rows of an image, rows of -1 and rows with a region; "" if nothing."""
+    """The contradiction in the rows of an image (a row -1 and a row with a region), in words; "" if there is none."""
     empty = [line for line, code in labels.codes[image_id] if code == rle.EMPTY]
     regions = [line for line, code in labels.codes[image_id] if code != rle.EMPTY]
     if not empty or not regions:
@@ -189,7 +189,7 @@ def read_patients(path: Path | str) -> dict[str, Patient]:
 def read_matched(
     labels: Path | str, patients: Path | str | None, sources: Collection[str]
 ) -> tuple[Labels, dict[str, Patient] | None, dict[str, str]]:
-    """Reads both files, and matches their ids to the images' files as far as names and paths tell (`ids`).
+    """Reads both files and matches their ids to the image files by name and path (`ids`).
 
     Args:
       labels, patients: the csv files; patients may be None.
@@ -221,7 +221,7 @@ def whole_number(text: str) -> int:
 
 
 def pseudonym(patient: str, key: bytes) -> str:
-    """Sixteen digits that are the same for the same patient and, without the key, lead back to nobody."""
+    """Sixteen digits, the same for the same patient. Without the key they do not lead back to the patient."""
     return hmac.digest(key, patient.encode(), "sha256").hex()[:16] if patient else ""
 
 

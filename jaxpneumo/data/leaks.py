@@ -6,8 +6,8 @@ transform of the image at 64 x 64 (Zauner, Implementation and benchmarking of pe
 
 THRESHOLD was set on 118 challenge images of 98 patients at 256 x 256. Images of different patients, also shifted,
 turned, cropped and mirrored against each other (123,732 pairs), differ in 73 bits or more, 1 in 10,000 in 78 or
-fewer, 1 in 100 in 94 or fewer: with five to nine bits a power of ten, 48 is reached by less than one of the
-13 million pairs of a split of the challenge's images. The nearest two exposures of one patient differ in 62. The
+fewer, 1 in 100 in 94 or fewer. A power of ten less takes five to nine bits, so less than one of the 13 million pairs
+of a split of the challenge's images is expected at 48. The nearest two exposures of one patient differ in 62. The
 same image recompressed (JPEG quality 50), equalised, with another window or gamma, with noise, turned by
 1 degree, moved or cropped by 1 % stays within 48, and so do 99 % turned by 2 degrees and 86 % cropped by 2 % a
 side. A crop of 4 %, a mirrored image and large burnt-in text are missed.
@@ -73,7 +73,7 @@ def near_duplicates(images: Iterable[np.ndarray], threshold: int = THRESHOLD) ->
 
 
 def across(pairs: Pairs, train: np.ndarray, validation: np.ndarray) -> Pairs:
-    """For every validation row with near-duplicates in training the nearest of them.
+    """For every validation row with near-duplicates in training: the nearest one.
 
     Returns:
       `first` the validation rows, ascending and each once, `second` the training rows.

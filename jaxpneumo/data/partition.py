@@ -1,4 +1,4 @@
-"""`jaxpneumo split`: writes which images train and which validate, and reports what the two sides share.
+"""`jaxpneumo split`: divides images into training and validation, and reports what the two sides share.
 
 Beside splits.json it leaves splits.leaks.json: how many validation images have their patient, or a
 near-duplicate, in training, and which. A score on such images says less about new patients.
@@ -78,11 +78,11 @@ def text(report: dict[str, Any]) -> str:
         lines.append(f"  near-duplicate in training: {_share(fold['near_duplicate_in_training'], total)}")
     folds = report["folds"]
     if any(fold["patient_in_training"] is None and fold["validation_images"] for fold in folds):
-        lines.append("Patients are unknown: give --patients CSV (columns ImageId,patient) to look for them.")
+        lines.append("Patients are unknown. Give --patients CSV (columns ImageId,patient) to find shared patients.")
     if any(fold["patient_in_training"] for fold in folds):
-        lines.append("Scores on patients that were trained on promise too much; --method patient keeps them apart.")
+        lines.append("Scores on training patients are too optimistic; --method patient keeps each patient on one side.")
     if report["near_duplicate_bits"] is None:
-        lines.append("Near-duplicates were not looked for: tables have no images. Give --data DIR for that.")
+        lines.append("Near-duplicates were not searched: a label csv holds no images. Give --data DIR to search them.")
     return "\n".join(lines)
 
 
@@ -121,7 +121,9 @@ def _output(args: argparse.Namespace) -> Path:
     if (args.data is None) == (args.labels is None):
         raise InputError("Give either --data DIR, a prepared data set, or --labels CSV, the bare table.")
     if args.data is None and args.output is None:
-        raise InputError("Without --data there is no folder to write to; say where with --output splits.json.")
+        raise InputError(
+            "Without --data there is no folder to write to. Give the file to write, such as --output splits.json."
+        )
     splits.check_name(args.method, "--method", (*splits.DRAWN, "rounds"))
     if args.method == "rounds" and not args.patients:
         raise InputError("--method rounds needs --patients CSV with a column round1 of train and test.")
@@ -129,7 +131,7 @@ def _output(args: argparse.Namespace) -> Path:
         raise InputError("--folds goes with --method random or patient only.")
     output = args.output or args.data / "splits.json"
     if output.suffix != ".json":
-        raise InputError(f"--output {output} does not end in .json, as a splits file has to.")
+        raise InputError(f"--output {output} must end in .json.")
     places.check_file(output, "--output")
     return output
 
@@ -172,7 +174,7 @@ def _write(args: argparse.Namespace, index: Index, sides: list[Sides], output: P
 def _parser() -> Parser:
     parser = Parser(
         prog="jaxpneumo split",
-        description="Chooses the images to train on and to validate with, and reports what both share.",
+        description="Divides the images into training and validation, and reports what both share.",
         epilog="""examples:
   jaxpneumo split --data data/siim --method patient
   jaxpneumo split --data data/siim --method patient --folds 5
@@ -180,9 +182,13 @@ def _parser() -> Parser:
   jaxpneumo split --data data/siim --method mine.csv      (columns ImageId,split: train or validation)
   jaxpneumo split --labels train-rle.csv --patients patients.csv --output splits.json
 
---method random is the papers' and leaks patients; patient keeps every patient on one side; rounds trains on the
-challenge's first training part and validates on its first test part; a FILE is a splits.json or a csv.
-Of folds, number 0 validates unless another is chosen where the file is used.
+methods:
+  random   the papers' way; the same patient can be in training and validation
+  patient  keeps all images of a patient on one side
+  rounds   trains on the challenge's first training part and validates on its first test part
+  FILE     a splits.json or a csv
+
+With --folds, fold 0 validates unless --config.data.fold names another.
 
 exit codes: 0 done, whatever the report says; 2 wrong use or bad input, nothing written""",
     )
@@ -192,13 +198,13 @@ exit codes: 0 done, whatever the report says; 2 wrong use or bad input, nothing 
         "--labels",
         type=places.path,
         metavar="CSV",
-        help="instead: ImageId,EncodedPixels without images; may end in .gz",
+        help="label csv (ImageId,EncodedPixels) in place of --data; may end in .gz",
     )
     add("--patients", type=places.path, metavar="CSV", help="ImageId,patient[,round1] (default: those of the data set)")
     add("--method", default="random", metavar="HOW", help="random (default), patient, rounds, or a FILE")
     add("--folds", type=whole(2, 1000), metavar="K", help="make K folds instead of one split")
     add("--validation-fraction", type=FRACTION, default=0.1, metavar="F", help="default: 0.1")
-    add("--seed", type=SEED, default=0, metavar="N", help="of the draw (default: 0)")
+    add("--seed", type=SEED, default=0, metavar="N", help="seed of the random choice (default: 0)")
     add("--output", type=places.file_to_write, metavar="FILE", help="file to write (default: DIR/splits.json)")
     add("--quiet", action="store_true", help="no progress bar")
     return parser

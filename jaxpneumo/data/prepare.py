@@ -1,14 +1,13 @@
-"""`jaxpneumo prepare`: radiographs and a label csv become memory-mapped arrays, checked once and for all.
+"""`jaxpneumo prepare`: turns radiographs and a label csv into memory-mapped arrays, and checks everything once.
 
 Every file is read once, in parallel processes that write straight into the arrays. The data set grows in the
-folder OUTPUT.partial and takes its name at the end, so a half-made one is never seen; a preparation that was
-stopped or killed goes on there when the same command is given again. Whatever is odd is set aside in
-quarantine.csv with its reason (`jaxpneumo.data.reconcile`); nothing becomes negative because it was not
-understood.
+folder OUTPUT.partial, which gets its final name at the end, so OUTPUT is always complete. After a stop or a kill the
+same command continues in OUTPUT.partial. Files and labels that cannot be used are set aside in quarantine.csv with
+the reason (`jaxpneumo.data.reconcile`). No image becomes negative because its label was not understood.
 
-Images of any shape are squashed to squares, as ChestX-ray14 itself, from which the challenge's images come,
-was squashed to 1024 x 1024. Images are resized by area average, masks by area average and then >= 0.5 (where
-the native size is the smaller one, OpenCV interpolates linearly instead).
+Images of any shape become squares without regard to their aspect ratio. The challenge's images come from
+ChestX-ray14, which was resized to 1024 x 1024 in the same way. Images are resized by area average, masks by area
+average and then >= 0.5. Where the native size is smaller than the array, OpenCV interpolates linearly instead.
 """
 
 import hashlib
@@ -41,7 +40,7 @@ MAX_SECONDS = 60.0  # for one file; a stalled network drive may need some
 
 
 class SetAsideError(RuntimeError):
-    """Something was set aside where nothing may be; the message says what and where it is listed."""
+    """Something was set aside although `on_quarantine` is "error"; the message says what and where it is listed."""
 
 
 @dataclass(frozen=True)
@@ -270,7 +269,7 @@ def _refuse(
 
 @contextmanager
 def _finished_folder(partial: Path, output: Path) -> Iterator[Path]:
-    """A folder that takes the output's name at the end; what it is made from stays until then."""
+    """A folder that gets the name of the output at the end; its sources stay until then."""
     folder = partial / "finished"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -293,7 +292,7 @@ def _bytes_needed(count: int, sizes: tuple[int, ...]) -> int:
 
 
 def _check_space(partial: Path, count: int, sizes: tuple[int, ...]) -> None:
-    """Refuses what will not fit on the disk before hours of work are lost to it."""
+    """Raises InputError early if the arrays will not fit on the disk."""
     there = sum(path.stat().st_blocks * 512 for path in partial.glob("*.npy"))
     folder = next(parent for parent in partial.absolute().parents if parent.exists())
     needed, (total, _, free) = _bytes_needed(count, sizes) - there, shutil.disk_usage(folder)
@@ -305,7 +304,7 @@ def _check_space(partial: Path, count: int, sizes: tuple[int, ...]) -> None:
 
 
 def _check_room(partial: Path, kept: list[Outcome], count: int, sizes: tuple[int, ...]) -> None:
-    """Arrays without the rows that were set aside are written anew, beside the old ones for a while."""
+    """Raises InputError if there is no room for a second copy of the arrays, without the rows that were set aside."""
     if [outcome.row for outcome in kept] == list(range(count)):
         return
     needed, free = _bytes_needed(len(kept), sizes), shutil.disk_usage(partial).free
@@ -375,22 +374,44 @@ def _parser() -> Parser:
   jaxpneumo prepare --images archive --labels labels.csv --output data/archive \\
       --native-size 1024 --require-frontal --on-quarantine error
 
-exit codes: 0 clean; 3 partial: done, but something was set aside; 1 failed: something was set aside under
---on-quarantine error, or the disk is full; 2 wrong use or bad input, nothing written""",
+exit codes: 0 done; 3 done, but something was set aside; 1 failed: something was set aside with --on-quarantine error,
+or the disk is full; 2 wrong use or bad input, nothing was written""",
     )
     add = parser.add_argument
     add("--images", type=places.path, required=True, metavar="DIR", help="folder with the images, at any depth")
-    add("--labels", type=places.path, required=True, metavar="CSV", help="ImageId,EncodedPixels; may end in .gz")
+    add(
+        "--labels",
+        type=places.path,
+        required=True,
+        metavar="CSV",
+        help="csv with ImageId,EncodedPixels; may end in .gz",
+    )
     add(
         "--output",
         type=places.folder_to_make,
         required=True,
         metavar="DIR",
-        help="folder to make (OUTPUT.partial first)",
+        help="folder to make; until it is complete it is called OUTPUT.partial",
     )
-    add("--sizes", type=Several(SIDE), default=(256, 512), metavar="S,S", help="side lengths (default: 256,512)")
-    add("--patients", type=places.path, metavar="CSV", help="ImageId,patient[,sex,age,view]; default: DICOM header")
-    add("--patient-key", type=places.path, metavar="FILE", help="key of the hash (default: random, not kept)")
+    add(
+        "--sizes",
+        type=Several(SIDE),
+        default=(256, 512),
+        metavar="S,S",
+        help="side lengths of the arrays in pixels (default: 256,512)",
+    )
+    add(
+        "--patients",
+        type=places.path,
+        metavar="CSV",
+        help="csv with ImageId,patient[,sex,age,view] (default: DICOM headers)",
+    )
+    add(
+        "--patient-key",
+        type=places.path,
+        metavar="FILE",
+        help="key for the hash of patient ids (default: random, not kept)",
+    )
     add("--native-size", type=NATIVE, metavar="S", help="set aside images that are not S x S (default: any size)")
     add(
         "--require-frontal",
@@ -410,8 +431,14 @@ exit codes: 0 clean; 3 partial: done, but something was set aside; 1 failed: som
         default="warn",
         help="if anything is set aside: warn and go on (default), or fail with OUTPUT.quarantine.csv and no data set",
     )
-    add("--workers", type=TEAM, metavar="N", help="processes (default: one a core, at least 2; 1: no process beside)")
-    add("--time-limit", type=SECONDS, default=MAX_SECONDS, metavar="S", help="seconds a file may take (default: 60)")
+    add("--workers", type=TEAM, metavar="N", help="worker processes (default: one per core, at least 2; 1: none)")
+    add(
+        "--time-limit",
+        type=SECONDS,
+        default=MAX_SECONDS,
+        metavar="S",
+        help="seconds that reading a file may take (default: 60)",
+    )
     add("--split", default="random", metavar="HOW", help="random (default), patient, or a splits.json")
     add("--validation-fraction", type=FRACTION, default=0.1, metavar="F", help="default: 0.1")
     add("--seed", type=SEED, default=0, metavar="N", help="of the split (default: 0)")

@@ -1,4 +1,4 @@
-"""Reconciliation of images and labels: what is used, what is set aside, and why. Nothing is both or neither.
+"""Reconciliation of images and labels: what is used, what is set aside, and why.
 
 Every file and every label row ends in exactly one state. Pure functions; `prepare` reads the files.
 
@@ -74,9 +74,8 @@ class Outcome:
 def match(uid: str, name: str, labelled: Container[str]) -> tuple[str, str]:
     """The id by which a label file knows an image.
 
-    A file is known by its SOP instance UID, else by its name. Where it is one labelled image by the UID and
-    another by the name, or is named like a labelled UID and says it is something else, nobody can tell which
-    label is its own.
+    A file is known by its SOP instance UID, or without one by its name. In two cases the right label is unknown: UID
+    and name belong to different labelled images; or the name is a labelled UID and the header has another UID.
 
     Args:
       uid: SOP instance UID of the file, its name where it has none.
@@ -95,7 +94,7 @@ def match(uid: str, name: str, labelled: Container[str]) -> tuple[str, str]:
 
 
 def unlabelled(outcomes: Collection[Outcome], labels: Labels) -> str:
-    """What is to be said once where most files have no line in the label file; "" where they have."""
+    """A sentence for the case that most files have no line in the label file; "" in all other cases."""
     without = [outcome for outcome in outcomes if outcome.reason == NO_LABELS]
     if 2 * len(without) <= len(outcomes):
         return ""
@@ -165,10 +164,10 @@ def reconcile(
 def believe_patients(
     kept: list[Outcome], source: str = "header", stored: Callable[[str], str] = str
 ) -> tuple[list[Outcome], str]:
-    """Outcomes with the patients that can be believed, and where those are from; ": " and why some became unknown.
+    """Outcomes with reliable patients only, and the source of these; after ": " the reason why some became unknown.
 
-    Ids that are nobody's (`patients.believe`) are unknown. So are all of the headers where every image has another
-    one, as in the challenge's files: that says nothing about patients.
+    Ids that name nobody (`patients.believe`) become unknown. If every header has an id of its own, as in the
+    challenge's files, all become unknown: such ids say nothing about patients.
 
     Args:
       kept: the outcomes to use.
@@ -186,7 +185,7 @@ def believe_patients(
 
 
 def _same_id(usable: list[Outcome], pixels: dict[int, str]) -> dict[int, tuple[str, str]]:
-    """Of files with one id, the one that is named by it is used, else the first; none where their pixels differ."""
+    """Of files with the same id, uses the file of that name, or else the first; none if their pixels differ."""
     groups: dict[str, list[Outcome]] = {}
     for outcome in usable:
         groups.setdefault(outcome.image_id, []).append(outcome)
@@ -208,7 +207,7 @@ def _same_id(usable: list[Outcome], pixels: dict[int, str]) -> dict[int, tuple[s
 
 
 def _same_pixels(usable: list[Outcome], pixels: dict[int, str]) -> dict[int, tuple[str, str]]:
-    """Of ids with equal pixels the lowest is used; none where their masks differ."""
+    """Of ids with equal pixels, uses the lowest; none if their masks differ."""
     groups: dict[str, list[Outcome]] = {}
     for outcome in usable:
         if outcome.row in pixels:

@@ -1,4 +1,4 @@
-"""What the headers of many files held that could not be used as it is: counted by sentence, told at the end."""
+"""Remarks about header elements that could not be used: counted over many files, printed at the end."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ SHOWN = 8  # sentences; an archive may have a different wrong value in every fil
 
 
 def tell(remarks: Iterable[tuple[str, Iterable[str]]]) -> list[str]:
-    """One line a sentence, the most frequent first, with the number of files and the first of them.
+    """One line for each different remark, the most frequent first, with the first file and the number of files.
 
     Args:
       remarks: each file's source and its `Radiograph.remarks`.

@@ -1,7 +1,7 @@
-"""Whether a folder holds what a preparation would make, so that the same command again has nothing to do.
+"""Recognises a finished data set, so that the same command again has nothing to do.
 
-dataset.json keeps what a data set was made with: the arguments, and digests of the tables and of the files' names,
-sizes and times of change.
+dataset.json keeps how a data set was made: the arguments, and digests of the tables and of the files' names, sizes
+and times of change.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ def settings(
     native_size: int | None,
     require_frontal: bool,
 ) -> dict[str, Any]:
-    """What decides about the rows of the arrays, for JSON; `tables` are labels, patients and patient key."""
+    """The arguments that determine the rows of the arrays, for JSON; `tables` are labels, patients and patient key."""
     names = "\n".join(path.relative_to(images).as_posix() for path in files)
     return {
         "version": jaxpneumo.__version__,
@@ -41,7 +41,7 @@ def settings(
 def ending(
     files: list[Path], split: str, validation_fraction: float, seed: int, duplicate_pixels: str, on_quarantine: str
 ) -> dict[str, Any]:
-    """What else decides about the data set: the files as they are, the split, and what becomes of odd ones."""
+    """The other arguments that determine the data set: times of the files, split, duplicates, quarantine."""
     return {
         "times of the files": _digest(repr([stamp_if_there(path) for path in files]).encode()),
         "split": split if split in ("random", "patient") else _digest_of(Path(split)),

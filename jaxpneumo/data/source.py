@@ -32,7 +32,7 @@ MAXIMUM_THREADS = 16
 class PreparedSource:
     """Random access to the chosen rows of a prepared data set (Grain's RandomAccessDataSource).
 
-    A copy sent to a worker process opens the files there: a pickled memory map would carry the whole data
+    A copy sent to a worker process opens the files again there: a pickled memory map would hold the whole data
     set.
     """
 
@@ -194,7 +194,7 @@ def _share(batch_size: int, process_count: int) -> int:
     """This process's part of a global batch."""
     if batch_size < 1 or batch_size % process_count:
         raise InputError(
-            f"a batch of {batch_size} cannot be shared by {process_count} processes: choose a multiple of "
+            f"a batch of {batch_size} cannot be divided among {process_count} processes: choose a multiple of "
             f"{process_count}."
         )
     return batch_size // process_count
@@ -221,6 +221,6 @@ def _start_worker(worker: int, workers: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A process that is killed cannot end its workers, and Grain's would wait for ever."""
+    """Ends this worker when its parent was killed; Grain's workers would wait forever."""
     multiprocessing.parent_process().join()
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Which images train and which validate: at random as in the papers, or with every patient on one side only.
+"""Divides images into training and validation: at random as in the papers, or with each patient on one side only.
 
 The papers split by image; in the challenge's data most validation images then have their patient in training.
 
@@ -75,7 +75,7 @@ def patient_split(
     """Splits images so that no patient is on both sides, stratified by label as well as the patients allow.
 
     Of many random choices of patients it takes the one whose numbers of positive and negative validation
-    images come nearest to `fraction`. Only who belongs together and the images' order matter, not the names.
+    images come nearest to `fraction`. The result depends on the grouping and the order of the images, not on the names.
 
     Args:
       positive: (N,) bool.
@@ -134,8 +134,8 @@ def random_folds(positive: np.ndarray, folds: int, seed: int) -> np.ndarray:
 def patient_folds(positive: np.ndarray, patient: np.ndarray, folds: int, seed: int) -> np.ndarray:
     """Deals patients into folds, so that no patient is in two, stratified by label as well as they allow.
 
-    In random order, the patients with many images first, each goes to the fold that has least of what it
-    brings: positive images, negative images, images.
+    Patients are taken in random order, those with many images first. Each goes to the fold that has the fewest of the
+    images it brings: positive images, negative images, all images.
 
     Args:
       positive: (N,) bool.
@@ -165,7 +165,7 @@ def patient_folds(positive: np.ndarray, patient: np.ndarray, folds: int, seed: i
 
 
 def rounds_split(round1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The challenge's first round: its training part trains, its test part, labelled later, validates.
+    """The challenge's first round: trains on its training part, validates on its test part, which was labelled later.
 
     Args:
       round1: (N,) str, "train" or "test".
@@ -343,7 +343,7 @@ def _rows_of_file(index: Index, path: str | Path, split: dict[str, Any]) -> tupl
         )
     if len(set(ids)) < len(ids):
         twice = next(image_id for image_id, count in Counter(ids).items() if count > 1)
-        raise InputError(f"{path} names {twice} more than once. Leave every image on one side only.")
+        raise InputError(f"{path} names {twice} more than once. Keep each image on one side only.")
     train, validation = (
         np.sort(np.array([row_of[image_of[each]] for each in split[side]], np.int64)) for side in SIDES
     )

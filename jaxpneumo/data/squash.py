@@ -1,7 +1,7 @@
 """Native images to the sizes of the arrays: averages of areas, exactly as OpenCV's INTER_AREA rounds them.
 
-OpenCV averages 2 x 2 pixels fast and 4 x 4 slowly. Where an image has four times the side of an array, as 1024
-and 256, its values are found here in a quarter of the time.
+OpenCV averages 2 x 2 pixels fast and 4 x 4 slowly. If an image has four times the side of an array (1024 and 256),
+this module computes the same values in a quarter of the time.
 """
 
 import cv2
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def squash(image: np.ndarray, sizes: tuple[int, ...]) -> list[np.ndarray]:
-    """An image as squares of several sizes.
+    """Resizes an image to squares of several sizes.
 
     Args:
       image: (H, W) uint8.

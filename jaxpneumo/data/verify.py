@@ -1,8 +1,8 @@
-"""`jaxpneumo verify`: is a prepared data set still what `jaxpneumo prepare` made?
+"""`jaxpneumo verify`: checks that a prepared data set is still as `jaxpneumo prepare` made it.
 
-Every file is read once and compared with its sha256 in dataset.json, every row of every array with its CRC-32 in
-checksums.csv, which names the damaged image, and every mask, bit for bit, with the one that labels.csv gives. One
-row is in memory at a time.
+Every file is read once. Each file is compared with its sha256 in dataset.json, each row of each array with its
+CRC-32 in checksums.csv (which finds the damaged image), and each mask bit for bit with labels.csv. One row is in memory
+at a time.
 """
 
 import hashlib
@@ -124,7 +124,7 @@ def _check_file(path: Path, digests: dict[str, str]) -> list[Problem]:
 
 
 def _owner(name: str, digest: str, digests: dict[str, str]) -> str:
-    """Words for a file that has the checksum of another one; "" when it has nobody's."""
+    """Words for a file that has the checksum of another file; "" for all others."""
     owners = [other for other, its in digests.items() if its == digest and other != name]
     return f"holds what belongs in {owners[0]}: the files have been swapped or copied" if owners else ""
 
@@ -183,7 +183,7 @@ def _check_tables(directory: Path, count: int) -> tuple[_Truth, list[Problem]]:
 
 
 def _read(path: Path, columns: tuple[str, ...], problems: list[Problem]) -> list[tuple[int, dict[str, str]]]:
-    """A table's rows; where it cannot be read, those before that, and a problem more."""
+    """The rows of a table; of a damaged one the readable rows before the damage, and a problem."""
     rows: list[tuple[int, dict[str, str]]] = []
     try:
         rows.extend(labels.read_rows(path, columns))
@@ -249,11 +249,11 @@ def _check_array(
     if owner := _owner(path.name, digest.hexdigest(), digests):
         return [Problem(path.name, owner)]
     if count > 1 and len(changed) == count:
-        return [Problem(path.name, "has not one image that was prepared: is it another data set's file?")]
+        return [Problem(path.name, "names none of the prepared images: does it belong to another data set?")]
     both = {row: "; ".join(what[row] for what in (changed, differs) if row in what) for row in changed | differs}
     found = [Problem(path.name, wrong)] if wrong else []
     if not both and not wrong:
-        found = [Problem(path.name, f"{CHANGED}; which image cannot be told" if checksums is None else CHANGED)]
+        found = [Problem(path.name, f"{CHANGED}; the image cannot be named" if checksums is None else CHANGED)]
     return found + _of_rows(path, both, names)
 
 
@@ -313,7 +313,7 @@ def main(argv: list[str]) -> int:
     for file, count in Counter(problem.file for problem in problems).items():
         print("\n".join([str(problem) for problem in problems if problem.file == file][:SHOWN]))
         if count > SHOWN:
-            print(f"{file}: and {count - SHOWN} problems more")
+            print(f"{file}: and {count - SHOWN} more problems")
     print(f"{args.data} is damaged, problems found: {len(problems)}. {_advice(args.data, problems)}")
     return FAILED
 
@@ -326,9 +326,9 @@ def _advice(directory: Path, problems: list[Problem]) -> str:
         advice.append(f"`jaxpneumo split --data {directory}` makes a new splits.json.")
     if files:
         advice.append(
-            f"Do not train on it. Restore {', '.join(files)} from a copy (dataset.json has the sha256 that each must "
-            "have), or remove the folder and make it again with `jaxpneumo prepare`; then check the disk, and repeat "
-            "what was trained or scored on these images since the last time that `jaxpneumo verify` found nothing."
+            f"Do not train on it. Restore {', '.join(files)} from a copy (dataset.json has each sha256), or remove "
+            "the folder and make it again with `jaxpneumo prepare`. Then check the disk. Repeat all training and "
+            "evaluation on these images since the last `jaxpneumo verify` without problems."
         )
     return " ".join(advice)
 

@@ -1,4 +1,4 @@
-"""What a compressed picture says of itself in its first bytes: a decoder believes it and asks for the memory.
+"""Reads size and bits from the first bytes of a compressed picture, before a decoder allocates memory for them.
 
 JPEG and JPEG-LS: the frame header (ISO/IEC 10918-1 B.2.2, 14495-1 C.2.2). JPEG 2000: the SIZ segment
 (ISO/IEC 15444-1 A.5.1), bare or in a JP2 file. PNG: the IHDR chunk (ISO/IEC 15948, 11.2.2). Exif: the orientation

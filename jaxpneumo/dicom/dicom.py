@@ -4,8 +4,8 @@ Reading gives every radiograph the same form, 8-bit grey with white bones, whate
 interpretation, look-up tables and transfer syntax (DICOM PS3.3 C.7.6.3 and C.11). Writing makes JPEG Baseline
 Secondary Capture files with the elements that the SIIM-ACR challenge's files have.
 
-Nothing is decoded before the header has said that it is one grey image of a sensible size, and the compressed
-data that they are of that very size.
+Nothing is decoded before two checks: the header describes one grey image of a sensible size, and the compressed data
+have that size.
 """
 
 import zlib
@@ -110,7 +110,7 @@ def parse(data: bytes, name: Path | str) -> Radiograph:
     """
     if len(data) > MAX_BYTES:
         raise RadiographError(
-            f"{name} has {len(data) >> 20} MiB; no radiograph has that. Remove it or export it again."
+            f"{name} has {len(data) >> 20} MiB, more than any radiograph. Remove it or export it again."
         )
     if (radiograph := _parse_plain(data)) is not None:
         return radiograph
@@ -230,7 +230,7 @@ def _read_bytes(path: Path | str) -> bytes:
 
 
 def _parse_plain(data: bytes) -> Radiograph | None:
-    """What `parse` gives for a sound file of the commonest kind, in less time; None for all others."""
+    """The same as `parse`, faster, for an undamaged file of the most common kind; None for all others."""
     found = fast_header.plain(data)
     if found is None or not codestream.jpeg_has_end(found.frame):
         return None
@@ -289,7 +289,9 @@ def _check_deflated(data: bytes, name: Path | str) -> None:
     unfold = zlib.decompressobj(-zlib.MAX_WBITS)
     unfold.decompress(data[start:], MAX_BYTES)
     if unfold.unconsumed_tail:
-        raise RadiographError(f"{name} unfolds to more than {MAX_BYTES >> 20} MiB; no radiograph has that. Remove it.")
+        raise RadiographError(
+            f"{name} unpacks to more than {MAX_BYTES >> 20} MiB, more than any radiograph. Remove it."
+        )
 
 
 def _check_pixel_data(dataset: Dataset, data: bytes, name: Path | str) -> None:
@@ -334,5 +336,5 @@ def _spacing(elements: Elements) -> list[float]:
         if len(spacing) == 2 and min(spacing) > 0:
             return spacing
         if spacing:
-            elements.remark(f"{words} is no pair of numbers above 0; it is ignored")
+            elements.remark(f"{words} is not a pair of numbers above 0; it is ignored")
     return []

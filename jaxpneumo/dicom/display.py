@@ -1,7 +1,7 @@
-"""Stored values to grey: the transformations that a DICOM header asks for (PS3.3 C.11.1, C.11.2, C.7.5.1.1.2).
+"""Windowing: turns stored values into grey levels as the DICOM header says (PS3.3 C.11.1, C.11.2, C.7.5.1.1.2).
 
-There are at most 65,536 different stored values. Every transformation is computed once for each, and the picture
-is one look-up.
+There are at most 65,536 different stored values. Every transformation is computed once for each of them. The picture
+is then one look-up.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 
 def to_grey(elements: Elements, stored: Stored, name: Path | str) -> np.ndarray:
-    """A picture as the header wants it shown, 0..255, bones white, what is outside the exposed field black.
+    """The grey levels of a picture, 0..255: bones are white, padding outside the exposed field is black.
 
     8-bit values without any transformation stay as they are; others without a VOI transformation are stretched. A
     transformation that would leave a single grey is not used, and that is remarked.
@@ -79,7 +79,7 @@ def _rescaled(elements: Elements, stored: Stored, counts: np.ndarray, name: Path
 
 
 def _voi(elements: Elements, values: np.ndarray, counts: np.ndarray, name: Path | str) -> Iterator[np.ndarray]:
-    """What the VOI transformations show (C.11.2), uint8 for each value; those first that come first."""
+    """The grey level of each value, uint8, after each usable VOI transformation (C.11.2), in order of priority."""
     if elements.unreadable & {"RescaleSlope", "RescaleIntercept"}:
         if "VOILUTSequence" in elements.dataset or "WindowWidth" in elements.dataset:
             elements.remark("without the rescaling, VOI LUT and window mean nothing; they are ignored")
@@ -116,7 +116,7 @@ class _Table:
 
     def __init__(self, entries: np.ndarray, first: int):
         self.entries, self.first = entries, first
-        # The bits that the entries need count, whatever the descriptor says; the standard knows no fewer than 8.
+        # The bits that the entries need, not those of the descriptor; the standard has no tables below 8 bits.
         self.full = 2 ** max(8, int(entries.max()).bit_length()) - 1
 
     def look_up(self, values: np.ndarray) -> np.ndarray:
@@ -153,7 +153,7 @@ def _table(item: Elements, kind: str, low: float, high: float, name: Path | str)
 
 
 def _first_value(first: int, count: int, low: float, high: float) -> int:
-    """The value of a table's first entry: implicit VR does not tell its sign, and one reading may fit no value."""
+    """The value of a table's first entry. Implicit VR does not give its sign; the reading that fits is used."""
     pattern, signed = first & 0xFFFF, _signed(first)
     readings = (signed, pattern) if low < 0 else (pattern, signed)
     return next((each for each in readings if each <= high and each + count > low), readings[0])
@@ -172,10 +172,10 @@ def _lut_bytes(item: Elements) -> bytes:
 
 
 def _padding(elements: Elements, stored: Stored) -> tuple[np.ndarray, np.ndarray | None]:
-    """Which stored values mark what is outside the exposed field (C.7.5.1.1.2), and which pixels do so beyond them.
+    """Which stored values are padding (C.7.5.1.1.2), and which pixels are padding by bits above Bits Stored.
 
-    Values are compared as bits: the element may have the other sign's value representation, and a word may hold
-    a padding value that Bits Stored have no room for.
+    Values are compared as bits, because the element may be signed where the pixels are not. A pixel's word may also
+    hold a padding value that is too large for Bits Stored.
 
     Returns:
       (2**bits,) bool; (H, W) bool, or None where no pixel is such a word.
@@ -195,7 +195,7 @@ def _padding(elements: Elements, stored: Stored) -> tuple[np.ndarray, np.ndarray
 
 
 def _as_stored(value: int, stored: Stored) -> int:
-    """The stored value with the bits of a number of 16 bits; the number itself where they have no room for it."""
+    """The stored value that has the bits of a 16-bit number; the number itself if it needs more bits."""
     pattern, patterns = value & 0xFFFF, len(stored.values)
     if pattern < patterns or pattern >= 0x10000 - patterns // 2:
         return int(stored.values[pattern % patterns])
@@ -203,5 +203,5 @@ def _as_stored(value: int, stored: Stored) -> int:
 
 
 def _signed(value: int) -> int:
-    """The number that 16 bits stand for in two's complement."""
+    """The value of 16 bits in two's complement."""
     return (value & 0xFFFF) - (0x10000 if value & 0x8000 else 0)

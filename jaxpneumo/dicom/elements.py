@@ -40,7 +40,9 @@ class Elements:
             return numbers
         if keyword not in self.unreadable:
             self.unreadable.add(keyword)
-            self.remark(f"{dictionary_description(keyword)} is {self._quoted(keyword)}, no number; it is ignored")
+            self.remark(
+                f"{dictionary_description(keyword)} is {self._quoted(keyword)}, which is not a number; it is ignored"
+            )
         return []
 
     def number(self, keyword: str) -> float | None:

@@ -1,7 +1,7 @@
 """The header of the commonest DICOM file, read without a DICOM library: one grey 8-bit JPEG Baseline image.
 
-That takes a tenth of the time, and nearly all files of a large data set are of this kind. Every doubt ends it:
-`plain` gives None for whatever is not exactly as it knows it, and a real library has to read the file then.
+That takes a tenth of the time, and nearly all files of a large data set are of this kind. `plain` returns None in
+every case of doubt; pydicom then reads the file.
 Formats: DICOM PS3.5 7.1.2 (explicit VR), A.4 (encapsulated pixel data), PS3.10 7.1 (file meta information).
 """
 

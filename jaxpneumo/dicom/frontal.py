@@ -1,8 +1,8 @@
-"""Whether a file can be a frontal radiograph of the chest, by what its header says and by its picture.
+"""Decides from header and picture whether a file can be a frontal radiograph of the chest.
 
-Values are met in the standard's terms (DICOM PS3.3 C.7.3.1.1.1, PS3.16 annex L) and as devices and people write them:
-"CHEST PA", "PORT CHEST", "P.A.", "postero-anterior". Only what is certain speaks against a picture: its form, and that
-it shows nothing.
+Header values may be the standard's terms (DICOM PS3.3 C.7.3.1.1.1, PS3.16 annex L) or free text of devices and people:
+"CHEST PA", "PORT CHEST", "P.A.", "postero-anterior". From the picture only two certain signs are used: a shape that no
+chest radiograph has, and equal pixels.
 """
 
 import re
@@ -10,13 +10,13 @@ import re
 from jaxpneumo.dicom.radiograph import Radiograph
 
 PLAIN = ("CR", "DX", "DR", "RG", "XR", "XRAY", "CXR")
-# These say nothing of how a picture was made; fluoroscopy takes single pictures too.
+# Values that do not tell how a picture was made; fluoroscopy takes single pictures too.
 ANY_MODALITY = ("", "OT", "SC", "RF", "UNKNOWN", "NONE", "NA")
 CHEST = re.compile(r"CHEST|THORA[CX]|T[OÓ]RA[CX]|LUNG|PULMO|CXR|BRUSTKORB|POITRINE|PECHO|胸|ГРУД")
 SPINE = re.compile(r"SPINE|LUMB|VERTEB|COLUM")
 ANY_PART = ("", "UNKNOWN", "OTHER", "UNDEFINED", "UNSPECIFIED", "NONE", "NA", "DEFAULT")
 FRONTAL = re.compile(r"PA|AP|FRONTAL|(POSTERO|ANTERO)(ANTERIOR|POSTERIOR)")
-# How the patient was placed, and what says nothing, leave the direction of the rays open.
+# Values for the position of the patient, and empty ones, do not tell the direction of the rays.
 ANY_VIEW = {"", "SUPINE", "ERECT", "UPRIGHT", "STANDING", "SITTING", "PORTABLE", "MOBILE", "BEDSIDE", "BED", "CHEST"}
 ANY_VIEW |= {"THORAX", "LUNG", "UNKNOWN", "OTHER", "NONE", "NA"}
 SIDE = re.compile(r"[LR]{0,2}LAT[LR]?|[LR]LD?|[LR][AP]O|OBL|SWIMMERS|LATERO|.*(LATERAL|OBLIQUE|DECUB).*")
@@ -32,7 +32,7 @@ SHOWN = 24  # characters of a header's value
 
 
 def not_frontal(radiograph: Radiograph, strict: bool = False) -> str:
-    """What speaks against a frontal radiograph of the chest, in words that name value and element; "" if nothing.
+    """The reasons why this is not a frontal chest radiograph, each with element and value; "" if there are none.
 
     Args:
       radiograph: with its header's values; a PNG or JPEG has none.
@@ -58,7 +58,7 @@ def not_frontal(radiograph: Radiograph, strict: bool = False) -> str:
     if max(height, width) > MAX_RATIO * min(height, width):
         wrong.append(f"its picture has {height} rows and {width} columns")
     elif radiograph.image.min() == radiograph.image.max():
-        wrong.append("all its pixels are alike")
+        wrong.append("all its pixels are equal")
     return ", ".join(wrong)
 
 

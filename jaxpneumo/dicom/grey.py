@@ -1,4 +1,4 @@
-"""Values to 8-bit grey: windows, stretching, and what no radiograph looks like."""
+"""Turns values into 8-bit grey: windows, stretching, and the test for pictures that show nothing."""
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def to_uint8(values: np.ndarray) -> np.ndarray:
 
 
 def is_one(values: np.ndarray, counts: np.ndarray) -> bool:
-    """Whether nearly all pixels have one and the same value: there is nothing to see.
+    """Whether nearly all pixels have the same value, so that there is nothing to see.
 
     Args:
       values: (N,), different ones or not.

@@ -1,4 +1,4 @@
-"""What a table or a header says about patients, in one wording: who is nobody, sex, age and view."""
+"""Brings what tables and headers say about patients into one form: ids that name nobody, sex, age and view."""
 
 import re
 from collections import Counter
@@ -24,7 +24,7 @@ _VIEWS = {"POSTEROANTERIOR": "PA", "PA": "PA", "ANTEROPOSTERIOR": "AP", "AP": "A
 
 
 def name(patient: str) -> str:
-    """A patient's id as it is, but NOBODY for all words that stand where an id has been removed, and "0" for zeros."""
+    """A patient's id, but NOBODY for a placeholder of a removed id, and "0" for zeros."""
     letters = "".join(filter(str.isalnum, patient.casefold()))
     if patient and (letters in _NOBODY or re.fullmatch("x*", letters)):
         return NOBODY
@@ -32,10 +32,10 @@ def name(patient: str) -> str:
 
 
 def believe(ids: Sequence[str], stored: Callable[[str], str] = str) -> tuple[list[str], str]:
-    """The ids that are patients, "" for those that are not, and what was wrong with these.
+    """Replaces ids that name no patient by ""; also returns the reason, in words.
 
-    A word such as "ANONYMOUS" is nobody, and so is 0, unless patients are counted from 0, and the one id that all
-    or nearly all of many images have.
+    Three kinds of id name no patient: a word such as "ANONYMOUS"; 0, unless the patients are numbered from 0; and one
+    id that all or nearly all of many images have.
 
     Args:
       ids: one an image, as `name` and then `stored` give them; "" where unknown.
@@ -47,9 +47,9 @@ def believe(ids: Sequence[str], stored: Callable[[str], str] = str) -> tuple[lis
     top, times = max(told.items(), key=lambda item: item[1], default=("", 0))
     if times >= max(MANY, ONE_FOR_ALL * count):
         nobody.add(top)
-        problem = f"one and the same patient id for {times} of {count} images names nobody"
+        problem = f"{times} of {count} images have the same patient id, which therefore names no patient"
     elif times := sum(told[word] for word in nobody):
-        problem = f'{times} of {count} images have a word for nobody, such as "ANONYMOUS", as patient id'
+        problem = f'{times} of {count} images have a placeholder such as "ANONYMOUS" as patient id'
     else:
         problem = ""
     return ["" if each in nobody else each for each in ids], problem

@@ -1,4 +1,4 @@
-"""What a radiograph is to this system, and in which words a file is refused that is none."""
+"""The radiograph as all other modules know it, and the error for a file that is not a usable radiograph."""
 
 import re
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ SYNTHETIC = "synthetic radiograph, not a patient"
 
 
 class RadiographError(InputError):
-    """A file that is no usable radiograph; the message says why, `reason` in two words."""
+    """A file that is not a usable radiograph; the message says why, `reason` is short."""
 
     def __init__(self, message: str, reason: str = UNREADABLE):
         super().__init__(message)
@@ -87,7 +87,7 @@ def read_file(path: Path, name: Path | str) -> tuple[bytes, tuple[int, int]]:
 def check_size(rows: int, columns: int, name: Path | str) -> None:
     """Refuses a size that no radiograph has; RadiographError."""
     if min(rows, columns) < MIN_SIDE or rows * columns > MAX_PIXELS:
-        message = f"{name} claims {rows} x {columns} pixels; no radiograph has that. Export it again."
+        message = f"{name} has {rows} x {columns} pixels by its header, which no radiograph has. Export it again."
         raise RadiographError(message, WRONG_SIZE)
 
 

@@ -1,9 +1,9 @@
-"""Pixel data of a DICOM file to stored values: the bits that are pixels, whatever coded them (DICOM PS3.5 8.1.1, 8.2).
+"""Decodes the pixel data of a DICOM file to stored values (DICOM PS3.5 8.1.1, 8.2).
 
-A compressed picture is decoded by what its own codestream says it is. simplejpeg reads JPEG of 8 bits: it gives the
-very values that pydicom gives with its plugin "pillow", as both wrap libjpeg-turbo and its accurate integer
-transform, in half the time, and it refuses damaged data that Pillow and OpenCV fill with grey. imagecodecs reads
-other JPEG, JPEG-LS, JPEG 2000 and RLE.
+The codestream of a compressed picture decides which decoder reads it. simplejpeg reads JPEG of 8 bits. It gives the
+same values as pydicom with its plugin "pillow", since both wrap libjpeg-turbo with its accurate integer transform. It
+takes half the time and refuses damaged data that Pillow and OpenCV fill with grey. imagecodecs reads other JPEG,
+JPEG-LS, JPEG 2000 and RLE.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Stored:
       cells: (H, W) uint8 or uint16, the bits of each pixel as they are, nothing above them.
       values: (2**bits,) int64, the number that each pattern of bits stands for.
       words: (H, W), the same pixels with all bits that were allocated to them.
-      is_grey: whether the header says 8 unsigned bits of 8, and so it is: such values are grey levels.
+      is_grey: all 8 allocated bits are stored and unsigned, so that the values are grey levels already.
     """
 
     cells: np.ndarray
@@ -162,7 +162,7 @@ def _decode(elements: Elements, syntax: UID, name: Path | str) -> tuple[np.ndarr
         return imagecodecs.jpeg2k_decode(frame), found.bits
     if found.coding == "JPEG-LS":
         return imagecodecs.jpegls_decode(frame), found.bits
-    # As an end that is missing is by far the most frequent damage, it has its own words.
+    # A missing end is by far the most frequent damage, so it has its own message.
     if not codestream.jpeg_has_end(frame):
         raise RadiographError(f"{name} is truncated: its JPEG has no end. Copy or download it again.")
     if found.coding == "JPEG" and found.bits == 8:
@@ -173,7 +173,7 @@ def _decode(elements: Elements, syntax: UID, name: Path | str) -> tuple[np.ndarr
 
 
 def _decode_jpeg_colours(frame: bytes) -> np.ndarray:
-    """(H, W, 3). A JPEG need not say that it holds RGB itself; where that reading is grey, it is right."""
+    """(H, W, 3). A JPEG need not say that it holds RGB and not YCbCr; the reading that gives grey is right."""
     pixels = simplejpeg.decode_jpeg(frame)
     if _is_grey(pixels):
         return pixels
@@ -209,8 +209,8 @@ def _colour(elements: Elements, name: Path | str) -> RadiographError:
 def _bits(elements: Elements, precision: int | None, name: Path | str) -> tuple[int, int]:
     """How many bits of a pixel count, and how many lie below them (DICOM PS3.5 8.1.1).
 
-    A codestream of all allocated bits carries words as they lie in memory. One of fewer carries the values
-    themselves, and knows better than the header how many bits they have.
+    If a codestream has all allocated bits, it carries words as they lie in memory. If it has fewer, it carries the
+    values themselves, and its number of bits counts, not the header's.
     """
     allocated = elements.whole("BitsAllocated")
     stored = elements.whole("BitsStored") or allocated
@@ -235,10 +235,10 @@ def _is_signed(elements: Elements) -> bool:
 
 
 def _check_bits_above(words: np.ndarray, bits: int, shift: int, signed: bool, name: Path | str) -> None:
-    """Refuses values that go on above Bits Stored: without those bits the picture would be another one.
+    """Refuses values with more bits than Bits Stored: without the upper bits the picture would be wrong.
 
-    Bits above may be an overlay or rubbish, which jumps by a whole range where it changes. Where they belong to
-    the number, the number changes little from pixel to pixel. A sign may be spread over them.
+    The upper bits may also hold an overlay or rubbish, which jumps by a whole range where it changes. If they belong
+    to the value, neighbouring values differ little. Copies of the sign bit are allowed.
     """
     if bits + shift >= 8 * words.itemsize:
         return

@@ -18,14 +18,15 @@ from jaxpneumo.score import bootstrap
 from jaxpneumo.score.scores import DISTANCES, REGIONS, Ratios, ratios
 
 HELP = """\
-Compares two evaluated runs image by image: each score of both, their difference with a 95 % bootstrap interval,
-and the p value of a sign-flip permutation test. Patients are drawn and exchanged, not single images, where
-patients are known. Where fewer than two contribute there is neither interval nor p value, and no interval where
-the difference is the same for all. Both runs must have scored the same images of the same data set. Not a medical
-device.
+Compares two evaluated runs image by image. It prints each score of both runs, the difference with a 95 % bootstrap
+interval, and the p value of a sign-flip permutation test. Both runs must have scored the same images of the same
+data set. Not a medical device.
 
-Each run is compared with its own settings unless --mode names one of plain, tta, removal, tta_removal. No p value
-is corrected for the number of scores: decide beforehand which one counts.
+Where patients are known, bootstrap and test draw patients, not single images. A score to which fewer than two patients
+contribute has neither interval nor p value. A difference that is the same for all patients has no interval.
+
+Each run is compared with its own settings, unless --mode names plain, tta, removal or tta_removal. The p values are not
+corrected for the number of scores: choose the score that counts beforehand.
 
 examples:
   jaxpneumo compare runs/exp4 runs/exp5
@@ -74,7 +75,7 @@ def _check_same(a: Path, b: Path, summaries: list[dict[str, Any]], tables: list[
     for run, summary, table in zip((a, b), summaries, tables, strict=True):
         if len(table["ImageId"]) != summary["n_images"]:
             raise InputError(
-                f"{run}/evaluation is not of one piece: summary.json has {summary['n_images']} images, metrics.csv "
+                f"{run}/evaluation does not fit together: summary.json has {summary['n_images']} images, metrics.csv "
                 f"{len(table['ImageId'])}. Run `jaxpneumo evaluate --workdir {run}` again."
             )
     first, second = (summary["data"] for summary in summaries)
@@ -134,8 +135,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(prog="jaxpneumo compare", description=HELP)
     parser.add_argument("a", type=places.path, metavar="A", help="an evaluated run")
     parser.add_argument("b", type=places.path, metavar="B", help="another one")
-    parser.add_argument("--mode", choices=tuple(MODES), help="compare this mode of both (default: each run's own)")
-    parser.add_argument("--output", type=places.file_to_write, help="write the result as JSON, too")
+    parser.add_argument("--mode", choices=tuple(MODES), help="compare both runs in this mode (default: each run's own)")
+    parser.add_argument("--output", type=places.file_to_write, help="also write the result as JSON")
     parser.add_argument("--replicates", type=REPLICATES, default=10_000, help="of bootstrap and test (default: 10000)")
     parser.add_argument("--seed", type=SEED, default=bootstrap.SEED, help="of the draws (default: 0)")
     options = parser.parse_args(arguments)

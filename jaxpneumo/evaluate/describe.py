@@ -272,9 +272,9 @@ def main(argv: list[str]) -> int:
     if (args.data is None) == (args.labels is None):
         raise InputError("Give either --data DIR, a prepared data set, or --labels CSV, the bare table.")
     if args.data is not None and args.patients is not None:
-        raise InputError("--patients goes with --labels; a prepared data set knows its patients.")
+        raise InputError("Use --patients only with --labels: a prepared data set has its own patients.")
     if args.picture is not None and args.picture.suffix.lower() != ".png":
-        raise InputError(f"--picture {args.picture} does not end in .png, as a picture has to.")
+        raise InputError(f"--picture {args.picture} must end in .png.")
     if args.data is not None:
         description = describe_data(args.data, args.removal, args.quiet)
     else:
@@ -297,7 +297,7 @@ def _parser() -> Parser:
   jaxpneumo describe --data data/siim --json > siim.json
   jaxpneumo describe --labels train-rle.csv.gz --patients patients.csv.gz
 
-A patients file with the challenge's column round1 gives a column for each of its rounds.
+With the challenge's column round1 in the patients file, the table has a column for each round.
 
 exit codes: 0 done; 2 wrong use or bad input""",
     )
@@ -307,9 +307,14 @@ exit codes: 0 done; 2 wrong use or bad input""",
         "--labels",
         type=places.path,
         metavar="CSV",
-        help="instead: ImageId,EncodedPixels without images; may end in .gz",
+        help="label csv (ImageId,EncodedPixels) in place of --data; may end in .gz",
     )
-    add("--patients", type=places.path, metavar="CSV", help="to --labels: ImageId,patient[,sex,age,view,round1]")
+    add(
+        "--patients",
+        type=places.path,
+        metavar="CSV",
+        help="patients of --labels: ImageId,patient[,sex,age,view,round1]",
+    )
     add("--removal", type=AREA, default=THRESHOLD, metavar="N", help=f"removal threshold (default: {THRESHOLD})")
     add("--json", action="store_true", help="print JSON instead of a table")
     add(

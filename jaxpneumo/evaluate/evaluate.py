@@ -40,17 +40,21 @@ GALLERY = 12
 NOTE = "Research software, not a medical device."
 
 HELP = """\
-Scores a finished run on held-out images at their native size: Dice and IoU an image, with and without flip
-TTA and removal threshold, detection by image and by region, distances of outlines; each with a 95 % bootstrap
-interval, beside predicting nothing and predicting the mean shape. A score that is 0 or 1 for all has the exact
-interval (Clopper-Pearson, patients as trials), one of fewer than two patients none. Not a medical device.
+Scores a finished run on held-out images at their native size. Not a medical device.
+
+Scores: Dice and IoU per image, with and without flip test-time augmentation (TTA) and removal threshold; detection by
+image and by region; distances between outlines. Two baselines stand beside them: to predict nothing, and to predict
+the mean shape.
+
+Intervals: 95 % bootstrap. A score that is 0 or 1 for all patients has the exact interval (Clopper-Pearson, patients
+as trials). A score of fewer than two patients has none.
 
 It writes to WORKDIR/evaluation (or --output)
   summary.json      all scores with intervals and strata, data, split, resolution and thresholds
-  metrics.csv       every image's line of the data set's index.csv with its scores
-  calibration.json  reliability and temperature of the image-level scores, and which images are uncertain
+  metrics.csv       for each image its line of the data set's index.csv and its scores
+  calibration.json  reliability and temperature of the image-level scores, and the uncertain images
   thresholds.json   scores at many probability and removal thresholds (`jaxpneumo thresholds` chooses some)
-  levels.npz        the counts behind them
+  levels.npz        the counts behind thresholds.json
   submission.csv    ImageId,EncodedPixels with the run's own settings
   gallery.png       images with prediction and truth, from the best to the worst
 
@@ -59,7 +63,8 @@ examples:
   jaxpneumo evaluate --workdir runs/exp5 --data data/other-hospital --part all --output other-hospital
   jaxpneumo evaluate --workdir runs/a --workdir runs/b --weights 0.7,0.3 --output ensemble
 
-With several runs their probabilities are averaged; all else is the first run's. They must be of one split.
+With several runs, the mean of their probabilities is used, with the settings of the first run. All runs must have
+the same split.
 """
 
 
@@ -183,7 +188,7 @@ def table(summary: dict[str, Any]) -> str:
         f"[{bootstrap.words(intervals)}]",
     ]
     if trained := summary["split"].get("images_in_training"):
-        lines.append(f"{trained} of these images were trained on: the scores are better than they would be on others.")
+        lines.append(f"{trained} of these images were used for training: the scores are better than on new images.")
     if summary["run"].get("trained_on_synthetic"):
         lines.append(SYNTHETIC_NOTE)
     return "\n".join([*lines, NOTE])
@@ -216,7 +221,7 @@ def _part(workdirs: Sequence[Path], data: Path, part: str) -> tuple[np.ndarray, 
     if lacking := int((~np.isin(ids, index.image_id)).sum()):
         raise InputError(
             f"{data} lacks {lacking} of the {len(ids)} images of {workdirs[0]}: it is another data set. "
-            "Give --part all to score the whole of it, or the run's own with --data."
+            "Give --part all to score all of it, or give the run's own data set with --data."
         )
     train, validation, split = split_rows(index, str(workdirs[0] / "splits.json"), 0.0, 0)
     for workdir in workdirs[1:]:
@@ -304,12 +309,12 @@ def main(arguments: Sequence[str]) -> int:
         "--part",
         choices=("validation", "train", "all"),
         default="validation",
-        help="images to score: a part of the run's split, or all (default: validation)",
+        help="which images to score: a part of the run's split, or all images (default: validation)",
     )
     parser.add_argument(
         "--output",
         type=places.folder_to_fill,
-        help="folder to write to (default: WORKDIR/evaluation; needed with several)",
+        help="folder to write to (default: WORKDIR/evaluation; required with several runs)",
     )
     parser.add_argument("--batch-size", type=BATCH, help="default: the run's predict.batch_size")
     parser.add_argument("--replicates", type=REPLICATES, default=bootstrap.REPLICATES, help="of the bootstrap")
@@ -320,7 +325,7 @@ def main(arguments: Sequence[str]) -> int:
     workdirs = members.read_workdirs(options.workdir)
     weights = members.read_weights(options.weights, len(workdirs))
     if len(workdirs) > 1 and options.output is None:
-        raise InputError("the scores of several runs belong into none of their folders: give --output FOLDER.")
+        raise InputError("several runs need a folder of their own for the scores: give --output FOLDER.")
     from jaxpneumo.predict.ensemble import load_ensemble
 
     predictor = load_ensemble(workdirs, weights)
@@ -328,7 +333,7 @@ def main(arguments: Sequence[str]) -> int:
         predictor.config.predict.batch_size = options.batch_size
     data = options.data or Path(predictor.config.data.directory)
     if options.data is None and not data.is_dir():
-        raise InputError(f"{data}, the data set of {workdirs[0]}, is not here. Give the folder where it is as --data.")
+        raise InputError(f"{data}, the data set of {workdirs[0]}, was not found. Give its folder as --data.")
     rows, split = _part(workdirs, data, options.part)
     output = options.output or workdirs[0] / "evaluation"
     places.check_folder(output, "--output")

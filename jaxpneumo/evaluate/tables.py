@@ -18,12 +18,12 @@ from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
 
 HELP = """\
-Prints the papers' tables of results: the papers' figure, ours with its 95 % interval, and the data and the split
-that ours is of. Rows without a finished and evaluated run say so. Not a medical device.
+Prints the papers' tables of results. Each row has the papers' figure, our figure with its 95 % interval, and the data
+and split of our figure. A row without a finished and evaluated run says so. Not a medical device.
 
-Runs are found by the names of their folders in --runs: exp1 to exp5, exp5_round2 (exp5 trained on the data of
-round 2), augmentation_study_none, _A1, _A2, _A1+A2, _A3, _A4. Validation figures come from a run's folder
-evaluation/, test figures from evaluation-test/, made with
+The names of the folders in --runs tell which run is which: exp1 to exp5, exp5_round2 (exp5 trained on the data of
+round 2), augmentation_study_none, _A1, _A2, _A1+A2, _A3, _A4. Validation figures come from the folder evaluation/ of a
+run, test figures from evaluation-test/. This command makes the latter:
   jaxpneumo evaluate --workdir runs/exp5 --data data/round1-test --part all --output runs/exp5/evaluation-test
 
 examples:
@@ -179,7 +179,7 @@ def main(arguments: Sequence[str]) -> int:
     """The verb: see HELP."""
     parser = Parser(prog="jaxpneumo tables", description=HELP)
     parser.add_argument("--runs", type=places.path, required=True, help="folder that holds the runs' folders")
-    parser.add_argument("--output", type=places.file_to_write, help="write the tables as JSON, too")
+    parser.add_argument("--output", type=places.file_to_write, help="also write the tables as JSON")
     options = parser.parse_args(arguments)
 
     if options.output:

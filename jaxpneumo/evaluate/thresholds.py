@@ -37,20 +37,22 @@ SCORES = {"dice": metrics.dice, "iou": metrics.iou}
 FOLDS = 5
 
 HELP = """\
-Chooses probability and removal thresholds on the images of a run's evaluation, by their mean Dice or IoU, and
-says what they are worth: chosen on some patients and scored on the others. How much better they look on the
-images they were chosen on is the optimism. With --choose half the saved thresholds are of one half of the
-patients, and the scores of both halves, each tried with the other's thresholds. Not a medical device.
+Chooses probability and removal thresholds by the mean Dice or IoU of the images that a run was evaluated on.
+Not a medical device.
 
-rules:
-  image      B-TH, R-TH: an image whose mask is smaller than R-TH is emptied
-  component  B-TH, R-TH: each 8-connected component smaller than R-TH is removed
-  triplet    top threshold, area, bottom threshold: an image with fewer pixels than the area at the top
-             threshold is emptied, the others have the mask of the bottom threshold
+It also chooses thresholds on some patients and scores them on the others ("held out"). The difference to the score on
+the patients they were chosen on ("in sample") is the optimism. With --choose half, the saved thresholds are chosen on
+one half of the patients; each half is scored with the thresholds of the other.
+
+rules (B-TH: probability threshold; R-TH: removal threshold, an area):
+  image      removes the whole mask of an image if its area is below R-TH
+  component  removes each 8-connected component with an area below R-TH
+  triplet    top threshold, area, bottom threshold: removes the whole mask if fewer pixels than the area reach the top
+             threshold; otherwise the mask is what reaches the bottom threshold
 
 It reads WORKDIR/evaluation/levels.npz (`jaxpneumo evaluate` writes it) and writes
-  WORKDIR/evaluation/thresholds.json   the surfaces of all three rules and what was chosen
-  WORKDIR/thresholds/NAME.json         the chosen ones, for `jaxpneumo predict --thresholds NAME`
+  WORKDIR/evaluation/thresholds.json   the scores at all thresholds, for the three rules, and the choice
+  WORKDIR/thresholds/NAME.json         the chosen thresholds, for `jaxpneumo predict --thresholds NAME`
 
 examples:
   jaxpneumo thresholds --workdir runs/exp5
@@ -59,8 +61,8 @@ examples:
   jaxpneumo predict --workdir runs/exp5 --input images --output out --thresholds triplet
   jaxpneumo thresholds --workdir runs/exp5_fold0 --workdir runs/exp5_fold1 --name folds
 
-With several runs, whose validation images must be different ones, as those of folds are, the thresholds are chosen
-on the images of all of them, each as predicted by the run that was not trained on it; every run gets the same file.
+Several runs must have different validation images, such as the folds of one split. The thresholds are then chosen on
+the validation images of all runs, and every run gets the same file.
 """
 
 
@@ -141,7 +143,9 @@ def choose(counts: LevelCounts, cluster: np.ndarray, rule: str, score: str, meth
     try:
         fold = folds(cluster, counts.truth_area > 0, count, seed)
     except ValueError as error:
-        raise InputError(f"thresholds cannot be chosen on some images and scored on others: {error}.") from error
+        raise InputError(
+            f"there are too few patients to choose thresholds on some and score them on others: {error}."
+        ) from error
     terms = image_scores(counts, rule, score)
     everything = np.ones(len(fold), bool)
     chosen_on = fold == 0 if method == "half" else everything
@@ -248,10 +252,12 @@ def read_pooled(workdirs: Sequence[Path]) -> tuple[LevelCounts, np.ndarray, dict
         if (one.size, bool(one.tta)) != (other.size, bool(other.tta)):
             raise InputError(
                 f"{workdirs[0]} predicts at size {one.size} with tta={bool(one.tta)}, {workdir} at {other.size} with "
-                f"tta={bool(other.tta)}: thresholds hold for one of these only. Choose them apart."
+                f"tta={bool(other.tta)}: thresholds hold for one size and TTA only. Choose them for each run alone."
             )
         if summaries[0]["data"]["labels_sha256"] != summary["data"]["labels_sha256"]:
-            raise InputError(f"{workdirs[0]} and {workdir} were evaluated on different data sets. Choose apart.")
+            raise InputError(
+                f"{workdirs[0]} and {workdir} were evaluated on different data sets. Choose for each run alone."
+            )
     pooled = pool(counts)
     ids, times = np.unique(pooled.image_id, return_counts=True)
     if (times > 1).any():
@@ -277,14 +283,19 @@ def main(arguments: Sequence[str]) -> int:
     """The verb: see HELP."""
     parser = Parser(prog="jaxpneumo thresholds", description=HELP)
     parser.add_argument(
-        "--workdir", action="append", required=True, help="an evaluated run; several, or A,B, such as the k folds"
+        "--workdir",
+        action="append",
+        required=True,
+        help="folder of an evaluated run; repeat it, or give A,B, for several runs such as folds",
     )
-    parser.add_argument("--rule", choices=RULES, default="triplet", help="which to save (default: triplet)")
-    parser.add_argument("--name", help="name to save them under (default: the rule's)")
-    parser.add_argument("--overwrite", action="store_true", help="replace other thresholds that have this name")
-    parser.add_argument("--score", choices=tuple(SCORES), default="dice", help="what to maximise (default: dice)")
     parser.add_argument(
-        "--choose", choices=("folds", "half"), default="folds", help="how they are tried on other patients"
+        "--rule", choices=RULES, default="triplet", help="rule whose thresholds are saved (default: triplet)"
+    )
+    parser.add_argument("--name", help="name of the saved thresholds (default: the rule's)")
+    parser.add_argument("--overwrite", action="store_true", help="replace thresholds saved under this name")
+    parser.add_argument("--score", choices=tuple(SCORES), default="dice", help="score to maximise (default: dice)")
+    parser.add_argument(
+        "--choose", choices=("folds", "half"), default="folds", help="how to choose and score on different patients"
     )
     parser.add_argument("--seed", type=SEED, default=0, help="of the folds (default: 0)")
     options = parser.parse_args(arguments)
@@ -308,9 +319,7 @@ def main(arguments: Sequence[str]) -> int:
     }
     others = [target for target in targets if target.exists() and read_json(target) != saved]
     if others and not options.overwrite:
-        raise InputError(
-            f"{others[0]} holds other thresholds of this name. Give another --name, or --overwrite to replace them."
-        )
+        raise InputError(f"{others[0]} holds other thresholds. Give another --name, or --overwrite to replace them.")
     if len(workdirs) == 1:
         write_json(workdirs[0] / "evaluation/thresholds.json", result)
     for target in targets:

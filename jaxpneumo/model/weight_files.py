@@ -41,7 +41,7 @@ def read_weights(path: Path | str) -> dict[str, np.ndarray]:
     if path.suffix not in (*readers, ".keras"):
         raise InputError(f"{path}: weights must be a .h5, .safetensors, .pth or .pt file.")
     if not path.exists():
-        raise InputError(f"{path}: no such file. README.md says where the ImageNet weights come from.")
+        raise InputError(f"{path}: no such file. docs/data.md says where ImageNet weights come from.")
     if not path.is_file():
         raise InputError(f"{path} is a folder. Give the file of weights.")
     if path.suffix == ".keras":

@@ -85,5 +85,5 @@ def _check_alike(first: Predictor, other: Predictor) -> None:
     if unlike:
         raise InputError(
             f"{first.workdir} and {other.workdir} cannot be averaged: they differ in {', '.join(unlike)}. Give runs "
-            "of one network and input size."
+            "with the same network and input size."
         )

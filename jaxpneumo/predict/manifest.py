@@ -181,7 +181,7 @@ def choose_part(
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"--num-parts {num_parts} --part-id {part_id} are not whole numbers or auto.") from None
+        raise InputError(f"--num-parts {num_parts} --part-id {part_id}: give whole numbers, or auto.") from None
 
 
 def _num_parts(text: int | str, environment: Mapping[str, str]) -> int:
@@ -227,7 +227,7 @@ def _compare(before: dict[str, Any] | None, now: dict[str, Any], folder: Path) -
     )
     if old != new:
         changed = jsonl.changes(old, new, width=12)
-        raise InputError(f"{folder} holds predictions that were made otherwise ({changed}). Choose another --output.")
+        raise InputError(f"{folder} holds predictions made with other settings ({changed}). Choose another --output.")
 
 
 def _unchanged(path: Path, entry: dict[str, Any]) -> bool:

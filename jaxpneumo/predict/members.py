@@ -18,13 +18,13 @@ def add_arguments(parser: Parser) -> None:
         "--workdir",
         action="append",
         required=True,
-        help="a finished training run; given several times, or A,B, the mean of the runs' probabilities",
+        help="folder of a finished run; repeat it, or give A,B, to average the probabilities of several runs",
     )
     parser.add_argument(
         "--weights",
         type=WEIGHTS,
         metavar="W,W",
-        help="of the runs in that mean, such as 0.7,0.3 (default: equal ones)",
+        help="weights of the runs in the average, such as 0.7,0.3 (default: equal)",
     )
 
 
@@ -34,7 +34,7 @@ def read_workdirs(values: Sequence[str]) -> list[Path]:
     try:
         return [places.path(part) for part in named]
     except argparse.ArgumentTypeError:
-        text = f"--workdir {','.join(values)} has an empty name in it. Give folders of runs: A or A,B."
+        text = f"--workdir {','.join(values)} contains an empty name. Give folders of runs: A or A,B."
         raise InputError(text) from None
 
 
@@ -52,7 +52,9 @@ def read_weights(weights: Sequence[float] | None, count: int) -> list[float]:
         return [1 / count] * count
     total, given = sum(weights), ",".join(f"{weight:g}" for weight in weights)
     if not total > 0:
-        raise InputError(f"--weights {given}: give numbers of 0 or more, not all of them 0.")
+        raise InputError(f"--weights {given}: at least one weight must be above 0.")
     if len(weights) != count:
-        raise InputError(f"--weights {given} are {len(weights)} for {count} runs. Give one for each --workdir.")
+        raise InputError(
+            f"--weights {given}: {len(weights)} weights for {count} runs. Give one weight for each --workdir."
+        )
     return [weight / total for weight in weights]

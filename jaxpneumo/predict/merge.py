@@ -29,15 +29,16 @@ from jaxpneumo.process.files import printable
 CHUNK = 8 << 20  # characters of rows that are sorted in memory
 
 HELP = """\
-Merges the parts of `jaxpneumo predict --num-parts N --part-id K` to what one run over all files would have written.
+Joins the parts of `jaxpneumo predict --num-parts N --part-id K`. The result is the same as that of one run over all
+files.
 
-It checks first that all parts are there and complete, of one model, settings and listing of files, and that every
-file is in one of them and in no other. It writes to --output, a folder or a .csv file
-  submission.csv   ImageId,EncodedPixels of all files; of an image in several files the first in order counts
-  quarantine.csv   what was set aside, with the reason, when there is anything (exit code 3)
+It first checks that all parts are there and complete, that they have the same model, settings and list of files, and
+that every file is in exactly one part. Then it writes to --output, a folder or a .csv file
+  submission.csv   ImageId,EncodedPixels of all files; where several files hold one image, the first file counts
+  quarantine.csv   the files that were set aside, with the reason, if there are any (exit code 3)
   merged.json      model, settings, software and counts
 
-exit codes: 0 done; 3 done, but files were set aside; 2 something is missing or does not fit: nothing is written
+exit codes: 0 done; 3 done, but files were set aside; 2 a part is missing or does not fit, nothing was written
 
 examples:
   jaxpneumo merge --input predictions --output predictions
@@ -185,7 +186,9 @@ def find_parts(folder: Path) -> list[Path]:
             f"{folder} holds no parts (part-00000-of-00003 ...). Give the --output of `jaxpneumo predict --num-parts`."
         )
     if len(numbers) > 1:
-        raise InputError(f"{folder} holds parts of {' and of '.join(map(str, numbers))}. Keep one kind in a folder.")
+        raise InputError(
+            f"{folder} holds parts of {' and of '.join(map(str, numbers))}. Keep only one number of parts in a folder."
+        )
     manifests = [part_folder(folder, (part, numbers[0])) / MANIFEST for part in range(numbers[0])]
     problems = []
     for part, manifest in enumerate(manifests):
@@ -231,7 +234,9 @@ def check_parts(manifests: Sequence[Path], scratch: Path) -> dict[str, Any]:
         differ = [part for part, value in enumerate(values) if value != values[0]]
         if differ:
             others = ", ".join(map(str, differ))
-            raise InputError(f"part 0 and part {others} are of different {name}. Predict them in the same way.")
+            raise InputError(
+                f"part 0 and part {others} are of different {name}. Predict all parts with the same settings."
+            )
 
     def sources() -> Iterator[tuple[str]]:
         for part, manifest in enumerate(manifests):
@@ -239,13 +244,13 @@ def check_parts(manifests: Sequence[Path], scratch: Path) -> dict[str, Any]:
                 if "file" not in entry:
                     continue
                 if part_of(entry["file"], len(manifests)) != part:
-                    raise InputError(f"{manifest} has {printable(entry['file'])}, which is not of this part.")
+                    raise InputError(f"{manifest} has {printable(entry['file'])}, which does not belong to this part.")
                 yield (entry["file"],)
 
     digest, count = listing_digest(source for (source,) in sort_rows(sources(), scratch))
     if (digest, count) != (ends[0]["listing"], ends[0]["listed"]):
         raise InputError(
-            f"the parts have {count} files and {ends[0]['listed']} were listed: some are missing or twice. "
+            f"the parts have {count} files and {ends[0]['listed']} were listed: some are missing or double. "
             "Start `jaxpneumo predict` for each part again."
         )
     return headers[0]
@@ -256,7 +261,7 @@ def merge(folder: Path, output: Path) -> Report:
     manifests = find_parts(folder)
     place = output.parent if output.suffix == ".csv" else output
     if place.resolve() in {manifest.parent.resolve() for manifest in manifests}:
-        raise InputError(f"--output {output} lies in a part, whose own results it would replace. Choose another.")
+        raise InputError(f"--output {output} is the folder of a part and would replace its results. Choose another.")
     with _scratch(place) as scratch:
         header = check_parts(manifests, scratch)
     if output.suffix == ".csv":

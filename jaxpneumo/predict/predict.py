@@ -57,14 +57,15 @@ Outlines pneumothorax in every DICOM, PNG or JPEG radiograph below a folder, or 
 
 It writes to --output
   submission.csv   ImageId,EncodedPixels at each radiograph's own size; -1 where nothing was found
-  overlays/        one PNG a radiograph with the outline (none with --overlays 0)
-  quarantine.csv   files that could not be used, with the reason, when there are any (exit code 3): damaged ones, and
-                   by their header no frontal chest radiographs (--any-image predicts these, too)
+  overlays/        for each radiograph one PNG with the outline (none with --overlays 0)
+  quarantine.csv   the files that were not used, with the reason (exit code 3): damaged files, and images whose header
+                   says that they are not frontal chest radiographs (--any-image predicts those too)
   manifest.jsonl   model, settings and software, then every file's checksum and result
 
-Killed or stopped, it goes on where it was when the same command is given again. With --num-parts N --part-id K
-(0 to N-1, or auto: of a Slurm array or an indexed Kubernetes job) it predicts one of N parts of the files, to
-OUTPUT/part-K-of-N; `jaxpneumo merge` makes one submission of all parts.
+After a stop or a kill, give the same command again: it continues where it stopped.
+
+--num-parts N --part-id K predicts part K of N and writes to OUTPUT/part-K-of-N. K is 0 to N-1, or auto: the number of
+the task in a Slurm array or an indexed Kubernetes job. `jaxpneumo merge` joins all parts into one submission.
 
 examples:
   jaxpneumo predict --workdir runs/quickstart --input data/quickstart-test --output predictions
@@ -74,7 +75,8 @@ examples:
   jaxpneumo predict --workdir runs/exp5 --input archive --output out --overlays 0 --num-parts 32 --part-id auto
   jaxpneumo predict --workdir runs/exp5_fold0 --workdir runs/exp5_fold1 --input images --output out
 
-With several runs their probabilities are averaged, --weights 0.7,0.3 unequally; all else is the first run's.
+With several runs, the mean of their probabilities is used; --weights 0.7,0.3 makes it a weighted mean. All other
+settings are those of the first run.
 """
 
 
@@ -140,7 +142,9 @@ def predict_files(
                 bar.set_postfix_str("", refresh=False)
                 found = {"state": "done", "size": [picture.height, picture.width], "positive": area > 0, "area": area}
                 if undrawn:
-                    logger.warning("%s is predicted and not drawn: %s", printable(picture.source), undrawn)
+                    logger.warning(
+                        "%s was predicted, but its picture could not be written: %s", printable(picture.source), undrawn
+                    )
                     found["undrawn"] = undrawn
                 if picture.remarks:
                     found["remarks"] = picture.remarks
@@ -152,9 +156,11 @@ def predict_files(
     report = write_results([folder / MANIFEST], folder / "submission.csv", folder / "quarantine.csv")
     if part is None and not report.images:
         (folder / "submission.csv").unlink()
-        way_out = ". --any-image predicts what is no frontal chest radiograph, too." if report.not_frontal else ""
+        way_out = (
+            ". --any-image also predicts images that are not frontal chest radiographs." if report.not_frontal else ""
+        )
         raise InputError(
-            f"none of the {len(sources)} files below {root} could be used; the first: {report.first}{way_out}"
+            f"none of the {len(sources)} files below {root} could be used. The first: {report.first}{way_out}"
         )
     return report
 
@@ -255,27 +261,31 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(prog="jaxpneumo predict", description=HELP)
     members.add_arguments(parser)
     add = parser.add_argument
-    add("--input", type=places.path, required=True, help="a folder, searched at any depth, or a file")
+    add("--input", type=places.path, required=True, help="folder of radiographs, searched at any depth, or one file")
     add("--output", type=places.folder_to_fill, required=True, help="folder to write to")
-    add("--overlays", type=VALUES["predict.overlays"], help="write at most this many pictures (default: all)")
-    add("--thresholds", metavar="NAME", help="thresholds that `jaxpneumo thresholds` saved by this name")
+    add(
+        "--overlays",
+        type=VALUES["predict.overlays"],
+        help="write at most this many pictures with outlines (default: all)",
+    )
+    add("--thresholds", metavar="NAME", help="use the thresholds that `jaxpneumo thresholds` saved under this name")
     add("--threshold", type=VALUES["predict.threshold"], help="probability threshold (default: the run's)")
     add(
         "--removal-threshold",
         type=VALUES["predict.removal_threshold"],
-        help="smallest area in pixels of a 1024x1024 image (default: the run's; 0 = keep all)",
+        help="remove predictions of a smaller area, in pixels of a 1024x1024 image (default: the run's; 0: none)",
     )
-    add("--removal-rule", choices=REMOVAL_RULES, help="default: the run's")
+    add("--removal-rule", choices=REMOVAL_RULES, help="remove whole images or single components (default: the run's)")
     add("--no-tta", action="store_true", help="predict without the mirror image")
     add(
         "--batch-size",
         type=BATCH,
-        help="radiographs in one call of the network (default: the run's, 1 for a single file)",
+        help="radiographs per call of the network (default: the run's; 1 for a single file)",
     )
-    add("--workers", type=WORKERS, metavar="N", help="reading processes (default: one a core; 0: threads)")
-    add("--any-image", action="store_true", help="predict what is no frontal chest radiograph by its header, too")
+    add("--workers", type=WORKERS, metavar="N", help="processes that read files (default: one per core; 0: threads)")
+    add("--any-image", action="store_true", help="also predict images that are not frontal chest radiographs")
     add("--num-parts", type=whole(1, 99_999, word="auto"), metavar="N", help="predict one of N parts of the files")
-    add("--part-id", type=whole(0, 99_998, word="auto"), metavar="K", help="which one")
+    add("--part-id", type=whole(0, 99_998, word="auto"), metavar="K", help="which part to predict")
     add("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)
 
@@ -318,11 +328,11 @@ def main(arguments: Sequence[str]) -> int:
         f"aside; {folder / 'submission.csv'}. {report.note}"
     )
     if report.set_aside:
-        print(f"What was set aside and why: {folder / 'quarantine.csv'}")
+        print(f"{folder / 'quarantine.csv'} lists the files that were set aside, with the reasons.")
     if report.not_frontal:
-        print(f"{report.not_frontal} of them are no frontal chest radiographs; --any-image predicts these, too.")
+        print(f"{report.not_frontal} of them are not frontal chest radiographs; --any-image predicts them too.")
     for line in report.remarks:
         print(line)
     if report.undrawn:
-        print(f'{report.undrawn} outlined pictures could not be written: "undrawn" in {folder / MANIFEST} says why.')
+        print(f'{report.undrawn} outlined pictures could not be written. {folder / MANIFEST} says why under "undrawn".')
     return DONE if report.complete else PARTIAL

@@ -16,7 +16,9 @@ NAMES_OF_TRIPLET = ("top_threshold", "top_area")
 def path_of(workdir: Path, name: str) -> Path:
     """The file of a name. Raises InputError for a name that cannot be a file's."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise InputError(f"{name!r} is no name for thresholds: use letters, digits, dots, hyphens and underscores.")
+        raise InputError(
+            f"{name!r} cannot be the name of thresholds: use letters, digits, dots, hyphens and underscores."
+        )
     return workdir / "thresholds" / f"{name}.json"
 
 
@@ -43,7 +45,7 @@ def use(workdir: Path, name: str, settings: ConfigDict) -> None:
         raise InputError(f"{path} cannot be used: {problems}. Choose the thresholds again.")
     if (saved["tta"], saved["size"]) != (bool(settings.tta), settings.size):
         view = "with" if saved["tta"] else "without"
-        raise InputError(f"{path} was chosen {view} flip TTA at size {saved['size']}: predict in the same way.")
+        raise InputError(f"{path} was chosen {view} flip TTA at size {saved['size']}: predict with these settings.")
     for key in (*NAMES, *NAMES_OF_TRIPLET):
         if key in saved:
             settings[key] = saved[key]

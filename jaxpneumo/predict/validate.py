@@ -21,20 +21,21 @@ from jaxpneumo.process.errors import BAD_INPUT, DONE, InputError
 from jaxpneumo.process.ranges import as_typed, whole
 
 HELP = """\
-Checks a submission csv: header, ids, run-length codes, and with --sample that it has the sample's images in its order.
-Every finding is printed with its row; of each kind the first ones, and how many there are.
+Checks a submission csv: header, ids and run-length codes. With --sample it also checks that the submission has the
+images of the sample in the same order. It prints the row of each finding, the first ones of each kind, and how many
+there are:
 
-  form      header ImageId,EncodedPixels, two fields a row, an id in each
-  double    an image comes twice with -1, or with the same code
-  mixed     -1 beside runs of the same image
-  code      a code that is not "start length gap length ..." in whole numbers of the digits 0 to 9 with one blank
-            between two, or goes back (runs out of order), or is empty: -1 means no pneumothorax
-  dialect   codes of the whole file that seem to be of another kind, such as starts from the image's first pixel
-  range     runs that leave the image (--size)
-  overlap   regions of one image, in different rows, that share pixels
-  unknown   an image that the sample does not have; once if it has none of them
-  missing   an image of the sample that is not there
-  order     an image that stands before another that it follows in the sample
+  form      the header is not ImageId,EncodedPixels, or a row does not have an id and a code
+  double    an image comes twice with -1, or twice with the same code
+  mixed     an image has both -1 and a region
+  code      a code is not "start length gap length ..." in whole numbers with one blank between two numbers, or its
+            runs are out of order, or it is empty (no pneumothorax is -1)
+  dialect   the codes of the whole file seem to be of another kind, such as starts that count from the first pixel
+  range     runs end outside the image (--size)
+  overlap   regions of one image, in different rows, share pixels
+  unknown   an image is not in the sample; one finding if none is
+  missing   an image of the sample is not in the submission
+  order     two images are in another order than in the sample
 
 exit codes: 0 valid; 2 not valid, or unreadable
 
@@ -122,7 +123,7 @@ def _sample_ids(path: Path) -> dict[str, int]:
     """The sample's images and their places."""
     rows = [fields for _, fields in _read(path)]
     if not rows or not rows[0] or rows[0][0] != HEADER[0]:
-        raise InputError(f"{path} is no sample submission: it must begin with the header {','.join(HEADER)}.")
+        raise InputError(f"{path} is not a sample submission: it must begin with the header {','.join(HEADER)}.")
     return {image_id: place for place, image_id in enumerate(dict.fromkeys(fields[0] for fields in rows[1:] if fields))}
 
 
@@ -133,7 +134,7 @@ def _check_code(number: int, image_id: str, code: str, size: tuple[int, int] | N
         kind = "range" if "leaves the image" in str(error) else "code"
         return [Finding(kind, number, f"image {image_id}: {error}")]
     if not CODE.fullmatch(code):
-        return [Finding("code", number, f"image {image_id}: the numbers of its code are not apart by one blank each")]
+        return [Finding("code", number, f"image {image_id}: put exactly one blank between the numbers of its code")]
     return []
 
 
@@ -205,10 +206,12 @@ def main(arguments: Sequence[str]) -> int:
     """The verb: see HELP. Returns 0 for a valid submission, else 2."""
     parser = Parser(prog="jaxpneumo validate", description=HELP)
     parser.add_argument("--submission", type=places.path, required=True, help="csv file; may end in .gz")
-    parser.add_argument("--sample", type=places.path, help="csv with the images that must be there, in their order")
-    parser.add_argument("--size", type=_size, default=(1024, 1024), help="of all images (default: 1024x1024), or any")
+    parser.add_argument("--sample", type=places.path, help="csv with the images that must be there, in this order")
     parser.add_argument(
-        "--show", type=whole(0, 10**9), default=10, metavar="N", help="findings of a kind to print (default: 10)"
+        "--size", type=_size, default=(1024, 1024), help="size of all images (default: 1024x1024), or any"
+    )
+    parser.add_argument(
+        "--show", type=whole(0, 10**9), default=10, metavar="N", help="findings to print of each kind (default: 10)"
     )
     options = parser.parse_args(arguments)
     findings = validate(options.submission, options.sample, options.size)

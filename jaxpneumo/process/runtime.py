@@ -6,7 +6,7 @@ stands here.
 Everything here is a default: a variable that the environment already has is left as it is, and a flag that
 XLA_FLAGS already names keeps its value.
 
-XLA flags, by backend (`XLA_FLAGS`; measured on two cores of an AMD EPYC with AVX-512, ResNet34-UNet; BUILD_NOTES.md)
+XLA flags, by backend (`XLA_FLAGS`; measured with ResNet34-UNet on two cores of an AMD EPYC: docs/performance.md)
 
 - CPU, `ynn_fusion_type=-individual_convolution`: convolutions by Eigen or oneDNN instead of YNNPACK. A float32
   training step at 256 takes 0.77 of the time.

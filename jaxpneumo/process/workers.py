@@ -131,7 +131,7 @@ def run(
         worker.stop()
         team.remove(worker)
         if not worker.ready:
-            raise RuntimeError(f"a worker process {why} before its first task; out of memory? Use fewer workers")
+            raise RuntimeError(f"a worker process {why} before its first task. If memory ran out, use fewer workers")
         if worker.tasks:
             number, task = worker.tasks.popleft()
             again.extendleft(reversed(worker.tasks))

@@ -39,9 +39,9 @@ MODES = {"plain": "no TTA", "tta": "TTA", "removal": "R-TH", "tta_removal": "TTA
 EXPERIMENTS = tuple(dict.fromkeys(row.run for rows in TABLES.values() for row in rows))
 
 HELP = """\
-Writes one self-contained HTML page about a trained and evaluated run: scores with intervals beside the papers'
-and beside predicting nothing, thresholds, calibration, groups of patients, training curves, how it was made, and
-a gallery of radiographs with the outlines of truth and prediction. Not a medical device.
+Writes one self-contained HTML page about a trained and evaluated run. It shows the scores with intervals, beside the
+papers' scores and the scores of predicting nothing, and thresholds, calibration, groups of patients, training curves
+and the origin of the run. A gallery shows radiographs with the true and the predicted outlines. Not a medical device.
 
 It writes
   WORKDIR/report.html    the page; opens in any browser, without network
@@ -200,7 +200,7 @@ def _figures(
         drawings["reliability"] = figures.reliability(calibration["top_mean"])
     elif calibration:
         lacking["reliability"] = (
-            "No calibration: too few patients, or of one kind, to fit on some and score the others."
+            "No calibration: too few patients with or without pneumothorax to fit on some and score others."
         )
     else:
         lacking["reliability"] = f"No calibration yet: run `jaxpneumo evaluate --workdir {workdir}`."
@@ -280,9 +280,9 @@ def main(arguments: Sequence[str]) -> int:
     """The verb: see HELP."""
     parser = Parser(prog="jaxpneumo report", description=HELP)
     parser.add_argument("--workdir", type=places.folder_to_fill, required=True, help="a finished and evaluated run")
-    parser.add_argument("--data", type=places.path, help="its prepared data set (default: where its config says)")
+    parser.add_argument("--data", type=places.path, help="prepared data set of the run (default: that of its config)")
     parser.add_argument(
-        "--images", type=whole(1, 100_000), default=IMAGES, help=f"in the gallery, at most (default: {IMAGES})"
+        "--images", type=whole(1, 100_000), default=IMAGES, help=f"images in the gallery, at most (default: {IMAGES})"
     )
     parser.add_argument(
         "--experiment",

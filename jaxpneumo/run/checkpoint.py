@@ -148,7 +148,7 @@ def restore_best(
             _set_aside(Path(manager.directory) / str(step), error)
             meet(f"set aside {step}")
             manager.reload()
-    raise TrainingError(f"{manager.directory} holds no checkpoint that is whole. Start the same command again.")
+    raise TrainingError(f"{manager.directory} holds no undamaged checkpoint. Start the same command again.")
 
 
 def save_final(stage_directory: Path, variables: dict[str, Any], progress: dict[str, Any]) -> None:

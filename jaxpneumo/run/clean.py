@@ -11,10 +11,10 @@ from jaxpneumo.run.config import check_config, read_config, trained_stages
 from jaxpneumo.run.folders import final_directory
 
 HELP = """\
-Removes the checkpoints of finished runs, which are most of what a run takes on the disk. They are there to go on
-with a training; prediction, evaluation, reports and further stages need the results (stage1/final, stage2/final)
-only. Each result is read and its checksum compared before anything is removed. All else stays: configs, splits,
-logs, evaluations, predictions, thresholds. A run that is not finished is refused. Not a medical device.
+Removes the checkpoints of finished runs. They take most of a run's disk space and are needed only to continue its
+training. Prediction, evaluation, reports and further stages need the results (stage1/final, stage2/final), which stay.
+So do configs, splits, logs, evaluations, predictions and thresholds. Before anything is removed, the results are read
+and their checksums compared. A run that is not finished is refused. Not a medical device.
 
 examples:
   jaxpneumo clean --workdir runs/exp5
@@ -107,7 +107,7 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
     except OSError as error:
         raise InputError(
-            f"{error.filename} cannot be removed: {error.strerror}. Start the same command again when that is mended."
+            f"{error.filename} cannot be removed: {error.strerror}. Mend that, then start the same command again."
         ) from error
 
 

@@ -138,7 +138,7 @@ def check_paths(config: ConfigDict) -> None:
         raise InputError(f"--config.init_from={source} is not a folder. Give the folder of a finished run.")
     if (weights := config.model.pretrained) and not Path(weights).is_file():
         raise InputError(
-            f"--config.model.pretrained={weights}: no such file. README.md says where the ImageNet weights come from."
+            f"--config.model.pretrained={weights}: no such file. docs/data.md says where ImageNet weights come from."
         )
     if not config.data.directory:
         raise InputError("--config.data.directory is empty. Give the folder of a prepared data set.")

@@ -1,4 +1,4 @@
-"""What a program without eyes scores: the mean shape of the training masks, predicted for every image."""
+"""A baseline that does not look at the image: it predicts the mean shape of the training masks everywhere."""
 
 import numpy as np
 

@@ -1,11 +1,11 @@
-"""Uncertainty of scores: intervals and paired tests that know that a patient's images belong together.
+"""Uncertainty of scores: intervals and paired tests that treat the images of a patient as one cluster.
 
-Images of one patient resemble each other, so patients are drawn, not images: the cluster bootstrap. Where
-patients are unknown each image is its own cluster, and the result says so.
+Images of one patient resemble each other, so the bootstrap draws patients, not images (cluster bootstrap). An image
+whose patient is unknown is a cluster of its own, and the result says so.
 
-Where all draws agree the bootstrap knows nothing, and an interval without width would say the opposite. A score
-between 0 and 1 that is 0 for all, or 1 for all, has the exact interval (`exact`); whatever else has no width has no
-interval, and neither has a score to which fewer than two patients contribute.
+If all draws agree, a bootstrap interval has no width and would look certain. A score between 0 and 1 that is 0 for all
+patients, or 1 for all, therefore has the exact interval (`exact`). All other scores without width have no interval. A
+score to which fewer than two patients contribute has none either.
 """
 
 from collections.abc import Callable, Iterator
@@ -65,8 +65,8 @@ def intervals(
 ) -> np.ndarray:
     """Expanded percentile bootstrap intervals (Hesterberg 2015, section 5.3).
 
-    Percentiles of the replicates are too narrow for few clusters, by sqrt((n - 1) / n) and the normal
-    distribution's tails in place of Student's; their places are moved outwards by both.
+    For few clusters, percentiles of the replicates are too narrow: by the factor sqrt((n - 1) / n), and by the normal
+    distribution's tails in place of Student's. The percentiles are moved outwards to correct both.
 
     Args:
       statistic: weights (r, N) -> (r, M), M scores of each replicate; nan where one has no value.
@@ -95,8 +95,8 @@ def intervals(
 def exact(pairs: Ratios, cluster: np.ndarray, level: float = LEVEL) -> np.ndarray:
     """Exact intervals (Clopper and Pearson 1934) of scores that are 0 in every cluster, or 1 in every one.
 
-    The trials are the n clusters that contribute, however many images each has. It holds for every score between 0
-    and 1 and not for shares only: where its mean is m, the chance of n times 1 is m ** n at most.
+    The trials are the n clusters that contribute, whatever their numbers of images. The interval is valid for every
+    score between 0 and 1, not only for shares: if the mean is m, the chance of n times 1 is at most m ** n.
 
     Args:
       pairs: scores between 0 and 1.
@@ -137,9 +137,9 @@ def paired(
 ) -> dict[str, dict[str, Any]]:
     """Compares two runs on the same images.
 
-    The interval is of the difference b - a over the same bootstrap draws. The test exchanges the two runs'
-    results of a random half of the clusters, again and again: were there no difference between the runs, the
-    observed one would be one of these. For a mean over images this is the sign-flip permutation test.
+    The interval is that of the difference b - a over the same bootstrap draws. The test exchanges the results of the
+    two runs in a random half of the clusters, many times. Without a difference between the runs, the observed
+    difference would be a typical one of these. For a mean over images this is the sign-flip permutation test.
 
     Args:
       a, b: scores of the two runs, the same names in the same order, over the same images.
@@ -193,7 +193,7 @@ def paired(
 
 
 def words(intervals: dict[str, Any]) -> str:
-    """How a summary's intervals were made, in a line."""
+    """One line that says how the intervals of a summary were made."""
     count, unit = intervals["clusters"], intervals["unit"]
     if count < 2:
         return f"no intervals: all images are of one {unit}" if unit == "patient" else "no intervals: one image"

@@ -1,7 +1,7 @@
 """Calibration of the image-level score: does a score of 0.7 mean seven in ten?
 
-Reliability in bins, expected calibration error, one temperature fitted by likelihood, and a band of scores that
-is called uncertain. Whatever is fitted is fitted on some patients and scored on the others.
+Reliability in bins, expected calibration error, one temperature fitted by likelihood, and a band of uncertain scores.
+Everything that is fitted is fitted on some patients and scored on the others.
 """
 
 from typing import Any

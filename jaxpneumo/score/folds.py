@@ -1,4 +1,4 @@
-"""Parts of the scored images for choosing on some and scoring on the rest, each patient in one part only."""
+"""Divides the scored images into folds, to choose on some and score on the rest; each patient is in one fold only."""
 
 import numpy as np
 

@@ -1,8 +1,8 @@
-"""What images would score at many thresholds: tables of counts, made in the one pass of the evaluation.
+"""Counts of pixels at many probability and removal thresholds, made in the one pass of the evaluation.
 
-The device counts the pixels of each image at each probability level, in and out of the truth; nothing later
-looks at pixels again. The rule by component needs the regions themselves: the host finds them level by level in
-a byte map of the levels, inside of the box that each level fills.
+For each image and each probability level the device counts the pixels inside and outside the truth. Later steps
+need only these counts, no pixels. The rule by component needs the regions themselves. The host finds them level by
+level in a byte map of the levels, inside the bounding box of each level.
 """
 
 import zlib

@@ -2,7 +2,7 @@
 
 Scores are the challenge's: each image has its own Dice, and the mean is taken over images. An empty
 prediction on an image without pneumothorax scores 1, any prediction there scores 0. As 78 % of the images are
-negative, the mean over all of them says little without its parts, so a summary always carries these too.
+negative, the mean over all says little by itself, so a summary also has the means over positives and negatives.
 """
 
 import numpy as np
@@ -89,7 +89,7 @@ def all_empty(truth_area: np.ndarray) -> dict[str, float | int | None]:
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """The one place of the challenge's rule: nothing found where nothing is scores 1."""
+    """The only place of the challenge's rule: an empty prediction for an empty truth scores 1."""
     return np.where(denominator == 0, 1.0, numerator / np.maximum(denominator, 1))
 
 

@@ -1,8 +1,8 @@
 """Every score as a ratio of two sums over images.
 
-A mean over images, a mean over positives, a share of regions: each is a numerator and a denominator an image,
-added up and divided once. Bootstrap, strata and paired tests then need to know no score by name: they weight,
-select or exchange the images' terms.
+A mean over images, a mean over positives, a share of regions: each has a numerator and a denominator for every image.
+Both are summed and divided once. Bootstrap, strata and paired tests therefore need not know the scores: they weight,
+select or exchange the terms of images.
 """
 
 from collections.abc import Mapping

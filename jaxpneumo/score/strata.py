@@ -1,4 +1,4 @@
-"""Groups of images that are scored apart: sex, view, age, size of the finding, single or several regions."""
+"""Groups of images with scores of their own: by sex, view, age, size of the finding, and one or several regions."""
 
 from itertools import pairwise
 

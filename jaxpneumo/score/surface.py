@@ -1,8 +1,8 @@
-"""How far two outlines lie apart: Hausdorff distance at 95 % and mean surface distance.
+"""Distances between two outlines: Hausdorff distance at 95 % and mean surface distance.
 
-The formulas are MedPy's `hd95` and `assd`, on SciPy's k-d tree: MedPy itself is under the GPL, the package
-surface-distance has had one release and no other since, and both compute a distance transform of the whole
-image, which at 1024x1024 takes eighty times as long as asking a tree about two outlines.
+The formulas are MedPy's `hd95` and `assd`, computed with SciPy's k-d tree. MedPy itself is under the GPL, and the
+package surface-distance has had only one release. Both compute a distance transform of the whole image, which takes
+eighty times as long at 1024x1024.
 """
 
 import cv2

@@ -341,7 +341,7 @@ def main(argv: list[str]) -> int:
     """The verb `jaxpneumo synthesize`. Returns 0; raises InputError for wrong use."""
     parser = Parser(
         prog="jaxpneumo synthesize",
-        description="Draws synthetic chest radiographs and writes them as DICOM files with labels, for trying "
+        description="Draws synthetic chest radiographs and writes them as DICOM files with labels, to try "
         "everything without patient data.",
         epilog="example: jaxpneumo synthesize --output synthetic --count 200 --seed 1",
     )
@@ -352,7 +352,7 @@ def main(argv: list[str]) -> int:
     add("--size", type=SIZE, default=1024, help="side length in pixels (1024)")
     add("--positive-fraction", type=PROBABILITY, default=0.5, help="share with a pneumothorax (0.5)")
     add("--area-scale", type=AREA_SCALE, default=1.0, help="multiplies the mask areas (1: the challenge's)")
-    add("--workers", type=TEAM, help="processes (one a core)")
+    add("--workers", type=TEAM, help="processes (one per core)")
     add("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(argv)
     run_report.place(options.directory)

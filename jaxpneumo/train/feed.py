@@ -161,8 +161,8 @@ def training_feed(
                 steps = [next(batches) for _ in range(length)]
             except RuntimeError as error:
                 raise TrainingError(
-                    f"the data cannot be read any more: {error} Where the system ends reading processes for want of "
-                    "memory, use fewer --config.data.workers; then start the same command again."
+                    f"the data cannot be read any more: {error} If the system ended reading processes as memory ran "
+                    "out, use fewer --config.data.workers. Then start the same command again."
                 ) from error
             yield place(jax.tree.map(lambda *x: np.stack(x), *steps), split_calls(mesh))
 

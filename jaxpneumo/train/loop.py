@@ -93,7 +93,7 @@ def train_stage(
 
     # --- what is there already
     if result := checkpoint.restore_result(directory, variables, everywhere):
-        logger.info("%s is complete: its result is read from %s", name, directory)
+        logger.info("%s is already complete; its result is read from %s", name, directory)
         return result
 
     # --- checks and data
@@ -134,7 +134,7 @@ def train_stage(
             within = f" and {start['steps']} of the next one's {steps_per_epoch} steps" if start["steps"] else ""
             logger.info("%s goes on after epoch %d of %d%s", name, start["epoch"], stage.epochs, within)
         elif (directory / "log.jsonl").exists():
-            logger.warning("no checkpoint that is whole is left: %s begins again", name)
+            logger.warning("no undamaged checkpoint is left: %s starts from the beginning", name)
         steps, totals, plateau = start["steps"], start["totals"], Plateau(**start["plateau"])
         lengths = [*remaining(calls, steps), *(calls * (stage.epochs - start["epoch"] - 1))]
         taken = start["epoch"] * steps_per_epoch + steps

@@ -122,7 +122,7 @@ def _check_same(config: ConfigDict, workdir: Path) -> None:
     changed = differences(read_config(workdir), config)
     if changed:
         raise InputError(
-            f"{workdir} holds a run of another config; they differ in {', '.join(changed)}. "
+            f"{workdir} holds a run with another config. The configs differ in {', '.join(changed)}. "
             "Choose another --workdir, or repeat the first start's command to go on with it."
         )
 
@@ -145,7 +145,7 @@ def _read_split(config: ConfigDict, own: Path | None) -> tuple[StageData, dict[s
     logger.info("%d training and %d validation images, %s", len(train), len(validation), splits.words(description))
     if shared := description["validation_images_with_patient_in_training"]:
         logger.warning(
-            "%d of %d validation images (%.1f %%) have their patient in training: their scores promise too much for "
+            "%d of %d validation images (%.1f %%) have their patient in training: their scores are too optimistic for "
             "new patients. --config.data.split=patient keeps patients together.",
             *(shared, len(validation), 100 * shared / len(validation)),
         )
