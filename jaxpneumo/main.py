@@ -26,7 +26,7 @@ from ml_collections import ConfigDict, config_flags
 from jaxpneumo.data import dataset
 from jaxpneumo.process import command, places, run_report
 from jaxpneumo.process.errors import DONE, PARTIAL, InputError
-from jaxpneumo.process.runtime import prepare_process
+from jaxpneumo.process.runtime import one_opencv_thread, prepare_process
 from jaxpneumo.run.config import check_config, check_paths, resolve_paths, synthetic_folders, why_refused
 
 # JAX and everything above it are imported inside `run`: Grain's worker processes import this module again.
@@ -99,6 +99,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     from jaxpneumo.run.sharding import is_first, start_processes
 
     start_processes()
+    one_opencv_thread()
     end_on_sigterm()  # after jax, which has a handler of its own for several processes
     if not is_first():
         logging.getLogger("jaxpneumo").setLevel(logging.WARNING)

@@ -22,8 +22,8 @@ from jaxpneumo.predict.infer import load_predictor, predict_masks, predict_proba
 from jaxpneumo.predict.submission import read_submission
 from jaxpneumo.process.errors import DONE, PARTIAL, InputError
 from jaxpneumo.process.files import read_json, write_json
+from jaxpneumo.run.network import make_model
 from jaxpneumo.run.provenance import trained_on_synthetic
-from jaxpneumo.train.loop import make_model
 from jaxpneumo.train.stages import train
 
 

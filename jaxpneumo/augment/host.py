@@ -33,10 +33,6 @@ import albumentations
 
 VERSION = "2.0.8"
 
-# Records are augmented in parallel by the reading threads; OpenCV's own threads inside each of them would
-# only compete for the same cores. The setting is for the whole process.
-cv2.setNumThreads(1)
-
 # An albumentations pipeline keeps the parameters of the call in progress in its attributes, so that two
 # threads that share one mix up each other's records. Each thread builds its own.
 _this_thread = threading.local()

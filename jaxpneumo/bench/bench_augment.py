@@ -20,6 +20,7 @@ from jaxpneumo.bench.measure import add_network, finish, network, parser, random
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.process.errors import DONE
 from jaxpneumo.process.ranges import CALLS
+from jaxpneumo.process.runtime import one_opencv_thread
 
 
 def bench_augment(
@@ -70,6 +71,7 @@ def bench_augment(
 
 def _host_seconds(size: int, images: int, repeats: int) -> list[float]:
     """Seconds in which one core augments so many images, every repeat."""
+    one_opencv_thread()
     augment = host.make_augment(**PROBABILITIES, size=size)
     batch = random_batch(size, 1)
     image, mask = batch["image"][0], np.unpackbits(batch["mask"][0], axis=-1)

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxpneumo.data import dataset
 from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.runtime import one_opencv_thread
 
 Record = dict[str, np.ndarray]
 Augment = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
@@ -213,6 +214,7 @@ def _start_worker(worker: int, workers: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Grain may have imported JAX here already, which then no longer reads the variable.
     os.environ["JAX_PLATFORMS"] = "cpu"
+    one_opencv_thread()
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_platforms", "cpu")
 

@@ -28,6 +28,7 @@ from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.errors import DONE, InputError
 from jaxpneumo.process.files import write_atomically, write_json
 from jaxpneumo.process.ranges import BATCH, REPLICATES, SEED
+from jaxpneumo.process.runtime import one_opencv_thread
 from jaxpneumo.score import baseline, bootstrap, metrics
 from jaxpneumo.score.calibration import calibration
 from jaxpneumo.score.levels import write_levels
@@ -316,6 +317,7 @@ def main(arguments: Sequence[str]) -> int:
     weights = members.read_weights(options.weights, len(workdirs))
     if len(workdirs) > 1 and options.output is None:
         raise InputError("the scores of several runs belong into none of their folders: give --output FOLDER.")
+    one_opencv_thread()
     predictor = load_ensemble(workdirs, weights)
     if options.batch_size is not None:
         predictor.config.predict.batch_size = options.batch_size

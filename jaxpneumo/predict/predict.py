@@ -42,6 +42,7 @@ from jaxpneumo.process.errors import DONE, PARTIAL, InputError
 from jaxpneumo.process.files import printable, safe_name
 from jaxpneumo.process.progress import COMPILING, progress
 from jaxpneumo.process.ranges import BATCH, WORKERS, whole
+from jaxpneumo.process.runtime import one_opencv_thread
 from jaxpneumo.process.workers import cores
 from jaxpneumo.run.config import VALUES
 
@@ -291,6 +292,7 @@ def main(arguments: Sequence[str]) -> int:
     from jaxpneumo.predict.ensemble import load_ensemble
 
     batch_size = 1 if options.batch_size is None and len(found.sources) == 1 else options.batch_size
+    one_opencv_thread()
     predictor = load_ensemble(workdirs, weights, batch_size)
     settings = predictor.config.predict
     for name in single:

@@ -53,6 +53,13 @@ def prepare_process() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def one_opencv_thread() -> None:
+    """Turns OpenCV's own threads off in this process, where threads or processes already fill the cores."""
+    import cv2
+
+    cv2.setNumThreads(1)
+
+
 def xla_flags(given: str, version: tuple[int, ...]) -> str:
     """XLA_FLAGS for a jaxlib version, with the flags that are given already first.
 
