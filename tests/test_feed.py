@@ -12,11 +12,12 @@ from test_train import assert_same, epoch_records
 from jaxpneumo.augment import device
 from jaxpneumo.data.source import train_batches
 from jaxpneumo.process.errors import InputError
+from jaxpneumo.run.network import make_model
 from jaxpneumo.run.sharding import make_mesh, place, place_flag, replicated, split_calls
 from jaxpneumo.run.state import create_train_state, initialise
 from jaxpneumo.train import feed, loop
 from jaxpneumo.train.feed import StageData, ahead, load_resident, plan_calls, remaining
-from jaxpneumo.train.loop import make_model, train_stage
+from jaxpneumo.train.loop import train_stage
 from jaxpneumo.train.optimizer import make_optimizer
 from jaxpneumo.train.step import make_train_call, make_train_step
 

@@ -21,8 +21,8 @@ from test_train import assert_same, epoch_records
 
 from jaxpneumo.run import checkpoint
 from jaxpneumo.run.config import read_config
+from jaxpneumo.run.network import make_model
 from jaxpneumo.run.state import initialise
-from jaxpneumo.train.loop import make_model
 
 EPOCHS = {"stage1": 2, "stage2": 3}
 STEPS = 5  # 22 training images, batches of 4

@@ -23,8 +23,8 @@ from jaxpneumo.predict.submission import read_submission
 from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, PARTIAL, InputError
 from jaxpneumo.process.files import read_json
+from jaxpneumo.run.network import make_model
 from jaxpneumo.run.provenance import trained_on_synthetic
-from jaxpneumo.train.loop import make_model
 from jaxpneumo.train.stages import train
 
 

@@ -18,10 +18,11 @@ from test_train import assert_same, epoch_records
 from jaxpneumo.process import errors
 from jaxpneumo.process.errors import InputError, Stopped, TrainingError
 from jaxpneumo.run import checkpoint
+from jaxpneumo.run.network import make_model
 from jaxpneumo.run.state import initialise
 from jaxpneumo.train import loop
 from jaxpneumo.train.feed import StageData
-from jaxpneumo.train.loop import make_model, train_stage
+from jaxpneumo.train.loop import train_stage
 
 STEPS, EPOCHS = 3, 3
 

@@ -20,10 +20,11 @@ from jaxpneumo.data import dataset, partition, splits
 from jaxpneumo.data.source import train_batches
 from jaxpneumo.process.errors import DONE, InputError, TrainingError
 from jaxpneumo.run import checkpoint
+from jaxpneumo.run.network import batch_norm_momentum, make_model
 from jaxpneumo.run.sharding import check_batch_size
 from jaxpneumo.run.state import create_train_state, initialise, update_average
 from jaxpneumo.train.feed import StageData
-from jaxpneumo.train.loop import batch_norm_momentum, make_model, train_stage
+from jaxpneumo.train.loop import train_stage
 from jaxpneumo.train.optimizer import make_optimizer
 from jaxpneumo.train.stages import _read_split, train
 from jaxpneumo.train.step import make_statistics_call, make_train_step, unpack

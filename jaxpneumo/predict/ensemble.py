@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.predict.infer import Predictor, load_predictor, predict_probabilities
 from jaxpneumo.process.errors import InputError
+from jaxpneumo.run.network import make_model
 from jaxpneumo.run.sharding import replicated, split
-from jaxpneumo.train.loop import make_model
 
 
 def load_ensemble(workdirs: Sequence[Path], weights: Sequence[float], batch_size: int | None = None) -> Predictor:

@@ -24,10 +24,10 @@ from jaxpneumo.model.unet import UNet
 from jaxpneumo.predict.native import Grid, NativeMask, native_grid, native_masks, pixels_at_least
 from jaxpneumo.run import checkpoint
 from jaxpneumo.run.config import read_config, stages_of
+from jaxpneumo.run.network import make_model
 from jaxpneumo.run.provenance import trained_on_synthetic
 from jaxpneumo.run.sharding import check_batch_size, each_on_its_device, make_local_mesh, place, replicated, split
 from jaxpneumo.run.state import initialise
-from jaxpneumo.train.loop import make_model
 
 
 @dataclass(frozen=True)

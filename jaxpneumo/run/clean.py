@@ -53,9 +53,9 @@ def check(workdir: Path) -> None:
     import jax
 
     from jaxpneumo.run import checkpoint
+    from jaxpneumo.run.network import make_model
     from jaxpneumo.run.sharding import make_local_mesh, replicated
     from jaxpneumo.run.state import initialise
-    from jaxpneumo.train.loop import make_model
 
     config = read_config(workdir)
     check_config(config)

@@ -1,14 +1,16 @@
 """The train state: a plain pytree that holds all a stage changes, and its weight average."""
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 
 from jaxpneumo.model.unet import UNet
+
+if TYPE_CHECKING:  # prediction reads checkpoints without an optimizer
+    import optax
 
 
 @struct.dataclass
@@ -26,7 +28,7 @@ class TrainState:
     step: jax.Array
     params: Any
     batch_stats: Any
-    opt_state: optax.OptState
+    opt_state: Any
     swa_params: Any
     swa_count: jax.Array
 
@@ -37,7 +39,7 @@ def initialise(model: UNet, seed: int) -> dict[str, Any]:
     return jax.jit(init)(jax.random.key(seed), jnp.zeros((1, 32, 32, 1)))
 
 
-def create_train_state(variables: dict[str, Any], optimizer: optax.GradientTransformation) -> TrainState:
+def create_train_state(variables: dict[str, Any], optimizer: "optax.GradientTransformation") -> TrainState:
     """A stage's first state: the given variables, a fresh optimizer, an empty average."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -15,19 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxpneumo.augment import device, host
+from jaxpneumo.augment import device
 from jaxpneumo.data.source import eval_batches
-from jaxpneumo.model.rewrites import rewrites_for
-from jaxpneumo.model.unet import ENCODERS, UNet
+from jaxpneumo.model.unet import UNet
 from jaxpneumo.process.errors import InputError, Stopped, TrainingError
 from jaxpneumo.process.progress import COMPILING, progress
 from jaxpneumo.process.stop import sigterm_deferred
 from jaxpneumo.run import checkpoint
+from jaxpneumo.run.network import batch_norm_momentum, make_model
 from jaxpneumo.run.sharding import is_first, make_mesh, place, place_flag, replicated, split, split_calls
 from jaxpneumo.run.state import TrainState, create_train_state, update_average
 from jaxpneumo.train.feed import StageData, ahead, load_resident, plan_calls, remaining, training_feed
@@ -36,34 +35,6 @@ from jaxpneumo.train.optimizer import Plateau, learning_rate_fn, make_optimizer,
 from jaxpneumo.train.step import make_eval_step, make_statistics_call, make_train_call, make_train_step
 
 logger = logging.getLogger(__name__)
-
-
-def make_model(config: ConfigDict, training: bool = True) -> UNet:
-    """The network of `config.model`; with `training` False for folded variables (`model.folding`).
-
-    Raises InputError for an unknown encoder or type.
-    """
-    model = config.model
-    if model.encoder not in ENCODERS:
-        raise InputError(f"model.encoder={model.encoder!r} is unknown: choose one of {', '.join(ENCODERS)}.")
-    if model.dtype not in ("float32", "bfloat16"):
-        raise InputError(f'model.dtype={model.dtype!r}: choose "float32" or "bfloat16".')
-    return UNet(
-        encoder=model.encoder,
-        dtype=jnp.dtype(model.dtype),
-        input_convolution=model.input_convolution,
-        momentum=batch_norm_momentum(config),
-        depths=tuple(model.depths),
-        width=model.width,
-        parts=rewrites_for(jax.default_backend(), training),
-        remat=model.remat,
-    )
-
-
-def batch_norm_momentum(config: ConfigDict) -> float:
-    """The config's BatchNorm momentum, or the encoder's own where it is None."""
-    given = config.model.momentum
-    return ENCODERS[config.model.encoder].momentum if given is None else given
 
 
 def train_stage(
@@ -104,7 +75,7 @@ def train_stage(
             f"use --config.{name}.batch_size={len(data.train_rows)} or less."
         )
     calls = plan_calls(steps_per_epoch)
-    on_host, on_device = _augmentations(config, stage.size)
+    on_host, on_device = augmentations(config, stage.size)
     resident = load_resident(config.data.resident, on_host is not None, data, stage.size, mesh)
 
     # --- model, optimizer, compiled functions
@@ -204,12 +175,17 @@ def train_stage(
         return result
 
 
-def _augmentations(config: ConfigDict, size: int) -> tuple[Any, Any]:
-    """The augmentation of the host's engine and that of the device's; at most one of them is not None."""
+def augmentations(config: ConfigDict, size: int) -> tuple[Any, Any]:
+    """The augmentation of the host's engine and that of the device's; at most one of them is not None.
+
+    Raises InputError when the host's is wanted and its library is another release than the one relied on.
+    """
     probabilities = {group: config.augment[group] for group in ("flip", "intensity", "distortion", "crop")}
     if not any(probabilities.values()):
         return None, None
     if config.augment.engine == "host":
+        from jaxpneumo.augment import host  # albumentations takes a second to import, and only this engine needs it
+
         return host.make_augment(**probabilities, size=size), None
     return None, device.make_augment(**probabilities, size=size)
 

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from jaxpneumo.data import dataset, splits
 from jaxpneumo.data.prepare import prepare
-from jaxpneumo.model import pretrained
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import InputError
@@ -26,12 +25,12 @@ from jaxpneumo.run.config import (
     trained_stages,
 )
 from jaxpneumo.run.folders import final_directory
+from jaxpneumo.run.network import first_variables
 from jaxpneumo.run.provenance import record_start
-from jaxpneumo.run.sharding import check_batch_size, is_first, make_mesh, replicated
-from jaxpneumo.run.state import initialise
+from jaxpneumo.run.sharding import check_batch_size, is_first
 from jaxpneumo.synthetic import radiographs
 from jaxpneumo.train.feed import StageData
-from jaxpneumo.train.loop import make_model, train_stage
+from jaxpneumo.train.loop import augmentations, train_stage
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +71,10 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     checkpoint.meet("data")
     for stage in stages_of(config):
         dataset.open_arrays(config.data.directory, config[stage].size)
+        augmentations(config, config[stage].size)
     dataset.open_arrays(config.data.directory, config.predict.size)
     data, split = _read_split(config, workdir / "splits.json" if resumed else None)
-    variables = _first_variables(config)
+    variables = first_variables(config)
     # Only now: a start that was refused leaves nothing behind that stands in the next one's way.
     checkpoint.meet("checks")
     if is_first():
@@ -177,15 +177,3 @@ def _write_split(config: ConfigDict, path: Path, data: StageData, split: dict[st
     """Keeps the split with the run, for its next start and for its evaluation."""
     image_id = dataset.read_index(config.data.directory).image_id
     splits.write_splits(path, image_id, data.train_rows, data.validation_rows, **splits.origin(split))
-
-
-def _first_variables(config: ConfigDict) -> dict[str, Any]:
-    """Variables the first stage starts from: another run's result, pretrained, or fresh ones."""
-    variables = initialise(make_model(config), config.seed)
-    if config.init_from:
-        source = Path(config.init_from)
-        stage = "stage1" if final_directory(source / "stage1").is_dir() else stages_of(read_config(source))[-1]
-        return checkpoint.restore_final(source / stage, variables, replicated(make_mesh()))[0]
-    if config.model.pretrained:
-        return pretrained.load(config.model.pretrained, variables)
-    return variables
