@@ -101,11 +101,10 @@ def synthetic_folders(config: ConfigDict) -> dict[str, Path]:
 def check_config(config: ConfigDict) -> None:
     """Raises InputError, naming all of them, for values that a config lacks or that cannot be."""
     values = _flat(config.to_dict())
-    sections = {key.split(".")[0] for key in values}
     problems = []
     for key in VALUES:
         section = key.split(".")[0]
-        missing = section if section not in sections else key if key not in values else ""
+        missing = section if section not in config else key if key not in values else ""
         if missing and f"{missing} is missing" not in problems:
             problems.append(f"{missing} is missing")
     if not stages_of(config):
