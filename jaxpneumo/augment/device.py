@@ -32,10 +32,11 @@ _product = partial(jnp.einsum, precision="highest")
 # Powers 0 to 5 of the distance from the centre make the optical distortion.
 _POWERS = 6
 
-# Cosines that the smoothing leaves less than this of are left out: together 0.002 px of displacement.
+# The smoothing multiplies each cosine by a factor; those with a smaller one are left out (0.002 px in all).
 _SMALLEST_COSINE = 1e-3
 
-Augment = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+# (keys (B,), image uint8 (B, S, S), mask uint8 0/1 (B, S, S)) -> image float32 0..255, mask float32
+DeviceAugment = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class Intensity(NamedTuple):
@@ -73,7 +74,7 @@ class Parameters(NamedTuple):
     crop: Crop
 
 
-def make_augment(flip: float, intensity: float, distortion: float, crop: float, size: int) -> Augment:
+def make_augment(flip: float, intensity: float, distortion: float, crop: float, size: int) -> DeviceAugment:
     """The augmentation of a batch, to be called in a compiled function.
 
     Args:
@@ -110,8 +111,8 @@ def draw(key: jax.Array, groups: Groups, size: int) -> Parameters:
 
 
 def _draw_intensity(key: jax.Array, probability: float) -> Intensity:
-    act, which, value = jax.random.uniform(key, (3,))
-    kind = jnp.where(act < probability, jnp.floor(3 * which), -1)
+    whether, which, value = jax.random.uniform(key, (3,))
+    kind = jnp.where(whether < probability, jnp.floor(3 * which), -1)
     low, high = description.GAMMA_RANGE
     return Intensity(
         contrast=jnp.where(kind == 0, 1 + description.CONTRAST_LIMIT * (2 * value - 1), 1.0),
@@ -124,11 +125,11 @@ def _draw_distortion(key: jax.Array, probability: float, size: int) -> Distortio
     noise, uniform = jax.random.split(key)
     cosines = _cosines(size).shape[1]
     cells = 2 * (description.GRID_CELLS + 1)
-    act, which, optical, *rest = jax.random.uniform(uniform, (3 + 6 + cells,))
+    whether, which, optical, *rest = jax.random.uniform(uniform, (3 + 6 + cells,))
     symmetric = 2 * jnp.stack([optical, *rest]) - 1
     _, limit = description.elastic_affine(size)
     return Distortion(
-        kind=jnp.where(act < probability, 1 + jnp.floor(3 * which).astype(jnp.int32), NO_DISTORTION),
+        kind=jnp.where(whether < probability, 1 + jnp.floor(3 * which).astype(jnp.int32), NO_DISTORTION),
         # Uniform noise in -1..1 has variance 1/3, which an orthonormal transform keeps.
         elastic_noise=jax.random.normal(noise, (2, cosines, cosines)) / np.sqrt(3),
         elastic_corners=limit * symmetric[1:7].reshape(3, 2),
@@ -138,13 +139,15 @@ def _draw_distortion(key: jax.Array, probability: float, size: int) -> Distortio
 
 
 def _draw_crop(key: jax.Array, probability: float, size: int) -> Crop:
-    act, *values = jax.random.uniform(key, (4,))
+    whether, *values = jax.random.uniform(key, (4,))
     low, high = description.crop_heights(size)
-    height = jnp.where(act < probability, _whole(values[0], low, high), size)
-    return Crop(height, left=_whole(values[1], 0, size - height), top=_whole(values[2], 0, size - height))
+    height = jnp.where(whether < probability, _uniform_integer(values[0], low, high), size)
+    return Crop(
+        height, left=_uniform_integer(values[1], 0, size - height), top=_uniform_integer(values[2], 0, size - height)
+    )
 
 
-def _whole(value: jax.Array, low: int | jax.Array, high: int | jax.Array) -> jax.Array:
+def _uniform_integer(value: jax.Array, low: int | jax.Array, high: int | jax.Array) -> jax.Array:
     """A uniform value in 0..1 as a whole number from low to high, both included."""
     return jnp.minimum(low + jnp.floor(value * (high - low + 1)).astype(jnp.int32), high)
 
@@ -238,13 +241,13 @@ def _affine(corners: jax.Array, flip: jax.Array, size: int) -> jax.Array:
 
 
 def _cosines(size: int) -> np.ndarray:
-    """(S, K) float32: the orthonormal cosines along a row, times what the elastic smoothing leaves of each."""
+    """(S, K) float32: the orthonormal cosines along a row, times the share that the elastic smoothing keeps of each."""
     _, sigma = description.elastic_field(size)
     k = np.arange(size)
-    left = np.exp(-((np.pi * k * sigma / size) ** 2) / 2)
-    k, left = k[left > _SMALLEST_COSINE], left[left > _SMALLEST_COSINE]
+    kept = np.exp(-((np.pi * k * sigma / size) ** 2) / 2)
+    k, kept = k[kept > _SMALLEST_COSINE], kept[kept > _SMALLEST_COSINE]
     cosines = np.cos(np.pi * k * (np.arange(size)[:, None] + 0.5) / size)
-    return (cosines * np.where(k == 0, 1, np.sqrt(2)) / np.sqrt(size) * left).astype(np.float32)
+    return (cosines * np.where(k == 0, 1, np.sqrt(2)) / np.sqrt(size) * kept).astype(np.float32)
 
 
 def _cells(size: int) -> np.ndarray:
@@ -278,7 +281,7 @@ def _bilinear(image: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
     # last row or column give their neighbours beyond it no weight.
     wide = jnp.pad(image, ((0, 1), (0, 1))).astype(jnp.uint32)
     packed = wide[:-1, :-1] | wide[:-1, 1:] << 8 | wide[1:, :-1] << 16 | wide[1:, 1:] << 24
-    four = _read(packed, left, top)
+    four = _pixels_at(packed, left, top)
     a, b, c, d = ((four >> shift & 255).astype(jnp.float32) for shift in (0, 8, 16, 24))
     right, down = x - left, y - top
     upper, lower = a + right * (b - a), c + right * (d - c)
@@ -287,7 +290,7 @@ def _bilinear(image: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
 
 def _nearest(mask: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
     """(S, S) at the pixels nearest to points, mirrored at the border."""
-    return _read(mask, jnp.round(_reflect(x, len(mask))), jnp.round(_reflect(y, len(mask))))
+    return _pixels_at(mask, jnp.round(_reflect(x, len(mask))), jnp.round(_reflect(y, len(mask))))
 
 
 def _reflect(position: jax.Array, size: int) -> jax.Array:
@@ -296,7 +299,7 @@ def _reflect(position: jax.Array, size: int) -> jax.Array:
     return (size - 1) - jnp.abs(position - period * jnp.floor(position / period) - (size - 1))
 
 
-def _read(array: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+def _pixels_at(array: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
     """array (S, S) at whole positions x, y inside it."""
     index = (y * len(array) + x).astype(jnp.int32)
     return array.reshape(-1).at[index].get(mode="promise_in_bounds")

@@ -36,7 +36,7 @@ VERSION = "2.0.8"
 # threads that share one mix up each other's records. Each thread builds its own.
 _this_thread = threading.local()
 
-Augment = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+HostAugment = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 
 def check_version(version: str) -> None:
@@ -84,7 +84,7 @@ def elastic_maps(noise: np.ndarray, moved: np.ndarray, alpha: float, sigma: floa
     return np.stack([a * x + b * y + c, d * x + e * y + f])
 
 
-def make_augment(flip: float, intensity: float, distortion: float, crop: float, size: int) -> Augment:
+def make_augment(flip: float, intensity: float, distortion: float, crop: float, size: int) -> HostAugment:
     """The augmentation of one record, to be called from any number of threads or worker processes.
 
     Args:

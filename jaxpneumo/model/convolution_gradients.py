@@ -3,7 +3,7 @@
 XLA derives a convolution's gradients as further convolutions. Its CPU libraries (oneDNN, Eigen) compute those at less
 than half the speed of the forward one: in the kernel's gradient the batch becomes the few input channels and the
 result has three columns, and the input's gradient in bfloat16 is computed in float32. Written out, both have many
-channels and many columns. The results are equal to rounding; BUILD_NOTES.md has the figures.
+channels and many columns. The results are equal to rounding; docs/performance.md has the figures.
 """
 
 import functools
@@ -69,14 +69,14 @@ def _input_gradient_by_columns(dy: jax.Array, kernel: jax.Array, padding: int) -
             ]
             term = terms[:, :, :, row, column].astype(jnp.promote_types(dy.dtype, jnp.float32))
             total += jax.lax.pad(term, jnp.zeros((), term.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-    return total.astype(dy.dtype)
+    return jnp.asarray(total).astype(dy.dtype)
 
 
 def _kernel_gradient(x: jax.Array, dy: jax.Array, size: int, padding: int) -> jax.Array:
     """The sum of `_kernel_gradient_of_part`. Wide maps go in parts, which fit the caches better."""
     parts = math.gcd(len(x), _MOST_PARTS) if x.shape[2] >= _WIDE else 1
     pairs = zip(jnp.split(x, parts), jnp.split(dy, parts), strict=True)
-    return sum(_kernel_gradient_of_part(*pair, size, padding) for pair in pairs)
+    return jnp.asarray(sum(_kernel_gradient_of_part(*pair, size, padding) for pair in pairs))
 
 
 def _kernel_gradient_of_part(x: jax.Array, dy: jax.Array, size: int, padding: int) -> jax.Array:

@@ -23,7 +23,7 @@ class FoldableNorm(nn.BatchNorm):
     """BatchNorm. Without statistics it is what `fold` has left of it: a bias."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # pyright: ignore[reportIncompatibleMethodOverride]
         if self.is_initializing() or self.has_variable("batch_stats", "mean"):
             return super().__call__(x)
         return x + self.param("bias", self.bias_init, (x.shape[-1],)).astype(x.dtype)

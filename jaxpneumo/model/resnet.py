@@ -28,7 +28,8 @@ def plain_stem(conv: partial, norm: partial | None, x: jax.Array) -> jax.Array:
 
 def plain_pool(x: jax.Array) -> jax.Array:
     """3x3 maximum at stride 2 of (B, H, W, C)."""
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    edges = ((1, 1), (1, 1))
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=edges)  # pyright: ignore[reportArgumentType]
 
 
 class PreactivationUnit(nn.Module):

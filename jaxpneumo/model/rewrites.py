@@ -1,6 +1,6 @@
 """Faster forms of the network's parts, equal to the plain ones up to rounding, and the choice among them.
 
-Every form has the plain one's signature in `unet.Parts` and the same variables. BUILD_NOTES.md says what each saves.
+Every form has the plain one's signature in `unet.Parts` and the same variables. What each saves: docs/performance.md.
 """
 
 import dataclasses
@@ -59,7 +59,9 @@ class GreyNorm(nn.BatchNorm):
     """
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         mean = self.variable("batch_stats", "mean", jnp.zeros, (3,), jnp.float32)
         variance = self.variable("batch_stats", "var", jnp.ones, (3,), jnp.float32)
         bias = self.param("bias", self.bias_init, (3,))

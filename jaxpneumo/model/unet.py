@@ -69,7 +69,7 @@ class DecoderBlock(nn.Module):
 
     features: int
     norm: ModuleFactory
-    conv: ModuleFactory
+    conv: Callable[..., Convolution]
     upsample: Callable[[Convolution, jax.Array, jax.Array | None], jax.Array]
 
     @nn.compact

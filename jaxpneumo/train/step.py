@@ -15,14 +15,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxpneumo.augment.device import DeviceAugment
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.run.state import TrainState
 from jaxpneumo.train.losses import bce_dice_loss
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-# (keys (B,), image uint8 (B, S, S), mask uint8 0/1 (B, S, S)) -> image float32 0..255, mask float32
-DeviceAugment = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def unpack(batch: Batch) -> tuple[jax.Array, jax.Array]:
