@@ -5,13 +5,14 @@
     python -m jaxpneumo.main --config=configs/exp5.py --config.stage1.epochs=2 --config.model.dtype=float32
     python -m jaxpneumo.main --config=configs/augmentation_study.py:A1
 
-The same command again goes on where it stopped. --config.a.b=value changes one value of the config; the config
-files say what each means. --workdir is the run's folder, by default runs/ and the config's name. Exit codes:
-0 done, 2 wrong use or bad input, 3 some files to predict were set aside, 75 stopped by SIGTERM after saving,
-1 failure.
+After a stop or a kill, the same command continues where it stopped. --config.a.b=value changes one value of the
+config; the config files explain every value. --workdir is the folder of the run (default: runs/ and the config's name).
 
-A process uses all devices it sees. Several, on one machine or many, train together where JAX_COORDINATOR_ADDRESS,
-JAX_NUM_PROCESSES and JAX_PROCESS_ID are set, or as tasks of one Slurm step; all must see the same folders.
+exit codes: 0 done; 1 failure; 2 wrong use or bad input; 3 done, but some files to predict were set aside; 75 stopped by
+SIGTERM after saving
+
+A process uses all devices it sees. Several processes, on one machine or on many, train together as tasks of one Slurm
+step, or where JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are set. All must see the same folders.
 """
 
 import logging

@@ -275,7 +275,9 @@ def test_a_remark_quotes_the_value():
     buffer = pydicom.filebase.DicomBytesIO()
     made.save_as(buffer, enforce_file_format=True)
     data = buffer.getvalue().replace(b"0.139\\0.139", b"0,139\\0,139")
-    assert dicom.parse(data, "a.dcm").remarks == (r"Pixel Spacing is '0,139\0,139', no number; it is ignored",)
+    assert dicom.parse(data, "a.dcm").remarks == (
+        r"Pixel Spacing is '0,139\0,139', which is not a number; it is ignored",
+    )
 
 
 @pytest.mark.parametrize("one", [{"RescaleSlope": 2}, {"RescaleIntercept": -50}])

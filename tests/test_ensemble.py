@@ -188,7 +188,7 @@ def test_thresholds_refuse_runs_that_do_not_belong_together(evaluated, folds, tm
     config = json.loads((other / "config.json").read_text())
     config["predict"]["tta"] = False
     (other / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"tta=True.*tta=False: thresholds hold for one of these only"):
+    with pytest.raises(InputError, match=r"tta=True.*tta=False: thresholds hold for one size and TTA only"):
         thresholds.main(["--workdir", f"{folds[0]},{other}"])
     config["predict"] |= {"tta": True, "size": 64}
     (other / "config.json").write_text(json.dumps(config))

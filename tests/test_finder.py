@@ -79,7 +79,7 @@ def test_what_is_left_out_is_counted_told_and_noted(folder, tmp_path, caplog):
     assert told == (
         f"Left out of {folder}: 2 DICOMDIR (DICOMDIR, ...); 2 hidden (.b.dcm, ...); 2 link to nothing (gone.dcm, ...); "
         "1 neither file nor folder (pipe.dcm); 2 not DICOM, PNG or JPEG by content (a.csv, ...); "
-        "2 packed, unpack what holds radiographs (x.dcm.gz, ...)."
+        "2 packed (unpack those that hold radiographs) (x.dcm.gz, ...)."
     )
 
 
@@ -156,7 +156,7 @@ def test_one_file_is_found_by_itself_and_nothing_is_an_error(folder, tmp_path):
     with pytest.raises(InputError, match=r"empty holds no radiographs \(DICOM, PNG or JPEG files\)\. Give the right"):
         find(tmp_path / "empty")
     (tmp_path / "empty/all.zip").touch()
-    with pytest.raises(InputError, match=r"1 packed, unpack what holds radiographs \(all\.zip\)\. Give"):
+    with pytest.raises(InputError, match=r"1 packed \(unpack those that hold radiographs\) \(all\.zip\)\. Give"):
         find(tmp_path / "empty")
     for wrong in ("nowhere", "x" * 300):
         with pytest.raises(InputError, match="neither a folder nor a file"):

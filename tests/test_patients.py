@@ -72,7 +72,7 @@ def test_what_is_stored_in_place_of_an_id_is_told_apart_alike():
     ids = [stored[patients.name(each)] for each in ("Anon.", "17", "17", "0")]
     found, problem = patients.believe(ids, lambda name: stored.get(name, name))
     assert found == ["", "c17", "c17", ""]
-    assert problem == '2 of 4 images have a word for nobody, such as "ANONYMOUS", as patient id'
+    assert problem == '2 of 4 images have a placeholder such as "ANONYMOUS" as patient id'
 
 
 @pytest.mark.parametrize(

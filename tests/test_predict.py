@@ -178,7 +178,7 @@ def test_other_pictures_are_set_aside_unless_they_are_wanted(workdir, radiograph
     assert predict.main([*arguments, "--output", str(tmp_path / "out")]) == PARTIAL
     told = capsys.readouterr().out
     assert "2 files set aside" in told
-    assert "2 of them are no frontal chest radiographs; --any-image predicts these, too." in told
+    assert "2 of them are not frontal chest radiographs; --any-image predicts them too." in told
     assert set(read_submission(tmp_path / "out/submission.csv")) == {"1.1", "1.4"}
     with open(tmp_path / "out/quarantine.csv") as file:
         reasons = {row["file"]: row["reason"] for row in csv.DictReader(file)}

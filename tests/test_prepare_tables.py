@@ -60,7 +60,7 @@ def test_one_word_for_every_patient_is_nobody(files, capsys):
     for number in range(20):
         files.add(f"1.{number}", ["0 10" if number % 2 else "-1"], seed=number, patient="ANONYMOUS")
     assert files.run() == 0
-    told = "one and the same patient id for 20 of 20 images names nobody"
+    told = "20 of 20 images have the same patient id, which therefore names no patient"
     assert f"Patients are known from nowhere: {told}. Each image" in capsys.readouterr().err
     assert set(dataset.read_index(files.output).patient) == {""}
     assert dataset.read_info(files.output)["made_from"]["patients_from"] == f"nowhere: {told}"
@@ -73,7 +73,7 @@ def test_words_for_nobody_among_patients(files, capsys, tmp_path):
     for number, name in enumerate(names):
         files.add(f"1.{number + 4}", seed=number + 4, patient=name)
     assert files.run() == 0
-    told = '3 of 13 images have a word for nobody, such as "ANONYMOUS", as patient id'
+    told = '3 of 13 images have a placeholder such as "ANONYMOUS" as patient id'
     assert f"Patients are known from header: {told}." in capsys.readouterr().err
     index = dataset.read_index(files.output)
     patient = dict(zip(index.image_id.tolist(), index.patient.tolist(), strict=True))
@@ -83,7 +83,7 @@ def test_words_for_nobody_among_patients(files, capsys, tmp_path):
     path.write_text("ImageId,patient,sex,age\n" + "".join(f"{name},REMOVED,Female,34\n" for name in patient))
     files.output = tmp_path / "other"
     assert files.run("--patients", path) == 0
-    assert "known from nowhere: one and the same patient id for 13 of 13 images" in capsys.readouterr().err
+    assert "known from nowhere: 13 of 13 images have the same patient id" in capsys.readouterr().err
     index = dataset.read_index(files.output)
     assert (set(index.patient), set(index.sex), set(index.age)) == ({""}, {"F"}, {34})
 

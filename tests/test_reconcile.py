@@ -87,10 +87,10 @@ def test_ids_of_nobody_are_unknown_and_the_source_says_so():
         kept, source = reconcile.believe_patients(rows, source)
         return [each.index["patient"] for each in kept], source
 
-    told = "one and the same patient id for 12 of 12 images names nobody"
+    told = "12 of 12 images have the same patient id, which therefore names no patient"
     assert people(*"Q" * 12) == ([""] * 12, f"nowhere: {told}")
     assert people(*"Q" * 12, source="file") == ([""] * 12, f"nowhere: {told}")
-    told = '2 of 5 images have a word for nobody, such as "ANONYMOUS", as patient id'
+    told = '2 of 5 images have a placeholder such as "ANONYMOUS" as patient id'
     assert people("anonymous", "a", "a", "anonymous", "b") == (["", "a", "a", "", "b"], f"header: {told}")
     assert people("anonymous", "a", "c", "anonymous", "b") == ([""] * 5, f"nowhere: {told}")
     assert people("anonymous", "a", "c", "anonymous", "b", source="file")[0] == ["", "a", "c", "", "b"]

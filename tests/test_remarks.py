@@ -36,12 +36,12 @@ def test_prepare_uses_the_picture_and_says_what_was_ignored(odd, capsys):
     (odd / "labels.csv").write_text("ImageId,EncodedPixels\n1.2.3,-1\n")
     arguments = ["--images", odd / "in", "--labels", odd / "labels.csv", "--output", odd / "p", "--sizes", "64"]
     assert prepare.main([*map(str, arguments), "--workers", "1", "--quiet"]) == 0
-    assert r"Pixel Spacing is '0,139\0,139', no number; it is ignored: a.dcm." in capsys.readouterr().err
+    assert r"Pixel Spacing is '0,139\0,139', which is not a number; it is ignored: a.dcm." in capsys.readouterr().err
     with open(odd / "p/index.csv", newline="") as file:
         assert next(csv.DictReader(file))["row_spacing"] == ""
 
 
 def test_predict_reads_the_same_remark(odd):
     assert read(Reading(odd / "in", 64), "a.dcm").remarks == (
-        r"Pixel Spacing is '0,139\0,139', no number; it is ignored",
+        r"Pixel Spacing is '0,139\0,139', which is not a number; it is ignored",
     )

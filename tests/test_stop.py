@@ -250,7 +250,7 @@ def test_after_damage_the_bits_are_the_same(prepared, whole, interrupted, tmp_pa
             cut(path / "progress/metadata")
     caplog.clear()
     assert_ends_as(whole, config, folder)
-    assert "no checkpoint that is whole is left: stage1 begins again" in caplog.text
+    assert "no undamaged checkpoint is left: stage1 starts from the beginning" in caplog.text
 
 
 def test_a_folder_of_checkpoints_that_cannot_be_read(prepared, tmp_path):

@@ -80,12 +80,12 @@ def test_ids_of_the_patients_may_be_paths(files):
 def test_nobody_is_no_patient(files, caplog):
     files[1].write_text("ImageId,patient\na,unknown\nb,7\nc,7\n")
     assert csv_tables.read_tables(*files).patient.tolist() == ["", "7", "7"]
-    assert "1 of 3 images have a word for nobody" in caplog.text
+    assert "1 of 3 images have a placeholder such as" in caplog.text
     names = [f"i{number}" for number in range(12)]
     files[0].write_text("ImageId,EncodedPixels\n" + "".join(f"{name},-1\n" for name in names))
     files[1].write_text("ImageId,patient\n" + "".join(f"{name},7\n" for name in names))
     assert csv_tables.with_patients(csv_tables.read_tables(files[0]), files[1]).patient.tolist() == [""] * 12
-    assert "patients.csv: one and the same patient id for 12 of 12 images names nobody" in caplog.text
+    assert "patients.csv: 12 of 12 images have the same patient id, which therefore names no patient" in caplog.text
 
 
 def test_codes_of_another_kind_are_said(files):

@@ -135,7 +135,7 @@ def test_swapped_files(data, first, second):
 def test_file_of_another_data_set(data):
     images = np.load(data / "images_32.npy")
     np.save(data / "images_32.npy", 255 - images)
-    assert problems(data) == ["images_32.npy: has not one image that was prepared: is it another data set's file?"]
+    assert problems(data) == ["images_32.npy: names none of the prepared images: does it belong to another data set?"]
     np.save(data / "images_32.npy", images[:20])
     assert problems(data) == ["images_32.npy: is uint8 (20, 32, 32); dataset.json says uint8 (24, 32, 32)"]
     np.save(data / "images_32.npy", np.array([{}], object), allow_pickle=True)
@@ -228,7 +228,7 @@ def test_without_row_checksums_the_image_is_not_named(data):
     change_info(data, sha256=digests)
     assert problems(data) == []
     spoil(data / "images_32.npy", -1)
-    assert problems(data) == ["images_32.npy: has changed since it was prepared; which image cannot be told"]
+    assert problems(data) == ["images_32.npy: has changed since it was prepared; the image cannot be named"]
 
 
 def test_damaged_splits(data, capsys):
@@ -258,7 +258,7 @@ def test_many_problems_are_counted(data, capsys):
     assert verify.main(["--data", str(data), "--quiet"]) == 1
     output = capsys.readouterr().out
     assert output.count("has changed") == verify.SHOWN
-    assert "images_64.npy: and 3 problems more" in output
+    assert "images_64.npy: and 3 more problems" in output
 
 
 def test_wrong_use(data, tmp_path):
