@@ -23,7 +23,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxpneumo.data import dataset
+from jaxpneumo.data import dataset, finder
 from jaxpneumo.process import command, places, run_report
 from jaxpneumo.process.errors import DONE, PARTIAL, InputError
 from jaxpneumo.process.runtime import prepare_process
@@ -145,9 +145,7 @@ def _check_input(config: ConfigDict, workdir: Path) -> None:
     if not Path(where).exists():
         drawn = f"; the synthetic ones will be in {made}" if made else ""
         raise InputError(f"--config.predict.input={where}: there is no such folder. Give one of radiographs{drawn}.")
-    from jaxpneumo.predict.reading import find_radiographs
-
-    find_radiographs(Path(where), workdir / "predictions")
+    finder.find(Path(where), workdir / "predictions")
 
 
 if __name__ == "__main__":

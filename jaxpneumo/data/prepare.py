@@ -415,5 +415,4 @@ exit codes: 0 clean; 3 partial: done, but something was set aside; 1 failed: som
     add("--split", default="random", metavar="HOW", help="random (default), patient, or a splits.json")
     add("--validation-fraction", type=FRACTION, default=0.1, metavar="F", help="default: 0.1")
     add("--seed", type=SEED, default=0, metavar="N", help="of the split (default: 0)")
-    add("--quiet", action="store_true", help="no progress bar")
     return parser

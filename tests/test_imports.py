@@ -1,0 +1,135 @@
+"""Importing this package changes nothing in the process, and the floor of `process` has no circle."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import run
+from conftest import REPOSITORY
+
+PROCESS = REPOSITORY / "jaxpneumo" / "process"
+
+# Every module of the package, one after the other; what they have changed in the process is printed.
+PROBE = """
+import csv, json, logging, os, signal, sys, warnings
+import cv2, numpy, pydicom.config
+from importlib import import_module
+
+def state():
+    return {
+        "environment": dict(os.environ),
+        "warnings": [str(each) for each in warnings.filters],
+        "threads": cv2.getNumThreads(),
+        "pydicom": [logging.getLogger("pydicom").level, pydicom.config.settings.reading_validation_mode],
+        "absl": logging.getLogger("absl").level,
+        "handlers": len(logging.getLogger().handlers),
+        "sigterm": str(signal.getsignal(signal.SIGTERM)),
+        "field": csv.field_size_limit(),
+        "tunables": sys.getrecursionlimit(),
+    }
+
+before = state()
+for name in sys.argv[1:]:
+    import_module(name)
+after = state()
+print(json.dumps({key: [before[key], after[key]] for key in before if before[key] != after[key]}))
+"""
+
+
+def modules_of(*folders: str) -> list[str]:
+    paths = [path for folder in folders for path in sorted((REPOSITORY / "jaxpneumo" / folder).glob("*.py"))]
+    return [".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in paths if path.stem != "__init__"]
+
+
+@pytest.mark.parametrize(
+    "folders", [("process",), ("dicom",), ("data/labels.py",), ("synthetic",), ("score",)], ids=lambda each: each[0]
+)
+def test_importing_changes_nothing(folders):
+    names = [name for folder in folders for name in modules_of(folder)] or ["jaxpneumo.data.labels"]
+    done = run("-c", PROBE, *names, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {}
+
+
+def test_albumentations_leaves_the_environment_as_it_was():
+    probe = "import os, jaxpneumo.augment.host; print(os.environ.get('NO_ALBUMENTATIONS_UPDATE'))"
+    assert run("-c", probe, timeout=300).stdout.strip() == "None"
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of `process` that one of them imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "jaxpneumo.process":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxpneumo.process."):
+            found.add(node.module.rsplit(".", 1)[1])
+    return found
+
+
+def test_process_has_no_circle():
+    needs = {path.stem: imports_of(path) for path in PROCESS.glob("*.py") if path.stem != "__init__"}
+    assert needs["recording"] >= {"atomic", "run_report"}, "the imports are found"
+    while free := {name for name, others in needs.items() if not others & needs.keys()}:
+        needs = {name: others for name, others in needs.items() if name not in free}
+    assert not needs, f"these import each other: {needs}"
+
+
+LEAK = """
+import logging, sys, warnings
+from multiprocessing import get_context
+from pathlib import Path
+
+def read(path):
+    logging.basicConfig(level=logging.DEBUG)
+    warnings.simplefilter("always")
+    from jaxpneumo.dicom import dicom
+    print(dicom.read_image(path).image.shape, dicom.read_uid(Path(path).read_bytes()))
+
+if __name__ == "__main__":
+    read(sys.argv[1])
+    process = get_context("spawn").Process(target=read, args=sys.argv[1:2])
+    process.start()
+    process.join()
+    with warnings.catch_warnings():
+        read(sys.argv[1])
+    read(sys.argv[1])
+"""
+
+
+def test_no_warning_tells_a_header_value(tmp_path):
+    """As a library and in a worker process, though all warnings are asked for and filters come and go."""
+    import numpy as np
+    import pydicom
+    from pydicom import config
+
+    from jaxpneumo.dicom import dicom
+
+    file = tmp_path / "a.dcm"
+    dicom.write(file, np.arange(64 * 64, dtype=np.uint8).reshape(64, 64), "1.2.3", "P1", age=40)
+    data = pydicom.dcmread(file)
+    mode, config.settings.writing_validation_mode = config.settings.writing_validation_mode, config.IGNORE
+    try:
+        # Values that the standard forbids, as a hospital's system may write them; pydicom warns of each.
+        data.PatientAge, data.PatientID, data.PatientSex = "SECRETAGE", "SECRETID" * 20, "secret sex"
+        data.PatientBirthDate, data.SpecificCharacterSet = "SECRETDATE", "SECRETSET"
+        data.PixelSpacing = ["0.1390000000000000000000001", "0.139"]
+        data.save_as(file)
+    finally:
+        config.settings.writing_validation_mode = mode
+    loud = "import pydicom, sys; d = pydicom.dcmread(sys.argv[1]); d.decode(); str(d)"
+    assert "SECRET" in run("-W", "always", "-c", loud, file).stderr, "pydicom alone does tell"
+    script = tmp_path / "script.py"
+    script.write_text(LEAK)
+    done = run("-W", "always", script, file, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("(64, 64) 1.2.3") == 4
+    assert "secret" not in (done.stdout + done.stderr).lower()
+    assert sys.executable and not done.stderr.count("Warning")
+
+
+def test_run_is_a_process(tmp_path):
+    assert isinstance(run("-c", "print(1)"), subprocess.CompletedProcess)
