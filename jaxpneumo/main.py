@@ -149,5 +149,6 @@ def _check_input(config: ConfigDict, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    prepare_process(computes=not command.asks_for_help(sys.argv[1:]))
+    if not command.asks_for_help(sys.argv[1:]):
+        prepare_process()
     sys.exit(command.run("train", main, sys.argv[1:]))

@@ -2,11 +2,8 @@
 
 import ast
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
 from commands import run
 from conftest import REPOSITORY
 
@@ -15,7 +12,12 @@ PROCESS = REPOSITORY / "jaxpneumo" / "process"
 # Every module of the package, one after the other; what they have changed in the process is printed.
 PROBE = """
 import csv, json, logging, os, signal, sys, warnings
-import cv2, numpy, pydicom.config
+# What these change themselves is theirs.
+import cv2, flax, grain, matplotlib.figure, ml_collections.config_flags, numpy, optax, orbax.checkpoint, scipy.stats
+import jinja2, pydicom.config, pydicom.pixels, simplejpeg, tqdm
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+import albumentations
+del os.environ["NO_ALBUMENTATIONS_UPDATE"]
 from importlib import import_module
 
 def state():
@@ -28,7 +30,6 @@ def state():
         "handlers": len(logging.getLogger().handlers),
         "sigterm": str(signal.getsignal(signal.SIGTERM)),
         "field": csv.field_size_limit(),
-        "tunables": sys.getrecursionlimit(),
     }
 
 before = state()
@@ -39,16 +40,11 @@ print(json.dumps({key: [before[key], after[key]] for key in before if before[key
 """
 
 
-def modules_of(*folders: str) -> list[str]:
-    paths = [path for folder in folders for path in sorted((REPOSITORY / "jaxpneumo" / folder).glob("*.py"))]
-    return [".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in paths if path.stem != "__init__"]
-
-
-@pytest.mark.parametrize(
-    "folders", [("process",), ("dicom",), ("data/labels.py",), ("synthetic",), ("score",)], ids=lambda each: each[0]
-)
-def test_importing_changes_nothing(folders):
-    names = [name for folder in folders for name in modules_of(folder)] or ["jaxpneumo.data.labels"]
+def test_importing_changes_nothing():
+    paths = sorted((REPOSITORY / "jaxpneumo").rglob("*.py"))
+    names = [".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in paths]
+    names = [name for name in names if not name.endswith(("__init__", "__main__"))]
+    assert {"jaxpneumo.process.runtime", "jaxpneumo.dicom.dicom", "jaxpneumo.train.loop"} <= set(names)
     done = run("-c", PROBE, *names, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {}
@@ -128,8 +124,4 @@ def test_no_warning_tells_a_header_value(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("(64, 64) 1.2.3") == 4
     assert "secret" not in (done.stdout + done.stderr).lower()
-    assert sys.executable and not done.stderr.count("Warning")
-
-
-def test_run_is_a_process(tmp_path):
-    assert isinstance(run("-c", "print(1)"), subprocess.CompletedProcess)
+    assert "Warning" not in done.stderr
