@@ -20,7 +20,10 @@ def no_new_start(*_):
     raise AssertionError("the command starts anew")
 os.execv = no_new_start
 from jaxpneumo.__main__ import main
-code = main()
+try:
+    code = main()
+except SystemExit as end:  # argparse leaves so after a help
+    code = end.code
 print("\\n" + json.dumps([code, sorted(sys.modules)]))
 """
 
