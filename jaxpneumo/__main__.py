@@ -69,7 +69,8 @@ def _main() -> int:
         print(f"jaxpneumo: there is no verb {name!r}; choose one of {', '.join(VERBS)}.{like}", file=sys.stderr)
         return BAD_INPUT
     verb = VERBS[name]
-    prepare_process(verb.computes and not asks_for_help(arguments))
+    if verb.computes and not asks_for_help(arguments):
+        prepare_process()
     return run(name, lambda rest: import_module(verb.module).main(rest), arguments)
 
 

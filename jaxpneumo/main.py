@@ -24,7 +24,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxpneumo.data import dataset
+from jaxpneumo.data import dataset, finder
 from jaxpneumo.process import command, places, run_report
 from jaxpneumo.process.errors import DONE, PARTIAL, InputError
 from jaxpneumo.process.runtime import prepare_process
@@ -148,11 +148,10 @@ def _check_input(config: ConfigDict, workdir: Path) -> None:
         raise InputError(
             f"--config.predict.input={where}: there is no such folder. Give a folder of radiographs{drawn}."
         )
-    from jaxpneumo.predict.reading import find_radiographs
-
-    find_radiographs(Path(where), workdir / "predictions")
+    finder.find(Path(where), workdir / "predictions")
 
 
 if __name__ == "__main__":
-    prepare_process(computes=not command.asks_for_help(sys.argv[1:]))
+    if not command.asks_for_help(sys.argv[1:]):
+        prepare_process()
     sys.exit(command.run("train", main, sys.argv[1:]))

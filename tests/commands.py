@@ -11,7 +11,7 @@ from jaxpneumo.bench.bench import BENCHMARKS
 
 # Modules whose `main` is a verb; train has a command line of its own.
 MAINS = {name: verb.module for name, verb in command.VERBS.items() if name not in ("train", "bench")}
-MAINS |= {f"bench {what}": f"jaxpneumo.bench.{what}" for what in BENCHMARKS}
+MAINS |= {f"bench {what}": f"jaxpneumo.bench.bench_{what}" for what in BENCHMARKS}
 
 
 def run(*arguments, **kwargs) -> subprocess.CompletedProcess:

@@ -1,7 +1,9 @@
 """What several test files share: reference data, a small prepared data set, shipped configs made small."""
 
 import importlib.util
+import logging
 import os
+import signal
 from pathlib import Path
 
 from jaxpneumo.process import runtime
@@ -20,10 +22,12 @@ from ml_collections import ConfigDict
 
 from jaxpneumo.data import dataset
 from jaxpneumo.data.prepare import prepare
+from jaxpneumo.process import command, progress
 from jaxpneumo.synthetic import radiographs as synthetic
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+runtime.one_thread_each()
 # Grain reads absl's flags, which pytest leaves unparsed.
 flags.FLAGS.mark_as_parsed()
 
@@ -86,8 +90,21 @@ def evaluated(prepared, tmp_path_factory) -> Path:
     config.predict.threshold = 0.3
     config.predict.removal_threshold = 20000
     train(config, folder)
-    assert main(["--workdir", str(folder), "--quiet"]) == DONE
+    assert main(["--workdir", str(folder)]) == DONE
     return folder
+
+
+@pytest.fixture
+def as_before():
+    """A command that a test runs in this process leaves its handlers, log and progress bars as they were."""
+    handler, root = signal.getsignal(signal.SIGTERM), logging.getLogger()
+    handlers, levels = root.handlers[:], (root.level, command.logger.level, logging.getLogger("absl").level)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+    root.handlers[:] = handlers
+    for logger, level in zip((root, command.logger, logging.getLogger("absl")), levels, strict=True):
+        logger.setLevel(level)
+    progress.silent = False
 
 
 def load_config(name: str) -> ConfigDict:

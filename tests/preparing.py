@@ -4,9 +4,11 @@ import csv
 
 import cv2
 import numpy as np
+import pytest
 
 from jaxpneumo.data import prepare, rle
 from jaxpneumo.dicom import dicom
+from jaxpneumo.process import progress
 
 
 class Files:
@@ -37,7 +39,9 @@ class Files:
             "--workers",
             "1",
         ]
-        return prepare.main([*map(str, arguments), "--sizes", "32,64", "--quiet", *map(str, options)])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(progress, "silent", True)  # as --quiet does: the tests compare what is told
+            return prepare.main([*map(str, arguments), "--sizes", "32,64", *map(str, options)])
 
     def quarantine(self) -> list[dict[str, str]]:
         with open(self.output / "quarantine.csv", newline="") as file:

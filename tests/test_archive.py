@@ -32,7 +32,7 @@ def files(radiographs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def arguments(evaluated, files):
-    rest = ["--overlays", "0", "--quiet", "--removal-threshold", "750000", "--batch-size", "4"]
+    rest = ["--overlays", "0", "--removal-threshold", "750000", "--batch-size", "4"]
     return ["--workdir", str(evaluated), "--input", str(files), *rest]
 
 
@@ -123,7 +123,7 @@ def test_changed_and_new_files_are_done_and_those_gone_are_dropped(evaluated, fi
     source.mkdir()
     for name in ("00000", "00001", "00002"):
         (source / f"{name}.dcm").write_bytes((files / f"000/{name}.dcm").read_bytes())
-    arguments = ["--workdir", str(evaluated), "--input", str(source), "--output", str(tmp_path / "out"), "--quiet"]
+    arguments = ["--workdir", str(evaluated), "--input", str(source), "--output", str(tmp_path / "out")]
     assert predict.main(arguments) == DONE
     before = {entry["file"]: entry for entry in read_entries(tmp_path / "out" / MANIFEST) if "file" in entry}
     (source / "00000.dcm").unlink()
@@ -187,7 +187,7 @@ def test_other_models_settings_and_users_are_refused(single, arguments, tmp_path
 def test_an_ensemble_is_its_runs_and_their_weights(evaluated, files, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.dcm").write_bytes((files / "000/00000.dcm").read_bytes())
-    arguments = ["--workdir", f"{evaluated},{evaluated}", "--input", str(tmp_path / "in"), "--quiet"]
+    arguments = ["--workdir", f"{evaluated},{evaluated}", "--input", str(tmp_path / "in")]
     arguments += ["--output", str(tmp_path / "out"), "--overlays", "0"]
     assert predict.main(arguments) == DONE
     assert next(read_entries(tmp_path / "out" / MANIFEST))["settings"]["weights"] == [0.5, 0.5]
@@ -258,7 +258,7 @@ def test_more_parts_than_files(evaluated, files, tmp_path):
     source = tmp_path / "in"
     source.mkdir()
     (source / "a.dcm").write_bytes((files / "000/00000.dcm").read_bytes())
-    arguments = ["--workdir", str(evaluated), "--input", str(source), "--output", str(tmp_path / "out"), "--quiet"]
+    arguments = ["--workdir", str(evaluated), "--input", str(source), "--output", str(tmp_path / "out")]
     for part in range(3):
         assert predict.main([*arguments, "--num-parts", "3", "--part-id", str(part)]) == DONE
     assert merge.main(["--input", str(tmp_path / "out"), "--output", str(tmp_path / "merged.csv")]) == DONE
@@ -295,7 +295,7 @@ def test_rows_are_sorted_in_files_as_in_memory(tmp_path, monkeypatch):
 def test_3000_files_in_parts_killed_twice_and_memory_stays(evaluated, shared, tmp_path):
     originals = sorted((shared / "data/siim-sample/dicom-images-train").rglob("*.dcm"))
     write_archive(tmp_path / "in", originals, 3000, 30)
-    base = ["--workdir", str(evaluated), "--input", str(tmp_path / "in"), "--overlays", "0", "--quiet"]
+    base = ["--workdir", str(evaluated), "--input", str(tmp_path / "in"), "--overlays", "0"]
     base += ["--removal-threshold", "710000"]
     single = tmp_path / "single"
     code, memory = watch([*base, "--output", str(single)], single / MANIFEST, (501, 1501, 2990))

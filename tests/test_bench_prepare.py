@@ -11,7 +11,7 @@ from jaxpneumo.process.errors import InputError
 
 def test_prepare(radiographs, tmp_path, capsys):
     arguments = ["prepare", "--images", radiographs / "dicom", "--labels", radiographs / "labels.csv", "--count", 60]
-    arguments += ["--repeats", 1, "--workers", 2, "--output", tmp_path / "a.json", "--scratch", tmp_path, "--quiet"]
+    arguments += ["--repeats", 1, "--workers", 2, "--output", tmp_path / "a.json", "--scratch", tmp_path]
     assert bench.main([str(argument) for argument in arguments]) == 0
     result = json.loads((tmp_path / "a.json").read_text())
     assert (result["images"], result["workers"], result["repeats"]) == (60, 2, 1)

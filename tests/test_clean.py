@@ -74,7 +74,7 @@ def test_a_dry_run_says_it_and_changes_nothing(workdir, capsys):
 
 def test_a_cleaned_run_is_complete_and_serves_as_before(workdir, radiographs, tmp_path, caplog):
     folder = ["--workdir", str(workdir)]
-    asked = [*folder, "--input", str(radiographs / "dicom"), "--overlays", "0", "--quiet"]
+    asked = [*folder, "--input", str(radiographs / "dicom"), "--overlays", "0"]
     assert predict.main([*asked, "--output", str(tmp_path / "before")]) == DONE
     summary = read_json(workdir / "evaluation/summary.json")
     assert clean.main(folder) == DONE
@@ -83,7 +83,7 @@ def test_a_cleaned_run_is_complete_and_serves_as_before(workdir, radiographs, tm
     train(read_config(workdir), workdir)
     assert "stage1 is already complete; its result is read from" in caplog.text
     assert not (workdir / "stage1/checkpoints").exists()
-    assert evaluate.main([*folder, "--quiet"]) == DONE
+    assert evaluate.main([*folder]) == DONE
     again = read_json(workdir / "evaluation/summary.json")
     assert (again["scores"], again["image_level"]) == (summary["scores"], summary["image_level"])
     assert report.main(folder) == DONE

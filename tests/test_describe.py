@@ -125,7 +125,7 @@ def test_prepared_data(prepared, tmp_path):
 
 def test_a_part_without_images_is_described_as_such(prepared, tmp_path, capsys):
     data = shutil.copytree(prepared, tmp_path / "data")
-    assert partition.main(["--data", str(data), "--validation-fraction", "0", "--quiet"]) == 0
+    assert partition.main(["--data", str(data), "--validation-fraction", "0"]) == 0
     printed = capsys.readouterr().out
     assert "24 training images (" in printed
     assert "0 validation images (0 positive)" in printed
@@ -135,11 +135,11 @@ def test_a_part_without_images_is_described_as_such(prepared, tmp_path, capsys):
     empty = parts["validation"]
     assert (empty["images"], empty["positive"], empty["patients"], empty["all_empty"]) == (0, 0, None, None)
     assert set(empty["removal"]["ceiling"].values()) == {None}
-    assert describe.main(["--data", str(data), "--quiet", "--picture", str(tmp_path / "a.png")]) == 0
+    assert describe.main(["--data", str(data), "--picture", str(tmp_path / "a.png")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert next(line for line in lines if line.startswith("images ")).split() == ["images", "24", "24", "0"]
     assert next(line for line in lines if line.startswith("mean Dice of predicting nothing")).endswith(" -")
-    assert describe.main(["--data", str(data), "--quiet", "--json"]) == 0
+    assert describe.main(["--data", str(data), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["parts"]["validation"]["images"] == 0
 
 
@@ -160,7 +160,7 @@ def test_prepared_data_and_tables_agree(prepared, radiographs):
 
 def test_command(prepared, tmp_path, capsys):
     picture = tmp_path / "made" / "data.png"
-    arguments = ["--data", str(prepared), "--quiet"]
+    arguments = ["--data", str(prepared)]
     assert describe.main([*arguments, "--json", "--picture", str(picture)]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == describe.describe_data(prepared, quiet=True)

@@ -50,7 +50,7 @@ def folds(prepared, tmp_path_factory):
         config = one_stage(prepared)
         config.data.split, config.data.fold = str(folder / "folds.json"), number
         train(config, folder / f"fold{number}")
-        assert evaluate.main(["--workdir", str(folder / f"fold{number}"), "--quiet"]) == DONE
+        assert evaluate.main(["--workdir", str(folder / f"fold{number}")]) == DONE
     return [folder / "fold0", folder / "fold1"]
 
 
@@ -123,7 +123,7 @@ def test_predict_takes_several_runs(evaluated, second, radiographs, tmp_path):
     def predicted(*flags):
         output = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
         arguments = [*flags, "--input", str(radiographs / "dicom"), "--output", str(output), "--overlays", "0"]
-        arguments += ["--quiet", "--threshold", "0.3", "--removal-threshold", "0", "--workers", "0"]
+        arguments += ["--threshold", "0.3", "--removal-threshold", "0", "--workers", "0"]
         assert predict.main(arguments) == DONE
         return read_submission(output / "submission.csv")
 
@@ -136,7 +136,7 @@ def test_predict_takes_several_runs(evaluated, second, radiographs, tmp_path):
 
 
 def test_evaluate_scores_an_ensemble_into_its_own_folder(evaluated, second, tmp_path):
-    both = ["--workdir", str(evaluated), "--workdir", str(second), "--quiet"]
+    both = ["--workdir", str(evaluated), "--workdir", str(second)]
     with pytest.raises(InputError, match="give --output FOLDER"):
         evaluate.main(both)
     assert evaluate.main([*both, "--weights", "1,0", "--output", str(tmp_path / "first")]) == DONE
@@ -153,7 +153,7 @@ def test_evaluate_scores_an_ensemble_into_its_own_folder(evaluated, second, tmp_
 
 
 def test_runs_of_different_folds_are_not_scored_together(folds, tmp_path):
-    both = ["--workdir", f"{folds[0]},{folds[1]}", "--quiet", "--output", str(tmp_path / "out")]
+    both = ["--workdir", f"{folds[0]},{folds[1]}", "--output", str(tmp_path / "out")]
     with pytest.raises(InputError, match=r"do not validate on the same images \(0 in common, of 12 and 12\)"):
         evaluate.main(both)
     assert evaluate.main([*both, "--part", "all"]) == DONE
@@ -176,7 +176,7 @@ def test_out_of_fold_counts_choose_the_thresholds_of_all_runs(folds, radiographs
     area = tables[0].areas.tolist().index(saved[0]["removal_threshold"])
     each = [thresholds.surface(table, "image")[level, area] for table in tables]
     assert saved[0]["in_sample"] == pytest.approx(np.average(each, weights=[len(table.pixels) for table in tables]))
-    arguments = ["--workdir", f"{folds[0]},{folds[1]}", "--input", str(radiographs / "dicom"), "--quiet"]
+    arguments = ["--workdir", f"{folds[0]},{folds[1]}", "--input", str(radiographs / "dicom")]
     arguments += ["--output", str(tmp_path / "out"), "--overlays", "0", "--thresholds", "both", "--workers", "0"]
     assert predict.main(arguments) == DONE
 

@@ -95,7 +95,7 @@ def test_files_for_a_person_are_there(workdir, summary):
 
 
 def test_batch_size_does_not_change_the_scores(workdir, summary, tmp_path):
-    arguments = ["--workdir", str(workdir), "--quiet", "--batch-size", "2", "--output", str(tmp_path)]
+    arguments = ["--workdir", str(workdir), "--batch-size", "2", "--output", str(tmp_path)]
     assert module.main(arguments) == DONE
     again = json.loads((tmp_path / "summary.json").read_text())
     assert again["n_images"] == summary["n_images"]
@@ -104,7 +104,7 @@ def test_batch_size_does_not_change_the_scores(workdir, summary, tmp_path):
 
 
 def test_another_data_set_is_scored_whole(workdir, prepared, tmp_path, capsys):
-    arguments = ["--workdir", str(workdir), "--quiet", "--data", str(prepared), "--part", "all"]
+    arguments = ["--workdir", str(workdir), "--data", str(prepared), "--part", "all"]
     assert module.main([*arguments, "--output", str(tmp_path / "all")]) == DONE
     summary = read_json(tmp_path / "all/summary.json")
     assert summary["n_images"] == 24
@@ -181,7 +181,7 @@ def test_images_of_one_patient_have_no_intervals(workdir, radiographs, tmp_path,
     for run in runs:
         (run / "evaluation/thresholds.json").unlink()
         arguments = ["--workdir", str(run), "--data", str(one), "--part", "all", "--output", str(run / "evaluation")]
-        assert module.main([*arguments, "--quiet"]) == DONE
+        assert module.main([*arguments]) == DONE
     assert "[no intervals: all images are of one patient]" in capsys.readouterr().out
     summary = read_json(runs[0] / "evaluation/summary.json")
     assert summary["intervals"]["clusters"] == 1

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from jaxpneumo.data import finder
-from jaxpneumo.data.finder import find, name_of, repeated_names
+from jaxpneumo.data.finder import find
+from jaxpneumo.data.ids import name_of, repeated_names
 from jaxpneumo.dicom.dicom import write
 from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.files import printable
 from jaxpneumo.process.recording import recording
 
 IMAGE = np.arange(1024, dtype=np.uint8).reshape(32, 32)
@@ -181,7 +183,7 @@ def test_names_that_are_no_text_are_found_and_told_apart(folder, caplog):
     (folder / os.fsdecode(b"\xff.txt")).touch()
     found = find(folder)
     assert sorted(map(os.fsencode, found.sources)) == sorted(names)
-    called = {name_of(source, frozenset()) for source in found.sources}
+    called = {printable(name_of(source, frozenset())) for source in found.sources}
     expected = {r"M\xfcller", r"M\xe4ller", r"M\x5cxfcller", "Müller", r"two\x0alines", r"\x20"}
     assert called == expected
     assert r"\xff.txt" in caplog.text

@@ -115,7 +115,7 @@ def test_an_environment_without_python_is_said(folds, tmp_path):
 def test_a_tiny_run_of_two_folds(prepared, tmp_path):
     """The real command, twice: the second start finds everything done."""
     file = tmp_path / "folds.json"
-    command = ["--data", str(prepared), "--method", "patient", "--folds", "2", "--output", str(file), "--quiet"]
+    command = ["--data", str(prepared), "--method", "patient", "--folds", "2", "--output", str(file)]
     assert partition.main(command) == DONE
     small = {"stage1.size": 32, "stage1.batch_size": 4, "stage1.epochs": 1, "stage1.swa_epochs": 0, "model.width": 8}
     small |= {"predict.size": 32, "predict.batch_size": 4, "model.depths": "(1, 1, 1, 1)", "data.directory": prepared}

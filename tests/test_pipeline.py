@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxpneumo.data import finder
+from jaxpneumo.data.ids import repeated_names
 from jaxpneumo.data.squash import squash
 from jaxpneumo.dicom.dicom import read, write
 from jaxpneumo.predict import reading
@@ -84,7 +85,7 @@ def test_images_are_called_by_uid_else_by_name_and_where_names_repeat_by_path(tm
     for folder in ("p1", "p2"):
         write(tmp_path / folder / "1.2.3.dcm", picture(9), "1.2.3")  # copies of one image, named by its UID
     found = finder.find(tmp_path)
-    reading = Reading(tmp_path, 32, finder.repeated_names(found.sources))
+    reading = Reading(tmp_path, 32, repeated_names(found.sources))
     assert {each.source: each.uid for each in read_ahead(reading, found.sources, team)} == {
         "p1/1.2.3.dcm": "1.2.3",
         "p1/view1.png": "p1/view1",

@@ -23,23 +23,23 @@ class TestPaths:
             (tmp_path / name).mkdir()
         verbs = {verb: import_module(module).main for verb, module in MAINS.items()}
         monkeypatch.chdir(tmp_path / "drawn")
-        assert verbs["synthesize"](["--output", ".", "--count", "4", "--size", "64", "--quiet"]) == DONE
+        assert verbs["synthesize"](["--output", ".", "--count", "4", "--size", "64"]) == DONE
         assert {"dicom", "labels.csv"} <= {path.name for path in Path().iterdir()}, "it is still the same folder"
         monkeypatch.chdir(tmp_path / "data")
         arguments = ["--images", str(radiographs / "dicom"), "--labels", str(radiographs / "labels.csv"), "--output=."]
-        assert verbs["prepare"]([*arguments, "--sizes", "32", "--workers", "1", "--quiet"]) == DONE
+        assert verbs["prepare"]([*arguments, "--sizes", "32", "--workers", "1"]) == DONE
         assert Path("dataset.json").is_file()
-        assert verbs["verify"](["--data", ".", "--quiet"]) == DONE
-        assert verbs["split"](["--data", "../data", "--output", "f.json", "--quiet"]) == DONE
+        assert verbs["verify"](["--data", "."]) == DONE
+        assert verbs["split"](["--data", "../data", "--output", "f.json"]) == DONE
         assert Path("f.json").is_file()
         assert Path("f.leaks.json").is_file()
         monkeypatch.chdir(tmp_path / "out")
-        arguments = ["--workdir", str(evaluated), "--input", str(radiographs / "dicom"), "--quiet"]
+        arguments = ["--workdir", str(evaluated), "--input", str(radiographs / "dicom")]
         assert verbs["predict"]([*arguments, "--output", ".", "--overlays", "0"]) == DONE
         assert len(Path("submission.csv").read_text().splitlines()) == 25
         shutil.copytree(evaluated, tmp_path / "copy", dirs_exist_ok=True)
         monkeypatch.chdir(tmp_path / "copy")
-        assert verbs["evaluate"](["--workdir", ".", "--quiet"]) == DONE
+        assert verbs["evaluate"](["--workdir", "."]) == DONE
         assert read_json("evaluation/summary.json")["run"]["workdir"] == "copy"
         assert verbs["thresholds"](["--workdir", "."]) == DONE
         assert verbs["report"](["--workdir=."]) == DONE
@@ -110,7 +110,7 @@ class TestPaths:
 
     def test_merging_into_a_part_is_refused(self, evaluated, radiographs, tmp_path):
         arguments = ["--workdir", str(evaluated), "--input", str(radiographs / "dicom"), "--output", str(tmp_path)]
-        parts = ["--num-parts", "1", "--part-id", "0", "--overlays", "0", "--quiet"]
+        parts = ["--num-parts", "1", "--part-id", "0", "--overlays", "0"]
         assert import_module(MAINS["predict"]).main([*arguments, *parts]) == DONE
         part = tmp_path / "part-00000-of-00001"
         for output in (part, part / "all.csv"):

@@ -117,7 +117,7 @@ def test_folder_is_predicted_with_its_bad_files_set_aside(predictor, workdir, ra
     (source / "zz_copy.dcm").write_bytes(files[0].read_bytes())
     cv2.imwrite(str(source / "film.png"), read(files[1]).image)
 
-    arguments = ["--workdir", str(workdir), "--input", str(source), "--output", str(tmp_path / "out"), "--quiet"]
+    arguments = ["--workdir", str(workdir), "--input", str(source), "--output", str(tmp_path / "out")]
     assert predict.main(arguments) == PARTIAL
     assert "7 radiographs" in capsys.readouterr().out
     codes = read_submission(tmp_path / "out/submission.csv")
@@ -144,7 +144,7 @@ def test_names_of_any_kind_are_predicted_and_drawn(workdir, radiographs, tmp_pat
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes(cv2.imencode(".png", image)[1].tobytes())
     output = tmp_path / "out"
-    arguments = ["--workdir", str(workdir), "--input", str(tmp_path / "in"), "--output", str(output), "--quiet"]
+    arguments = ["--workdir", str(workdir), "--input", str(tmp_path / "in"), "--output", str(output)]
     assert predict.main(arguments) == DONE
     codes = read_submission(output / "submission.csv")
     ids = {"张伟", "王芳", "Иван", "x" * 251, "p1/view", "p2/view", "A", "a", r"M\xfcller"}
@@ -160,13 +160,13 @@ def test_names_of_any_kind_are_predicted_and_drawn(workdir, radiographs, tmp_pat
 def test_output_in_the_input_is_never_input(workdir, radiographs, tmp_path):
     for path in sorted((radiographs / "dicom").rglob("*.dcm"))[:2]:
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    arguments = ["--workdir", str(workdir), "--input", str(tmp_path), "--output", str(tmp_path), "--quiet"]
+    arguments = ["--workdir", str(workdir), "--input", str(tmp_path), "--output", str(tmp_path)]
     assert predict.main(arguments) == DONE
     first = {name: (tmp_path / name).read_bytes() for name in ("submission.csv", "manifest.jsonl")}
     assert len(list((tmp_path / "overlays").iterdir())) == 2
     assert predict.main(arguments) == DONE
     assert first == {name: (tmp_path / name).read_bytes() for name in first}
-    assert predict.main([*arguments[:-2], str(tmp_path / "out"), "--quiet"]) == DONE
+    assert predict.main([*arguments[:-1], str(tmp_path / "out")]) == DONE
     assert (tmp_path / "out/submission.csv").read_bytes() == first["submission.csv"]
 
 
@@ -174,7 +174,7 @@ def test_other_pictures_are_set_aside_unless_they_are_wanted(workdir, radiograph
     image = read(sorted((radiographs / "dicom").rglob("*.dcm"))[0]).image
     for uid, view in (("1.1", "PA"), ("1.2", "LL"), ("1.3", "RLD"), ("1.4", "")):
         write(tmp_path / "in" / f"{uid}.dcm", image, uid, view=view)
-    arguments = ["--workdir", str(workdir), "--input", str(tmp_path / "in"), "--overlays", "0", "--quiet"]
+    arguments = ["--workdir", str(workdir), "--input", str(tmp_path / "in"), "--overlays", "0"]
     assert predict.main([*arguments, "--output", str(tmp_path / "out")]) == PARTIAL
     told = capsys.readouterr().out
     assert "2 files set aside" in told
@@ -201,7 +201,7 @@ def test_a_picture_that_cannot_be_drawn_costs_nothing_else(workdir, radiographs,
     (tmp_path / "out/overlays" / f"{uid}.png.tmp").mkdir(parents=True)
     arguments = ["--workdir", str(workdir), "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
     for _ in range(2):
-        assert predict.main([*arguments, "--quiet"]) == PARTIAL
+        assert predict.main(arguments) == PARTIAL
         assert "1 outlined pictures could not be written" in capsys.readouterr().out
     assert (
         f"{path.name} was predicted, but its picture could not be written: {uid}.png cannot be written: Is a directory."
@@ -223,7 +223,7 @@ def test_a_run_on_synthetic_radiographs_says_so(workdir, radiographs, tmp_path, 
     pictures = []
     for run, says in ((workdir, True), (real, False)):
         output = tmp_path / f"out-{run.name}"
-        assert predict.main(["--workdir", str(run), "--input", str(file), "--output", str(output), "--quiet"]) == DONE
+        assert predict.main(["--workdir", str(run), "--input", str(file), "--output", str(output)]) == DONE
         assert (words in capsys.readouterr().out) == says
         header = json.loads((output / "manifest.jsonl").read_text().splitlines()[0])
         assert (words in header["note"]) == says
@@ -256,11 +256,11 @@ def test_an_older_run_is_asked_for_what_its_starts_do_not_say(workdir, tmp_path)
 def test_one_file_is_predicted_by_itself(workdir, radiographs, tmp_path, capsys):
     file = sorted((radiographs / "dicom").rglob("*.dcm"))[0]
     arguments = ["--workdir", str(workdir), "--input", str(file), "--output", str(tmp_path)]
-    assert predict.main([*arguments, "--quiet"]) == DONE
+    assert predict.main(arguments) == DONE
     assert list(read_submission(tmp_path / "submission.csv")) == [read(file).uid]
     assert [path.stem for path in (tmp_path / "overlays").iterdir()] == [read(file).uid]
     output = tmp_path / "rule"
-    assert predict.main([*arguments[:-1], str(output), "--quiet", "--removal-rule", "component"]) == DONE
+    assert predict.main([*arguments[:-1], str(output), "--removal-rule", "component"]) == DONE
     assert len(read_submission(output / "submission.csv")) == 1
 
 
@@ -276,7 +276,7 @@ def test_help_and_wrong_use_do_without_jax():
 
 
 def test_options_change_the_runs_settings(workdir, radiographs, tmp_path):
-    arguments = ["--workdir", str(workdir), "--input", str(radiographs / "dicom"), "--quiet", "--overlays", "2"]
+    arguments = ["--workdir", str(workdir), "--input", str(radiographs / "dicom"), "--overlays", "2"]
     output = tmp_path / "all"
     assert predict.main([*arguments, "--output", str(output), "--threshold", "0", "--no-tta"]) == DONE
     codes = read_submission(output / "submission.csv")

@@ -421,7 +421,7 @@ def test_steady_rate_leaves_the_start_out():
 
 def test_sample(shared, tmp_path, capsys):
     sample = shared / "data/siim-sample"
-    arguments = ["--images", sample / "dicom-images-train", "--labels", sample / "train-rle.csv", "--quiet"]
+    arguments = ["--images", sample / "dicom-images-train", "--labels", sample / "train-rle.csv"]
     arguments += ["--patients", sample / "patients.csv", "--output", tmp_path / "a", "--workers", 2]
     assert prepare.main([str(argument) for argument in arguments]) == 0
     assert capsys.readouterr().out.startswith("118 images, 63 positive, 55 negative, 0 set aside; ")

@@ -4,6 +4,7 @@ import pytest
 
 from jaxpneumo.evaluate import evaluate
 from jaxpneumo.predict import predict
+from jaxpneumo.process import command
 from jaxpneumo.process.errors import DONE
 
 
@@ -25,7 +26,7 @@ def test_the_bar_says_that_the_first_call_is_compiled(name, evaluated, radiograp
     assert any(bar.startswith(f"{name}: 100%") for bar in bars)
 
 
-def test_quiet_means_quiet(evaluated, radiographs, tmp_path, capsys):
+def test_quiet_means_quiet(evaluated, radiographs, tmp_path, capsys, as_before):
     main, arguments = verb("predict", evaluated, radiographs, tmp_path / "out")
-    assert main([*arguments, "--quiet"]) == DONE
+    assert command.run("predict", main, [*arguments, "--quiet"]) == DONE
     assert capsys.readouterr().err == ""

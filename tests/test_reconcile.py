@@ -218,7 +218,7 @@ def faulty(shared, tmp_path_factory):
 
 def test_twelve_faults(faulty, tmp_path, capsys):
     folder, expected = faulty
-    arguments = ["--images", folder / "images", "--labels", folder / "labels.csv", "--sizes", "64", "--quiet"]
+    arguments = ["--images", folder / "images", "--labels", folder / "labels.csv", "--sizes", "64"]
     assert prepare.main([str(each) for each in [*arguments, "--output", tmp_path / "data", "--workers", 2]]) == 3
     with open(tmp_path / "data/quarantine.csv", newline="") as file:
         rows = {row["ImageId"]: row for row in csv.DictReader(file)}
@@ -237,7 +237,7 @@ def test_twelve_faults(faulty, tmp_path, capsys):
 
 def test_nothing_is_made_where_quarantine_is_an_error(faulty, tmp_path, capsys):
     folder, _ = faulty
-    arguments = ["--images", folder / "images", "--labels", folder / "labels.csv", "--sizes", "64", "--quiet"]
+    arguments = ["--images", folder / "images", "--labels", folder / "labels.csv", "--sizes", "64"]
     arguments += ["--output", tmp_path / "data", "--workers", 2, "--on-quarantine", "error"]
     assert prepare.main([str(each) for each in arguments]) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["data.quarantine.csv"]

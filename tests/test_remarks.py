@@ -35,7 +35,7 @@ def odd(tmp_path):
 def test_prepare_uses_the_picture_and_says_what_was_ignored(odd, capsys):
     (odd / "labels.csv").write_text("ImageId,EncodedPixels\n1.2.3,-1\n")
     arguments = ["--images", odd / "in", "--labels", odd / "labels.csv", "--output", odd / "p", "--sizes", "64"]
-    assert prepare.main([*map(str, arguments), "--workers", "1", "--quiet"]) == 0
+    assert prepare.main([*map(str, arguments), "--workers", "1"]) == 0
     assert r"Pixel Spacing is '0,139\0,139', which is not a number; it is ignored: a.dcm." in capsys.readouterr().err
     with open(odd / "p/index.csv", newline="") as file:
         assert next(csv.DictReader(file))["row_spacing"] == ""

@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def arguments(radiographs: Path, output: Path, *options) -> list[str]:
     given = ["--images", radiographs / "dicom", "--labels", radiographs / "labels.csv", "--output", output]
     given += ["--patients", radiographs / "patients.csv", "--patient-key", radiographs / "labels.csv"]
-    return [str(each) for each in [*given, "--sizes", "32,64", "--quiet", *options]]
+    return [str(each) for each in [*given, "--sizes", "32,64", *options]]
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_killed_preparation_goes_on(radiographs, tmp_path, capsys):
         rows.append(f"{number:04d},-1")
     (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
     given = ["--images", tmp_path / "many", "--labels", tmp_path / "labels.csv", "--output", tmp_path / "data"]
-    given = [str(each) for each in [*given, "--sizes", "512", "--duplicate-pixels", "keep", "--quiet", "--workers", 2]]
+    given = [str(each) for each in [*given, "--sizes", "512", "--duplicate-pixels", "keep", "--workers", 2]]
     command = [sys.executable, "-m", "jaxpneumo", "prepare", *given]
     process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     journal, deadline = tmp_path / "data.partial/journal.jsonl", time.monotonic() + 60

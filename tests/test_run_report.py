@@ -18,18 +18,7 @@ from jaxpneumo.process.errors import InputError, TrainingError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.process.recording import recording
 
-
-@pytest.fixture(autouse=True)
-def _as_before():
-    """The process's handlers, log and progress bars are left as they were."""
-    handler, root = signal.getsignal(signal.SIGTERM), logging.getLogger()
-    handlers, levels = root.handlers[:], (root.level, command.logger.level, logging.getLogger("absl").level)
-    yield
-    signal.signal(signal.SIGTERM, handler)
-    root.handlers[:] = handlers
-    for logger, level in zip((root, command.logger, logging.getLogger("absl")), levels, strict=True):
-        logger.setLevel(level)
-    progress.silent = False
+pytestmark = pytest.mark.usefixtures("as_before")
 
 
 def verb(folder, *, ends=lambda: 0):

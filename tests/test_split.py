@@ -17,7 +17,7 @@ def data(prepared, tmp_path):
 
 
 def run(*arguments):
-    return partition.main([*map(str, arguments), "--quiet"])
+    return partition.main([*map(str, arguments)])
 
 
 def challenge(shared, output, *arguments):

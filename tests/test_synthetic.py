@@ -225,14 +225,14 @@ def test_radiograph_refuses_what_cannot_be_drawn(values: dict):
 
 
 def test_verb_writes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture):
-    arguments = ["--output", str(tmp_path / "set"), "--count", "4", "--seed", "2", "--size", "64", "--quiet"]
+    arguments = ["--output", str(tmp_path / "set"), "--count", "4", "--seed", "2", "--size", "64"]
     assert radiographs.main(arguments) == 0
     assert "4 synthetic radiographs" in capsys.readouterr().out
     assert len(list((tmp_path / "set" / "dicom").rglob("*.dcm"))) == 4
 
 
 def test_the_same_command_again_has_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture):
-    arguments = ["--output", str(tmp_path / "set"), "--count", "4", "--size", "64", "--workers", "1", "--quiet"]
+    arguments = ["--output", str(tmp_path / "set"), "--count", "4", "--size", "64", "--workers", "1"]
     assert radiographs.main(arguments) == 0
     before = _bytes(tmp_path / "set")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*")}

@@ -210,7 +210,7 @@ def test_predict_uses_thresholds_by_name(workdir, radiographs, tmp_path, capsys,
     result = read_json(workdir / "evaluation/thresholds.json")
     assert saved["held_out"] == result["rules"][rule]["held_out"]
 
-    arguments = ["--workdir", str(workdir), "--input", str(radiographs / "dicom"), "--quiet", "--overlays", "0"]
+    arguments = ["--workdir", str(workdir), "--input", str(radiographs / "dicom"), "--overlays", "0"]
     output = tmp_path / "out"
     assert predict.main([*arguments, "--output", str(output), "--thresholds", "mine"]) == DONE
     codes = read_submission(output / "submission.csv")
@@ -234,7 +234,7 @@ def test_a_saved_name_is_replaced_only_where_that_is_asked_for(workdir, capsys):
 
 
 def test_top_threshold_empties_masks(workdir, radiographs, tmp_path):
-    arguments = ["--workdir", str(workdir), "--input", str(radiographs / "dicom"), "--quiet", "--overlays", "0"]
+    arguments = ["--workdir", str(workdir), "--input", str(radiographs / "dicom"), "--overlays", "0"]
     saved = {"threshold": 0.0, "removal_threshold": 0, "removal_rule": "image", "tta": True, "size": 32}
     write_json(workdir / "thresholds/all.json", {**saved, "top_threshold": 0.0, "top_area": NATIVE_AREA})
     write_json(workdir / "thresholds/none.json", {**saved, "top_threshold": 1.0, "top_area": NATIVE_AREA})

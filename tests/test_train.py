@@ -266,7 +266,7 @@ def fold_of(prepared, file, fold):
 
 def test_each_fold_validates_once(prepared, tmp_path):
     file = tmp_path / "folds.json"
-    command = ["--data", str(prepared), "--method", "patient", "--folds", "3", "--output", str(file), "--quiet"]
+    command = ["--data", str(prepared), "--method", "patient", "--folds", "3", "--output", str(file)]
     assert partition.main(command) == DONE
     index = dataset.read_index(prepared)
     validated = []
@@ -295,7 +295,7 @@ def test_a_splits_file_of_the_data_that_is_not_used_is_told(prepared, tmp_path, 
     data = shutil.copytree(prepared, tmp_path / "data")
     config = small(data)
     assert "is not used" not in told_of_split(config, None, caplog)  # `prepare` made the very same
-    assert partition.main(["--data", str(data), "--method", "patient", "--quiet"]) == DONE
+    assert partition.main(["--data", str(data), "--method", "patient"]) == DONE
     way_out = f"To train on it, start with --config.data.split={data}/splits.json."
     told = told_of_split(config, None, caplog)
     assert "splits.json (split by patient) is not used, as data.split is random" in told
@@ -304,10 +304,10 @@ def test_a_splits_file_of_the_data_that_is_not_used_is_told(prepared, tmp_path, 
     assert "is not used" not in told_of_split(config, tmp_path / "own.json", caplog)  # a run that goes on
     config.data.split = str(data / "splits.json")
     assert told_of_split(config, None, caplog) == ""
-    assert partition.main(["--data", str(data), "--method", "random", "--seed", "5", "--quiet"]) == DONE
+    assert partition.main(["--data", str(data), "--method", "random", "--seed", "5"]) == DONE
     config.data.split = "patient"
     assert told_of_split(config, None, caplog) == ""
-    command = ["--data", str(data), "--method", "patient", "--folds", "3", "--seed", "1", "--quiet"]
+    command = ["--data", str(data), "--method", "patient", "--folds", "3", "--seed", "1"]
     assert partition.main(command) == DONE
     assert "--config.data.fold=0, or another fold" in told_of_split(config, None, caplog)
 

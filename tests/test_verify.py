@@ -41,7 +41,7 @@ def change_info(data, **values) -> None:
 
 def test_undamaged(data, capsys):
     assert problems(data) == []
-    assert verify.main(["--data", str(data), "--quiet"]) == 0
+    assert verify.main(["--data", str(data)]) == 0
     assert capsys.readouterr().out == f"{data}: 24 images at 32, 64 pixels are as they were prepared.\n"
 
 
@@ -236,7 +236,7 @@ def test_damaged_splits(data, capsys):
     (problem,) = problems(data)
     assert problem.startswith("splits.json: ")
     assert "names 1 images that the data set does not have, 1.2.3 first" in problem
-    assert verify.main(["--data", str(data), "--quiet"]) == 1
+    assert verify.main(["--data", str(data)]) == 1
     output = capsys.readouterr().out
     assert "`jaxpneumo split --data" in output
     assert "Restore" not in output
@@ -255,7 +255,7 @@ def test_many_problems_are_counted(data, capsys):
     images, _ = writable_arrays(data, 64)
     images[1:] ^= 1
     images.flush()
-    assert verify.main(["--data", str(data), "--quiet"]) == 1
+    assert verify.main(["--data", str(data)]) == 1
     output = capsys.readouterr().out
     assert output.count("has changed") == verify.SHOWN
     assert "images_64.npy: and 3 more problems" in output

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
         output.add_argument("--output")
         if path := output.parse_known_args(argv[1:])[0].output:
             run_report.place(path)
-        return import_module(f"jaxpneumo.bench.{name}").main(argv[1:])
+        return import_module(f"jaxpneumo.bench.bench_{name}").main(argv[1:])
     print("usage: jaxpneumo bench WHAT ...   (jaxpneumo bench WHAT --help says more)\n")
     print("\n".join(f"  {each:12} {purpose}" for each, purpose in BENCHMARKS.items()))
     print("\nexample:\n  jaxpneumo bench step --size 512 --batch 16 --dtype bfloat16")

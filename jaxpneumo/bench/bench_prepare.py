@@ -224,7 +224,6 @@ def main(argv: list[str]) -> int:
         help="where files and arrays go for a while (default: system's)",
     )
     add("--output", type=places.file_to_write, metavar="JSON", help="write the figures there too")
-    add("--quiet", action="store_true", help="no progress bar")
     options = vars(parser.parse_args(argv))
     output = options.pop("output")
     result = bench_prepare(**options)

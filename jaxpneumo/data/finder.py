@@ -11,12 +11,11 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxpneumo.dicom.codestream import PNG_SIGNATURE
-from jaxpneumo.dicom.radiograph import file_id
 from jaxpneumo.process import run_report
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import printable
@@ -107,25 +106,6 @@ def find(where: Path, output: Path | None = None) -> Found:
     for reason, count in found.left_out.items():
         run_report.skipped(f"left out: {reason}", count)
     return found
-
-
-def repeated_names(sources: Iterable[str]) -> frozenset[str]:
-    """The file names without ending that occur more than once among the sources."""
-    counts = Counter(map(file_id, sources))
-    return frozenset(name for name, count in counts.items() if count > 1)
-
-
-def name_of(source: str, repeated: frozenset[str]) -> str:
-    """The name of an image whose header has no UID: the name of its file without ending.
-
-    Where other files have that name too, it is the path below the folder.
-
-    Args:
-      source: path below the folder, with slashes.
-      repeated: of `repeated_names` of the whole folder, so that the name does not depend on what else is read.
-    """
-    name = file_id(source)
-    return printable(source[: source.rfind("/") + 1] + name if name in repeated else name)
 
 
 def _search(found: Found, path: Path, below: str, own: bool, folders: list[str], links: list[str]) -> None:

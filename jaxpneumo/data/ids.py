@@ -6,7 +6,7 @@ name, by its path below the images folder without ending.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 
 from jaxpneumo.dicom.radiograph import file_id
@@ -23,12 +23,30 @@ def file_names(sources: Collection[str], known: Collection[str] = ()) -> dict[st
         the id is also the path of one of them.
     """
     paths = {source: _path(source) for source in sources}
-    times, copies = Counter(map(file_id, sources)), set(known) - set(paths.values())
-    names = {}
-    for source, path in paths.items():
-        name = file_id(source)
-        names[source] = name if times[name] == 1 or (name in copies and path not in known) else path
-    return names
+    copies = set(known) - set(paths.values())
+    own = {source for source, path in paths.items() if path in known}
+    repeated = repeated_names(sources)
+    others = repeated - copies
+    return {source: name_of(source, repeated if source in own else others) for source in sources}
+
+
+def repeated_names(sources: Iterable[str]) -> frozenset[str]:
+    """The file names without ending that occur more than once among the sources."""
+    counts = Counter(map(file_id, sources))
+    return frozenset(name for name, count in counts.items() if count > 1)
+
+
+def name_of(source: str, repeated: Container[str]) -> str:
+    """What an image is called whose header does not say it: its file's name, without ending.
+
+    Where other files have that name too, it is the path below the folder.
+
+    Args:
+      source: path below the folder, with slashes.
+      repeated: of `repeated_names` of the whole folder, so that the name does not depend on what else is read.
+    """
+    name = file_id(source)
+    return _path(source) if name in repeated else name
 
 
 def plain_ids(ids: Collection[str], sources: Collection[str]) -> dict[str, str]:

@@ -108,7 +108,7 @@ def main(argv: list[str]) -> int:
     pairs = None
     if args.data:
         images, _ = dataset.open_arrays(args.data, min(dataset.read_info(args.data)["sizes"]))
-        pairs = leaks.near_duplicates(progress(images, len(images), description="compare", quiet=args.quiet))
+        pairs = leaks.near_duplicates(progress(images, len(images), description="compare"))
     report = leak_report(index, sides, pairs)
     write_json(report_file, report)
     print(text(report))
@@ -206,5 +206,4 @@ exit codes: 0 done, whatever the report says; 2 wrong use or bad input, nothing 
     add("--validation-fraction", type=FRACTION, default=0.1, metavar="F", help="default: 0.1")
     add("--seed", type=SEED, default=0, metavar="N", help="seed of the random choice (default: 0)")
     add("--output", type=places.file_to_write, metavar="FILE", help="file to write (default: DIR/splits.json)")
-    add("--quiet", action="store_true", help="no progress bar")
     return parser

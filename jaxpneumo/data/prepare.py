@@ -442,5 +442,4 @@ or the disk is full; 2 wrong use or bad input, nothing was written""",
     add("--split", default="random", metavar="HOW", help="random (default), patient, or a splits.json")
     add("--validation-fraction", type=FRACTION, default=0.1, metavar="F", help="default: 0.1")
     add("--seed", type=SEED, default=0, metavar="N", help="of the split (default: 0)")
-    add("--quiet", action="store_true", help="no progress bar")
     return parser

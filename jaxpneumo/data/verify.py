@@ -304,7 +304,7 @@ def _check_splits(directory: Path) -> list[Problem]:
 def main(argv: list[str]) -> int:
     """`jaxpneumo verify`; returns the exit code. Raises InputError when there is no data set to check."""
     args = _parser().parse_args(argv)
-    problems = verify(args.data, args.quiet)
+    problems = verify(args.data)
     if not problems:
         info = dataset.read_info(args.data)
         sizes = ", ".join(map(str, info["sizes"]))
@@ -343,5 +343,4 @@ def _parser() -> Parser:
 exit codes: 0 undamaged; 1 damaged, the output says where and what to do; 2 not a prepared data set""",
     )
     parser.add_argument("--data", type=places.path, required=True, metavar="DIR", help="prepared data set")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser

@@ -276,7 +276,7 @@ def main(argv: list[str]) -> int:
     if args.picture is not None and args.picture.suffix.lower() != ".png":
         raise InputError(f"--picture {args.picture} must end in .png.")
     if args.data is not None:
-        description = describe_data(args.data, args.removal, args.quiet)
+        description = describe_data(args.data, args.removal)
     else:
         description = describe_tables(args.labels, args.patients, args.removal)
     if args.picture is not None:
@@ -323,5 +323,4 @@ exit codes: 0 done; 2 wrong use or bad input""",
         metavar="PNG",
         help="draw histograms and, with --data, masks over images",
     )
-    add("--quiet", action="store_true", help="no progress bar")
     return parser

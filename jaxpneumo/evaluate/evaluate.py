@@ -319,7 +319,6 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--batch-size", type=BATCH, help="default: the run's predict.batch_size")
     parser.add_argument("--replicates", type=REPLICATES, default=bootstrap.REPLICATES, help="of the bootstrap")
     parser.add_argument("--seed", type=SEED, default=bootstrap.SEED, help="of the bootstrap")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)
 
     workdirs = members.read_workdirs(options.workdir)
@@ -338,6 +337,6 @@ def main(arguments: Sequence[str]) -> int:
     output = options.output or workdirs[0] / "evaluation"
     places.check_folder(output, "--output")
     run_report.place(output)
-    print(table(evaluate(predictor, data, rows, split, output, options.quiet, options.replicates, options.seed)))
+    print(table(evaluate(predictor, data, rows, split, output, replicates=options.replicates, seed=options.seed)))
     print(f"Written to {output}")
     return DONE

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxpneumo.data import finder, rle
+from jaxpneumo.data import finder, ids, rle
 from jaxpneumo.predict import members, saved_thresholds
 from jaxpneumo.predict.manifest import (
     MANIFEST,
@@ -122,7 +122,7 @@ def predict_files(
     sources = listed if part is None else [source for source in listed if part_of(source, part[1]) == part[0]]
     folder = part_folder(output, part)
     header = _header(predictor, part, any_image)
-    reading = Reading(root, predictor.config.predict.size, finder.repeated_names(listed), any_image)
+    reading = Reading(root, predictor.config.predict.size, ids.repeated_names(listed), any_image)
     if anew:
         discard_other(folder, header)
     with open_manifest(folder, header, root, sources) as (left, append):
@@ -286,7 +286,6 @@ def main(arguments: Sequence[str]) -> int:
     add("--any-image", action="store_true", help="also predict images that are not frontal chest radiographs")
     add("--num-parts", type=whole(1, 99_999, word="auto"), metavar="N", help="predict one of N parts of the files")
     add("--part-id", type=whole(0, 99_998, word="auto"), metavar="K", help="which part to predict")
-    add("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)
 
     single = ("threshold", "removal_threshold", "removal_rule")
@@ -317,9 +316,8 @@ def main(arguments: Sequence[str]) -> int:
         found.sources,
         options.output,
         options.overlays,
-        options.quiet,
-        options.workers,
-        part,
+        workers=options.workers,
+        part=part,
         any_image=options.any_image,
     )
     folder = part_folder(options.output, part)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxpneumo.data import finder, ingest
+from jaxpneumo.data import ids, ingest
 from jaxpneumo.data.reconcile import NOT_FRONTAL
 from jaxpneumo.data.squash import squash
 from jaxpneumo.dicom import frontal
@@ -42,7 +42,7 @@ class Picture:
       stamp: size in bytes and time of change in ns of the file that was read; (0, 0) where reading it failed, which
         may go better the next time.
       sha256: of the file, hexadecimal; "" when it could not even be read.
-      uid: SOP instance UID, or what `finder.name_of` calls a file without.
+      uid: SOP instance UID, or what `ids.name_of` calls a file without.
       image: uint8 (S, S), shrunk by area average.
       height, width: native size, in pixels.
       remarks: of the radiograph.
@@ -66,7 +66,7 @@ class Reading:
     Attributes:
       folder: that they lie in.
       size: S, side of the pictures.
-      repeated: of `finder.repeated_names` of the whole listing.
+      repeated: of `ids.repeated_names` of the whole listing.
       any_image: take what is no frontal chest radiograph, too.
     """
 
@@ -139,7 +139,7 @@ def read(reading: Reading, source: str) -> Picture:
         return Picture(reason=str(error), **about)
     if not reading.any_image and (wrong := frontal.not_frontal(radiograph)):
         return Picture(reason=f"{NOT_FRONTAL}: {wrong}", **about)
-    uid = ingest.own_id(radiograph, data, source, finder.name_of(source, reading.repeated))
+    uid = ingest.own_id(radiograph, data, source, printable(ids.name_of(source, reading.repeated)))
     height, width = radiograph.image.shape
     image = squash(radiograph.image, (reading.size,))[0]
     return Picture(**about, uid=uid, image=image, height=height, width=width, remarks=radiograph.remarks)

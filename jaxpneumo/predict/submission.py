@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
+from jaxpneumo.data.labels import open_csv
 from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
 
@@ -43,14 +44,8 @@ def read_submission(path: Path | str) -> dict[str, str]:
       InputError: the file cannot be read, its header is another one, a row has not two fields, or an image
         comes twice.
     """
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            lines = [[field.strip() for field in row] for row in csv.reader(file)]
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not a csv file in UTF-8 ({error}).") from error
-
+    with open_csv(Path(path)) as reader:
+        lines = [[field.strip() for field in row] for row in reader]
     if not lines or lines[0] != HEADER:
         found = ",".join(lines[0])[:60] if lines else "an empty file"
         raise InputError(f"{path} must begin with the header {','.join(HEADER)}; it has: {found}.")

@@ -1,7 +1,7 @@
-"""How a process is set up: memory pages, XLA's flags, the store of compiled programs, what libraries may say.
+"""How a process that computes is set up, before JAX starts: memory pages, XLA's flags, the store of compiled programs.
 
-No module of this package changes the process when it is imported; the command and the worker processes call what
-stands here.
+Also what libraries may say and how many threads they have. No module of this package changes its process when it is
+imported: the command does, what starts a worker process, and what needs it.
 
 Everything here is a default: a variable that the environment already has is left as it is, and a flag that
 XLA_FLAGS already names keeps its value.
@@ -40,28 +40,24 @@ _FLAGS = (
 )
 
 
-def prepare_process(computes: bool = True) -> None:
+def prepare_process() -> None:
     """Sets the defaults; on Linux it may start this very command anew, once. To be called before JAX is imported.
 
-    Args:
-      computes: whether the command will run programs compiled by JAX. Only such a command is started anew, and only
-        where the C library is glibc and the environment does not set GLIBC_TUNABLES.
+    Nothing is started anew where the C library is not glibc, or where the environment sets GLIBC_TUNABLES.
     """
-    quiet_libraries()
     # Programs with oneDNN's convolutions cannot be stored (above): nothing that a user could act on.
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry .* MemoryError", UserWarning)
     os.environ["XLA_FLAGS"] = xla_flags(os.environ.get("XLA_FLAGS", ""), jaxlib_version())
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_directory()))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    if computes and _TUNABLES not in os.environ and platform.libc_ver()[0] == "glibc":
+    if _TUNABLES not in os.environ and platform.libc_ver()[0] == "glibc":
         # XLA takes the memory for a call's results anew for every call. In pages of 4 KiB this costs a step more
         # than a fifth of its time; glibc reads how it asks for pages when a process starts and never again.
         os.environ[_TUNABLES] = _HUGE_PAGES
         if sys.stdout is not None:
             sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    if computes:
-        one_thread_each()
+    one_thread_each()
 
 
 def quiet_libraries() -> None:

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from ml_collections import ConfigDict
 
@@ -33,6 +32,9 @@ from jaxpneumo.run.config import read_config, stages_of
 from jaxpneumo.run.provenance import read_starts
 from jaxpneumo.score import bootstrap, scores
 from jaxpneumo.train.log import read_log
+
+if TYPE_CHECKING:  # what draws and fills the page is imported where it is used: --help does without
+    from jinja2 import Environment
 
 IMAGES = 200
 MODES = {"plain": "no TTA", "tta": "TTA", "removal": "R-TH", "tta_removal": "TTA + R-TH"}
@@ -182,7 +184,7 @@ def _figures(
     logs: dict[str, list[dict[str, Any]]],
 ) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """Draws what there are numbers for: name -> {"light", "dark"} data URIs; and name -> why there is none."""
-    from jaxpneumo.report import figures  # here: Matplotlib is slow to import
+    from jaxpneumo.report import figures
 
     found, lacking = {}, {}
     mode = summary["run"]["mode"]
@@ -244,8 +246,10 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _environment() -> Environment:
+def _environment() -> "Environment":
     """Templates that escape every value; script and style are the package's own files."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("jaxpneumo.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

@@ -353,13 +353,12 @@ def main(argv: list[str]) -> int:
     add("--positive-fraction", type=PROBABILITY, default=0.5, help="share with a pneumothorax (0.5)")
     add("--area-scale", type=AREA_SCALE, default=1.0, help="multiplies the mask areas (1: the challenge's)")
     add("--workers", type=TEAM, help="processes (one per core)")
-    add("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(argv)
     run_report.place(options.directory)
     drawn = {name: getattr(options, name) for name in ("count", "seed", "size", "positive_fraction", "area_scale")}
     finished = is_finished(options.directory, **drawn)
     if not finished:
-        write(options.directory, **drawn, workers=options.workers, quiet=options.quiet)
+        write(options.directory, **drawn, workers=options.workers)
     cases = plan(options.count, options.seed, options.positive_fraction)
     patients, positive = len({case.patient for case in cases}), sum(case.positive for case in cases)
     print(
