@@ -15,6 +15,7 @@ from jaxpneumo.predict.infer import Batch, Predictor, predict_native
 from jaxpneumo.predict.native import Grid, to_native
 from jaxpneumo.predict.postprocess import NATIVE_AREA, remove_small
 from jaxpneumo.process.progress import COMPILING, progress
+from jaxpneumo.run.config import Predict
 from jaxpneumo.score import metrics
 from jaxpneumo.score.lesions import lesion_counts
 from jaxpneumo.score.levels import AREAS, LEVELS, LevelCounts, count_components, count_levels, image_scores
@@ -49,8 +50,8 @@ class Measured:
     codes: dict[str, str]
 
 
-def own_mode(settings: Any) -> str:
-    """The mode that a run's config predicts with."""
+def own_mode(settings: Predict) -> str:
+    """The mode of a prediction's settings."""
     return next(
         mode
         for mode, (tta, removal) in MODES.items()
@@ -79,7 +80,7 @@ def measure(
       mean_shape: float32 (S', S') with the mean shape where it is >= 0.5, see `baseline`.
       quiet: no progress bar.
     """
-    settings = predictor.config.predict
+    settings = predictor.settings
     threshold = jnp.float32(settings.threshold)
     own_view = int(settings.tta)
     top_pixels = max(1, round(TOP_AREA * settings.size**2 / NATIVE_AREA))
