@@ -28,7 +28,8 @@ from jaxpneumo.data import dataset, finder
 from jaxpneumo.process import command, places, run_report
 from jaxpneumo.process.errors import DONE, PARTIAL, InputError
 from jaxpneumo.process.runtime import prepare_process
-from jaxpneumo.run.config import check_config, check_paths, resolve_paths, synthetic_folders, why_refused
+from jaxpneumo.run.config import Config, check_paths, synthetic_folders, typed
+from jaxpneumo.run.config_files import find_config_file, why_refused
 
 # JAX and everything above it are imported inside `run`: Grain's worker processes import this module again.
 
@@ -44,10 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     if command.asks_for_help(arguments):
         print(__doc__)
         return DONE
-    config_file = _config_file(arguments)
-    file = config_file.split(".py:")[0].removesuffix(".py") + ".py"
-    if not Path(file).is_file():
-        raise InputError(f"--config={config_file}: there is no file {file} here. The shipped configs are in configs/.")
+    config_file, arguments = _with_found_file(arguments)
     try:
         rest = FLAGS(["jaxpneumo", *arguments])[1:]
     except Exception as error:
@@ -60,24 +58,28 @@ def main(arguments: Sequence[str]) -> int:
     return run(_CONFIG.value, places.path(workdir) if workdir else Path(f"runs/{name}"))
 
 
-def _config_file(arguments: Sequence[str]) -> str:
-    """What --config names, with = or a blank. Raises InputError where it names nothing."""
+def _with_found_file(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """What --config names, with = or a blank, and the arguments with the file that was found for it.
+
+    Raises InputError where it names nothing, or no file.
+    """
     for place, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
         if flag in ("--config", "-config"):
-            value = value if equals else "".join(arguments[place + 1 : place + 2])
+            after = place + (1 if equals else 2)
+            value = value if equals else "".join(arguments[place + 1 : after])
             if value:
-                return value
+                return value, [*arguments[:place], f"--config={find_config_file(value)}", *arguments[after:]]
     raise InputError("no config: give one as --config=configs/exp5.py; --help has examples.")
 
 
-def run(config: ConfigDict, workdir: Path) -> int:
+def run(config_file: ConfigDict, workdir: Path) -> int:
     """All stages, evaluation and prediction of one config in one folder.
 
     Several processes, where the environment names them, train together; the first evaluates and predicts.
 
     Args:
-      config: as the files in configs/ return it.
+      config_file: as the files in configs/ return it.
       workdir: folder of the run; made, or gone on with.
 
     Returns:
@@ -88,12 +90,11 @@ def run(config: ConfigDict, workdir: Path) -> int:
       TrainingError: training failed.
     """
     # Before anything starts that takes time: several processes would wait for each other.
-    check_config(config)
-    resolve_paths(config)
+    config = typed(config_file.to_dict())
     check_paths(config)
     places.check_folder(workdir, "--workdir")
     _check_input(config, workdir)
-    if "synthetic" not in config.data:
+    if config.data.synthetic is None:
         dataset.read_info(config.data.directory)
 
     from jaxpneumo.process.stop import end_on_sigterm
@@ -138,9 +139,9 @@ def run(config: ConfigDict, workdir: Path) -> int:
     return DONE if complete else PARTIAL
 
 
-def _check_input(config: ConfigDict, workdir: Path) -> None:
+def _check_input(config: Config, workdir: Path) -> None:
     """Raises InputError where there will be nothing to predict; synthetic data may have to be made first."""
-    where, made = config.predict.input, "synthetic" in config.data and synthetic_folders(config)["test"]
+    where, made = config.predict.input, config.data.synthetic and synthetic_folders(config)["test"]
     if not where or Path(where) == made:
         return
     if not Path(where).exists():

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from jaxpneumo.data import dataset
 from jaxpneumo.data.prepare import prepare
 from jaxpneumo.process import command, progress
+from jaxpneumo.run.config import Config, typed
 from jaxpneumo.synthetic import radiographs as synthetic
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -89,7 +90,7 @@ def evaluated(prepared, tmp_path_factory) -> Path:
     config.stage1.learning_rate = 0.01
     config.predict.threshold = 0.3
     config.predict.removal_threshold = 20000
-    train(config, folder)
+    train(as_typed(config), folder)
     assert main(["--workdir", str(folder)]) == DONE
     return folder
 
@@ -133,6 +134,11 @@ def shrink(config: ConfigDict, data: Path) -> ConfigDict:
     config.predict.batch_size = 4
     config.predict.input = ""
     return config
+
+
+def as_typed(config: ConfigDict) -> Config:
+    """The dataclasses of a shipped config."""
+    return typed(config.to_dict())
 
 
 def writable_arrays(directory: Path, size: int) -> list[np.ndarray]:

@@ -1,6 +1,7 @@
 """Archives: the manifest as a journal, parts that merge to what one run writes, kills on the way."""
 
 import csv
+import dataclasses
 import hashlib
 import json
 import signal
@@ -208,7 +209,8 @@ def test_a_run_predicts_anew_with_other_settings(evaluated, files, tmp_path):
     predict.predict_folder(predictor, source, tmp_path / "out", quiet=True)
     (overlay,) = (tmp_path / "out/overlays").iterdir()
     before = overlay.read_bytes()
-    predictor.config.predict.threshold, predictor.config.predict.removal_threshold = 0.0, 0
+    settings = dataclasses.replace(predictor.settings, threshold=0.0, removal_threshold=0)
+    predictor = dataclasses.replace(predictor, settings=settings)
     with pytest.raises(InputError, match="made otherwise"):
         predict.predict_folder(predictor, source, tmp_path / "out", quiet=True)
     predict.predict_folder(predictor, source, tmp_path / "out", quiet=True, anew=True)

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,8 +96,8 @@ def test_a_cleaned_run_is_complete_and_serves_as_before(workdir, radiographs, tm
 def test_a_second_stage_starts_from_a_cleaned_first_one(workdir, prepared, tmp_path):
     assert clean.main(["--workdir", str(workdir)]) == DONE
     config = read_config(workdir)
-    config.init_from = str(workdir)
-    config.stage2 = config.stage1.copy_and_resolve_references()
+    second = replace(config.stages[0], name="stage2")
+    config = replace(config, init_from=str(workdir), stages=(*config.stages, second))
     train(config, tmp_path / "second")
     assert (tmp_path / "second/stage2/final").is_dir()
     assert clean.main(["--workdir", str(tmp_path / "second")]) == DONE

@@ -1,19 +1,23 @@
 """Every value of a config has its range, and a start that is refused leaves nothing behind."""
 
 import json
+import logging
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from commands import run
-from conftest import REPOSITORY, load_config, shrink
+from conftest import REPOSITORY, as_typed, load_config, shrink
 
 from jaxpneumo import main
 from jaxpneumo.predict import saved_thresholds
 from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import BAD_INPUT, InputError
 from jaxpneumo.process.files import read_json
-from jaxpneumo.run.config import ALLOWED, check_config, read_config
+from jaxpneumo.run.config import ALLOWED, differences, read_config, typed
+from jaxpneumo.run.config_files import find_config_file
 from jaxpneumo.train.stages import train
 
 CONFIGS = ["exp1", "exp2", "exp3", "exp4", "exp5", "unet256", "quickstart", "augmentation_study:A1+A2"]
@@ -33,7 +37,7 @@ def numbers_in(values: dict, prefix: str = "") -> dict:
 class TestNumbersOfTheConfig:
     @pytest.mark.parametrize("name", CONFIGS)
     def test_shipped_configs_pass(self, name):
-        check_config(load_config(name))
+        as_typed(load_config(name))
 
     @pytest.mark.parametrize("name", CONFIGS)
     def test_every_number_has_a_range_and_is_refused_out_of_it(self, name):
@@ -58,7 +62,7 @@ class TestNumbersOfTheConfig:
                 with config.ignore_type():
                     config.update_from_flattened_dict({key: value})
                 with pytest.raises(InputError) as caught:
-                    check_config(config)
+                    as_typed(config)
                 assert f"--config.{key} must be {kind}, not {value!r}" in str(caught.value)
 
     @pytest.mark.parametrize(
@@ -80,13 +84,13 @@ class TestNumbersOfTheConfig:
         config = load_config("exp2")
         config.update_from_flattened_dict({key: value})
         with pytest.raises(InputError, match=rf"--config\.{re.escape(key)} must be "):
-            check_config(config)
+            as_typed(config)
 
     def test_more_averaged_epochs_than_there_are(self):
         config = load_config("exp2")
         config.stage1.epochs = 4
         with pytest.raises(InputError, match=r"stage1\.swa_epochs must be at most stage1\.epochs, 4, not 5"):
-            check_config(config)
+            as_typed(config)
 
     def test_the_encoders_are_those_of_the_network(self):
         from jaxpneumo.model.unet import ENCODERS
@@ -97,7 +101,7 @@ class TestNumbersOfTheConfig:
         values = read_json(evaluated / "config.json")
         del values["data"]["fold"], values["model"]["remat"], values["augment"]["engine"]
         write_json(tmp_path / "config.json", values)
-        assert read_config(tmp_path).stage1.epochs == 1
+        assert read_config(tmp_path).stages[0].epochs == 1
         values["predict"]["threshold"] = 70
         write_json(tmp_path / "config.json", values)
         with pytest.raises(
@@ -117,14 +121,55 @@ class TestNumbersOfTheConfig:
     )
     def test_saved_thresholds(self, tmp_path, key, value):
         saved = {"threshold": 0.5, "removal_threshold": 0, "removal_rule": "image", "tta": True, "size": 32}
-        settings = load_config("exp2").predict
-        settings.size = 32
+        settings = replace(as_typed(load_config("exp2")).predict, size=32)
         (tmp_path / "thresholds").mkdir()
         (tmp_path / "thresholds/a.json").write_text(json.dumps(saved))
-        saved_thresholds.use(tmp_path, "a", settings)
+        assert saved_thresholds.use(tmp_path, "a", settings).removal_threshold == 0
         (tmp_path / "thresholds/a.json").write_text(json.dumps({**saved, key: value}))
         with pytest.raises(InputError, match=rf"a\.json cannot be used: {key} must be .*, not .*Choose the thresholds"):
             saved_thresholds.use(tmp_path, "a", settings)
+
+
+EARLIER = sorted((REPOSITORY / "tests/earlier_configs").glob("*.json"))
+
+
+class TestRunsOfEarlierVersions:
+    """tests/earlier_configs holds a config.json of every shape that there was, the oldest first."""
+
+    @pytest.mark.parametrize("path", EARLIER, ids=lambda path: path.stem)
+    def test_what_came_later_is_what_was_done_before(self, path, tmp_path):
+        shutil.copy(path, tmp_path / "config.json")
+        values, config = read_json(path), read_config(tmp_path)
+        assert (config.data.fold, config.model.remat) == (0, False)
+        assert config.data.resident == "auto"
+        assert config.augment.engine == values["augment"].get("engine", "host")
+        now = config.to_dict()
+        for key, value in values.items():
+            kept = now[key] if not isinstance(value, dict) else {name: now[key][name] for name in value}
+            assert json.loads(json.dumps(kept)) == value
+
+    @pytest.mark.parametrize("path", [path for path in EARLIER if "exp" in path.stem], ids=lambda path: path.stem)
+    def test_only_what_trains_differently_is_a_difference(self, path):
+        values, config = read_json(path), load_config(path.stem.rsplit("_", 1)[1])
+        by_host = "engine" not in values["augment"]
+        assert differences(typed(values), as_typed(config)) == (["augment.engine"] if by_host else [])
+        config.augment.engine = "host"
+        assert differences(typed(values), as_typed(config)) == ([] if by_host else ["augment.engine"])
+        config.data.fold = 1
+        assert "data.fold" in differences(typed(values), as_typed(config))
+
+    def test_a_run_goes_on_and_predicts(self, evaluated, tmp_path, caplog):
+        from jaxpneumo.predict.infer import load_predictor
+
+        run = shutil.copytree(evaluated, tmp_path / "run")
+        config, values = read_config(run), read_json(run / "config.json")
+        del values["data"]["fold"], values["data"]["resident"], values["model"]["remat"]
+        write_json(run / "config.json", values)
+        assert load_predictor(run).model_id == load_predictor(evaluated).model_id
+        caplog.set_level(logging.INFO, "jaxpneumo")
+        train(config, run)
+        assert "stage1 is complete: its result is read from" in caplog.text
+        assert read_json(run / "config.json") == read_json(evaluated / "config.json")
 
 
 class TestRefusedTraining:
@@ -168,8 +213,23 @@ class TestRefusedTraining:
             config = load_config("quickstart")
             config.update_from_flattened_dict({key: value})
             with pytest.raises(InputError, match="none"):
-                train(config, tmp_path / "run")
+                train(as_typed(config), tmp_path / "run")
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("name", ["exp2.py", "exp2", "augmentation_study.py:A1"])
+    def test_the_shipped_configs_are_found_outside_of_the_checkout(self, tmp_path, name):
+        for flag in (["--config", f"configs/{name}"], [f"--config=configs/{name}"]):
+            result = run("-m", "jaxpneumo", "train", *flag, "--config.data.directory=none", cwd=tmp_path)
+            assert (result.returncode, "none is not a prepared data set" in result.stderr) == (BAD_INPUT, True)
+
+    def test_a_config_of_the_current_folder_comes_first(self, tmp_path, monkeypatch):
+        (tmp_path / "configs").mkdir()
+        (tmp_path / "configs/exp2.py").write_text("")
+        monkeypatch.chdir(tmp_path)
+        assert find_config_file("configs/exp2.py") == "configs/exp2.py"
+        assert Path(find_config_file("configs/exp1")) == REPOSITORY / "jaxpneumo/configs/exp1.py"
+        with pytest.raises(InputError, match=r"there is no file configs/exp9\.py here.*configs/exp5\.py"):
+            find_config_file("configs/exp9.py")
 
     def test_a_config_is_named_with_a_blank_too(self, tmp_path):
         for flag in (["--config", f"{REPOSITORY}/configs/exp2.py"], [f"--config={REPOSITORY}/configs/exp2.py"]):

@@ -7,7 +7,7 @@ from argparse import ArgumentTypeError
 import jax
 import numpy as np
 import pytest
-from conftest import load_config, shrink
+from conftest import as_typed, load_config, shrink
 
 from jaxpneumo.data import dataset, splits
 from jaxpneumo.evaluate import evaluate, thresholds
@@ -35,7 +35,7 @@ def second(prepared, tmp_path_factory):
     folder = tmp_path_factory.mktemp("second") / "run"
     config = one_stage(prepared)
     config.seed = 7
-    train(config, folder)
+    train(as_typed(config), folder)
     return folder
 
 
@@ -49,7 +49,7 @@ def folds(prepared, tmp_path_factory):
     for number in (0, 1):
         config = one_stage(prepared)
         config.data.split, config.data.fold = str(folder / "folds.json"), number
-        train(config, folder / f"fold{number}")
+        train(as_typed(config), folder / f"fold{number}")
         assert evaluate.main(["--workdir", str(folder / f"fold{number}")]) == DONE
     return [folder / "fold0", folder / "fold1"]
 

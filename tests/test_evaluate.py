@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_dice_is_against_the_label_files_mask_at_native_size(workdir, summary, p
     assert truth.sum() == int(row["truth_area"])
     stream = [(0, images[int(row["row"])], (128, 128))]
     predictor = load_predictor(workdir)
-    predictor.config.predict.removal_threshold = 0
+    predictor = replace(predictor, settings=replace(predictor.settings, removal_threshold=0))
     ((_, masks),) = predict_masks(predictor, stream, (0, 1))
     for mode, view in (("plain", 0), ("tta", 1)):
         assert float(row[f"{mode}_dice"]) == pytest.approx(float(dice(*counts(masks[view].unpack(), truth))), abs=0.01)
@@ -245,8 +246,8 @@ def test_counts_at_levels_are_those_of_the_masks(workdir, prepared):
     np.testing.assert_array_equal(counts.area[:, k], table["tta_area"].astype(int))
     np.testing.assert_array_equal(counts.tp[:, k], table["tta_tp"].astype(int))
     predictor = load_predictor(workdir)
-    predictor.config.predict.threshold = float(counts.levels[3])
-    predictor.config.predict.removal_threshold = 0
+    settings = replace(predictor.settings, threshold=float(counts.levels[3]), removal_threshold=0)
+    predictor = replace(predictor, settings=settings)
     images, _ = dataset.open_arrays(prepared, 32)
     index, labels = dataset.read_index(prepared), dataset.read_labels(prepared)
     stream = [(n, images[int(row)], (128, 128)) for n, row in enumerate(table["row"])]

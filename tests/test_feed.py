@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import load_config, shrink
+from conftest import as_typed, load_config, shrink
 from test_train import assert_same, epoch_records
 
 from jaxpneumo.augment import device
@@ -37,8 +37,9 @@ def config(prepared):
 
 def run(config, folder, resident):
     config.data.resident = resident
+    config = as_typed(config)
     data = StageData(config.data.directory, ROWS, VALIDATION)
-    return train_stage(config, "stage1", data, folder, initialise(make_model(config), 0))
+    return train_stage(config, config.stages[0], data, folder, initialise(make_model(config.model), 0))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_resident_streamed_and_plain_loops_train_alike(config, prepared, tmp_pat
         assert other == pytest.approx(record, rel=2e-3)
 
     # no feed, no calls, one device
-    model, optimizer = make_model(config), make_optimizer()
+    model, optimizer = make_model(as_typed(config).model), make_optimizer()
     state = create_train_state(initialise(model, 0), optimizer)
     step = jax.jit(make_train_step(model, optimizer, config.loss.dice))
     batches = train_batches(prepared, 32, ROWS, 4, config.seed)
@@ -121,7 +122,7 @@ def test_epochs_move_nothing_unasked_and_compile_nothing_again(config, resident,
 
 def test_any_number_of_devices_augments_alike(config, prepared):
     """Global random keys: two devices and one, streamed and resident, one step a call and two."""
-    model, optimizer = make_model(config), make_optimizer()
+    model, optimizer = make_model(as_typed(config).model), make_optimizer()
     batches = train_batches(prepared, 32, ROWS, 4, 0)
     two = jax.tree.map(lambda *x: np.stack(x), next(batches), next(batches))
     batches.close()

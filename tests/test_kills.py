@@ -111,7 +111,7 @@ def whole(prepared, tmp_path_factory) -> Path:
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Final parameters, averages, progress, logs, scores and predictions."""
-    template = jax.eval_shape(lambda: initialise(make_model(read_config(one)), 0))
+    template = jax.eval_shape(lambda: initialise(make_model(read_config(one).model), 0))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     for stage, epochs in EPOCHS.items():
         ends = [checkpoint.restore_final(run / stage, template, device) for run in (one, other)]

@@ -1,10 +1,11 @@
 """Learning rates of the papers' schedules, epoch by epoch."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
-from ml_collections import ConfigDict
 
+from jaxpneumo.run.config import Stage
 from jaxpneumo.train.optimizer import Plateau, cosine_learning_rate, learning_rate_fn, reduce_on_plateau
 
 
@@ -33,8 +34,8 @@ def test_plateau_counts_a_tiny_improvement_as_none():
 
 
 def test_schedule_is_chosen_by_the_config():
-    cosine = ConfigDict({"schedule": "cosine", "epochs": 10, "learning_rate": 1e-3, "final_learning_rate": 0.0})
+    cosine = Stage("stage1", 32, 4, 10, "cosine", learning_rate=1e-3, swa_epochs=0, final_learning_rate=0.0)
     assert learning_rate_fn(cosine, 5, Plateau(7.0)) == pytest.approx(5e-4)
-    assert learning_rate_fn(ConfigDict({"schedule": "plateau"}), 5, Plateau(7.0)) == 7.0
+    assert learning_rate_fn(replace(cosine, schedule="plateau"), 5, Plateau(7.0)) == 7.0
     with pytest.raises(ValueError, match='"cosine" or "plateau"'):
-        learning_rate_fn(ConfigDict({"schedule": "step"}), 5, Plateau(7.0))
+        learning_rate_fn(replace(cosine, schedule="step"), 5, Plateau(7.0))

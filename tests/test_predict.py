@@ -11,7 +11,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from conftest import load_config, shrink
+from conftest import as_typed, load_config, shrink
 
 from jaxpneumo.data import rle
 from jaxpneumo.data.squash import squash
@@ -36,7 +36,7 @@ def workdir(prepared, tmp_path_factory):
     config.model.dtype = "float32"
     config.predict.threshold = 0.5
     config.predict.removal_threshold = 0
-    train(config, folder)
+    train(as_typed(config), folder)
     return folder
 
 
@@ -46,7 +46,7 @@ def predictor(workdir):
 
 
 def test_probabilities_are_those_of_two_separate_calls(predictor):
-    model = make_model(predictor.config, training=False)
+    model = make_model(predictor.config.model, training=False)
     image = np.random.default_rng(0).integers(0, 256, (4, 32, 32), np.uint8)
 
     def one_view(image):
@@ -87,7 +87,7 @@ def test_many_native_sizes_need_one_program_and_do_not_pile_up(predictor):
     programs = None
     for seen, (key, masks) in enumerate(predict_masks(predictor, stream(), (0,))):
         assert (key, masks[0].unpack().shape) == (seen, (40 + seen, 64))
-        assert taken - seen <= 2 * predictor.config.predict.batch_size
+        assert taken - seen <= 2 * predictor.settings.batch_size
         programs = programs or predictor.native_masks._cache_size()
     assert seen == 39
     assert predictor.native_masks._cache_size() == programs
@@ -248,7 +248,7 @@ def test_an_older_run_is_asked_for_what_its_starts_do_not_say(workdir, tmp_path)
         write_json(run / "evaluation/summary.json", {"data": {"directory": directory, "synthetic": True}})
         assert trained_on_synthetic(run) == says
     (run / "evaluation/summary.json").unlink()
-    config["data"]["synthetic"] = {"train": 12, "test": 1}
+    config["data"]["synthetic"] = {"train": 12, "test": 1, "positive_fraction": 0.5, "area_scale": 1.0}
     write_json(run / "config.json", config)
     assert trained_on_synthetic(run)
 

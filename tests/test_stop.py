@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import load_config, shrink
+from conftest import as_typed, load_config, shrink
 from test_train import assert_same, epoch_records
 
 from jaxpneumo.process import errors
@@ -34,12 +34,12 @@ def make_config(prepared, **changes):
     config.augment.update(flip=0.5, intensity=0.5, distortion=0.0, crop=0.0)
     config.stage1.update(epochs=EPOCHS, swa_epochs=2, schedule="plateau", plateau_factor=0.5, plateau_patience=1)
     config.data.update(changes)
-    return config
+    return as_typed(config)
 
 
 def run(config, folder):
     data = StageData(config.data.directory, np.arange(3, 15), np.arange(3))
-    return train_stage(config, "stage1", data, folder, initialise(make_model(config), 0))
+    return train_stage(config, config.stages[0], data, folder, initialise(make_model(config.model), 0))
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,7 @@ def test_a_damaged_checkpoint_is_set_aside(damage, prepared, interrupted, tmp_pa
             shutil.rmtree(path)
     DAMAGES[damage](newest)
     config = make_config(prepared)
-    model, optimizer = make_model(config), loop.make_optimizer()
+    model, optimizer = make_model(config.model), loop.make_optimizer()
     state = loop.create_train_state(initialise(model, 0), optimizer)
     with checkpoint.open_checkpoints(folder) as manager:
         restored = checkpoint.restore_newest(manager, state, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
@@ -238,7 +238,7 @@ def test_after_damage_the_bits_are_the_same(prepared, whole, interrupted, tmp_pa
     assert "stage1 goes on after epoch 2 of 3" in caplog.text
 
     flip_a_bit(largest(folder / "final/model"))
-    template = initialise(make_model(config), 0)
+    template = initialise(make_model(config.model), 0)
     with pytest.raises(InputError, match=r"final .*damaged: .*checksum.* makes the result from the last checkpoint"):
         checkpoint.restore_final(folder, template, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     assert_ends_as(whole, config, folder)

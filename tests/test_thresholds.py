@@ -9,7 +9,6 @@ from itertools import product
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from jaxpneumo.data import rle
 from jaxpneumo.data.labels import mask, read_labels
@@ -21,6 +20,7 @@ from jaxpneumo.predict.submission import read_submission
 from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
 from jaxpneumo.process.files import read_json
+from jaxpneumo.run.config import read_config
 from jaxpneumo.score.bootstrap import clusters
 from jaxpneumo.score.folds import folds
 from jaxpneumo.score.levels import AREAS, LEVELS, LevelCounts, count_components
@@ -258,7 +258,7 @@ def test_wrong_use_is_refused_in_words(workdir, radiographs, tmp_path):
         predict.main([*arguments, "--thresholds", "image", "--no-tta"])
     (workdir / "thresholds/image.json").write_text("{}")
     with pytest.raises(InputError, match="is not a file of"):
-        named.use(workdir, "image", ConfigDict({"tta": True, "size": 32}))
+        named.use(workdir, "image", read_config(workdir).predict)
     (workdir / "evaluation/levels.npz").unlink()
     with pytest.raises(InputError, match="jaxpneumo evaluate --workdir"):
         thresholds.main(["--workdir", str(workdir)])

@@ -1,5 +1,6 @@
 """A stage trains: averaging and its statistics, resuming to the same bits, devices, and what it refuses."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import REPOSITORY, load_config, shrink
+from conftest import REPOSITORY, as_typed, load_config, shrink
 
 from jaxpneumo.data import dataset, partition, splits
 from jaxpneumo.data.source import train_batches
@@ -71,7 +72,7 @@ def test_masks_are_unpacked_on_the_device():
 
 def test_train_step_is_adam_on_the_gradient(prepared):
     config = small(prepared)
-    model, optimizer = make_model(config), make_optimizer()
+    model, optimizer = make_model(as_typed(config).model), make_optimizer()
     state = create_train_state(initialise(model, 0), optimizer)
     batch = next(train_batches(prepared, 32, np.arange(8), 4, 0))
     after, metrics = jax.jit(make_train_step(model, optimizer, "image"))(state, batch, jnp.float32(1e-3))
@@ -84,11 +85,12 @@ def test_train_step_is_adam_on_the_gradient(prepared):
 
 def test_statistics_call_gives_the_batchs_own_mean_and_variance(prepared):
     config = small(prepared)
-    model = make_model(config)
+    settings = as_typed(config).model
+    model = make_model(settings)
     variables = initialise(model, 0)
     batch = next(train_batches(prepared, 32, np.arange(8), 4, 0))
     zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
-    call = jax.jit(make_statistics_call(model, batch_norm_momentum(config)))
+    call = jax.jit(make_statistics_call(model, batch_norm_momentum(settings)))
     feed = jax.tree.map(lambda x: x[None], batch)
     (statistics, count), stop = call(variables["params"], (zeros, np.int32(0)), {}, feed, np.array([False, True]))
     assert (count, stop) == (1, True)
@@ -100,8 +102,8 @@ def test_statistics_call_gives_the_batchs_own_mean_and_variance(prepared):
 def test_result_is_the_average_with_its_own_statistics(prepared, tmp_path):
     """Stage 1's result is the mean of the two last epochs' weights, and stage 2 starts from it."""
     config = small(prepared)
-    train(config, tmp_path)
-    template = initialise(make_model(config), 0)
+    train(as_typed(config), tmp_path)
+    template = initialise(make_model(as_typed(config).model), 0)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     final, progress = checkpoint.restore_final(tmp_path / "stage1", template, sharding)
     with checkpoint.open_checkpoints(tmp_path / "stage1") as manager:
@@ -121,7 +123,7 @@ def test_result_is_the_average_with_its_own_statistics(prepared, tmp_path):
 def test_same_seed_gives_the_same_bits_also_in_two_parts(prepared, tmp_path):
     """A run stopped after an epoch and started again ends where the uninterrupted one ends."""
     config = small(prepared)
-    whole = train(config, tmp_path / "whole")
+    whole = train(as_typed(config), tmp_path / "whole")
 
     stopped = small(prepared)
     stop_after = 1
@@ -136,8 +138,8 @@ def test_same_seed_gives_the_same_bits_also_in_two_parts(prepared, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "save", save_then_stop)
         with pytest.raises(KeyboardInterrupt):
-            train(stopped, tmp_path / "parts")
-    parts = train(stopped, tmp_path / "parts")
+            train(as_typed(stopped), tmp_path / "parts")
+    parts = train(as_typed(stopped), tmp_path / "parts")
     assert_same(whole, parts)
     for stage in ("stage1", "stage2"):
         assert epoch_records(tmp_path / "whole" / stage) == epoch_records(tmp_path / "parts" / stage)
@@ -181,11 +183,12 @@ def test_killed_process_goes_on_from_its_last_checkpoint(prepared, tmp_path):
 
 def test_loss_that_is_not_finite_stops_with_words(prepared, tmp_path):
     """With a rate that a config may not have: train_stage itself does not ask."""
-    config = small(prepared, learning_rate=1e30)
+    config = as_typed(small(prepared))
+    stage = dataclasses.replace(config.stages[0], learning_rate=1e30)
     data = StageData(str(prepared), np.arange(12), np.arange(12, 24))
-    variables = initialise(make_model(config), 0)
+    variables = initialise(make_model(config.model), 0)
     with pytest.raises(TrainingError, match=r"stage1 epoch 1/3: the loss became .* learning_rate"):
-        train_stage(config, "stage1", data, tmp_path / "stage1", variables)
+        train_stage(config, stage, data, tmp_path / "stage1", variables)
     assert not (tmp_path / "stage1/final").exists()
 
 
@@ -193,12 +196,12 @@ def test_without_averaging_the_best_epoch_is_the_result(prepared, tmp_path):
     config = small(prepared, swa_epochs=0, learning_rate=0.01, epochs=6)
     del config.stage2
     config.predict.size = 32
-    train(config, tmp_path)
+    train(as_typed(config), tmp_path)
     records = epoch_records(tmp_path / "stage1")
     _, best = max((record["validation_iou"], record["epoch"] + 1) for record in records)
     _, progress = checkpoint.restore_final(
         tmp_path / "stage1",
-        initialise(make_model(config), 0),
+        initialise(make_model(as_typed(config).model), 0),
         jax.sharding.SingleDeviceSharding(jax.devices()[0]),
     )
     kept = {int(path.name) for path in (tmp_path / "stage1/checkpoints").iterdir()}
@@ -212,28 +215,28 @@ def test_batch_size_must_divide_over_devices(prepared, tmp_path):
     assert jax.device_count() == 2
     config = small(prepared, batch_size=3)
     with pytest.raises(InputError, match=r"stage1\.batch_size=3 .* 2 devices .* --config\.stage1\.batch_size=4"):
-        train(config, tmp_path)
+        train(as_typed(config), tmp_path)
     check_batch_size(8, 4, "stage1")
 
 
 def test_batch_larger_than_the_data_is_refused(prepared, tmp_path):
     data = StageData(str(prepared), np.arange(3), np.arange(3, 6))
-    config = small(prepared)
+    config = as_typed(small(prepared))
     with pytest.raises(InputError, match="more than the 3 training images"):
-        train_stage(config, "stage1", data, tmp_path, initialise(make_model(config), 0))
+        train_stage(config, config.stages[0], data, tmp_path, initialise(make_model(config.model), 0))
 
 
 def test_folder_of_another_config_is_refused(prepared, tmp_path):
     config = small(prepared)
     del config.stage2
     config.predict.size = 32
-    train(config, tmp_path)
+    train(as_typed(config), tmp_path)
     config.predict.threshold = 0.3  # may change: nothing that is trained depends on it
-    train(config, tmp_path)
+    train(as_typed(config), tmp_path)
     config.stage1.learning_rate = 0.1
     config.seed = 5
     with pytest.raises(InputError, match=r"differ in seed, stage1\.learning_rate"):
-        train(config, tmp_path)
+        train(as_typed(config), tmp_path)
 
 
 def test_config_problems_are_told_all_at_once(prepared, tmp_path):
@@ -243,17 +246,17 @@ def test_config_problems_are_told_all_at_once(prepared, tmp_path):
     with pytest.raises(
         InputError, match=r"loss\.dice is missing; predict\.tta is missing; --config\.stage1\.schedule must be"
     ):
-        train(config, tmp_path)
+        train(as_typed(config), tmp_path)
 
 
 def test_an_unknown_augmentation_engine_is_refused(prepared, tmp_path):
     config = small(prepared)
     config.augment.engine = "gpu"
     with pytest.raises(InputError, match=r'augment\.engine must be "device" or "host", not \'gpu\''):
-        train(config, tmp_path)
-    del config.augment.engine
-    with pytest.raises(InputError, match=r"augment\.engine is missing"):
-        train(config, tmp_path)
+        train(as_typed(config), tmp_path)
+    del config.augment.flip
+    with pytest.raises(InputError, match=r"augment\.flip is missing; --config\.augment\.engine must be"):
+        train(as_typed(config), tmp_path)
 
 
 def fold_of(prepared, file, fold):
@@ -261,7 +264,7 @@ def fold_of(prepared, file, fold):
     del config.stage2
     config.stage1.epochs, config.stage1.swa_epochs, config.predict.size = 1, 0, 32
     config.data.split, config.data.fold = str(file), fold
-    return config
+    return as_typed(config)
 
 
 def test_each_fold_validates_once(prepared, tmp_path):
@@ -287,7 +290,7 @@ def test_each_fold_validates_once(prepared, tmp_path):
 def told_of_split(config, own, caplog) -> str:
     caplog.clear()
     with caplog.at_level(logging.WARNING, "jaxpneumo"):
-        _read_split(config, own)
+        _read_split(as_typed(config), own)
     return "\n".join(record.getMessage() for record in caplog.records)
 
 
@@ -341,5 +344,5 @@ def test_folds_that_cannot_be_are_refused_before_anything_is_written(prepared, t
     config = small(prepared)
     config.data.validation_fraction = 0.0
     with pytest.raises(InputError, match="leaves 24 training and 0 validation images"):
-        train(config, run)
+        train(as_typed(config), run)
     assert not run.exists()

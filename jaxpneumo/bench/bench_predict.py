@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from jaxpneumo.bench.bench_step import rooflines
 from jaxpneumo.bench.measure import (
@@ -32,6 +31,7 @@ from jaxpneumo.predict.infer import Predictor, predict_masks, predict_probabilit
 from jaxpneumo.predict.native import native_masks
 from jaxpneumo.process.errors import DONE
 from jaxpneumo.process.ranges import CALLS
+from jaxpneumo.run.config import Predict
 from jaxpneumo.run.sharding import check_batch_size, each_on_its_device, make_local_mesh, replicated, split
 from jaxpneumo.run.state import initialise
 
@@ -104,14 +104,14 @@ def bench_predict(
 
 def _predictor(model: UNet, variables: dict[str, Any], mesh: Mesh, size: int, batch: int) -> Predictor:
     """What `load_predictor` makes of a run, without one."""
-    settings = {"size": size, "batch_size": batch, "threshold": THRESHOLD, "removal_threshold": REMOVAL}
+    settings = Predict(size, batch, True, THRESHOLD, REMOVAL)
     probabilities = jax.jit(
         functools.partial(predict_probabilities, model),
         static_argnums=2,
         in_shardings=(replicated(mesh), split(mesh)),
     )
     masks = jax.jit(each_on_its_device(native_masks, mesh, 3))
-    return Predictor(ConfigDict({"predict": settings}), Path(), "", variables, "", mesh, probabilities, masks)
+    return Predictor(None, settings, Path(), "", variables, "", mesh, probabilities, masks)
 
 
 def main(argv: list[str]) -> int:

@@ -18,8 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from jaxpneumo.bench.bench_prepare import repeat_files
 from jaxpneumo.bench.measure import finish, parser
 from jaxpneumo.data.prepare import prepare
@@ -27,7 +25,8 @@ from jaxpneumo.process import places
 from jaxpneumo.process.errors import DONE, InputError, TrainingError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.process.ranges import COUNT, whole
-from jaxpneumo.run.config import check_config, stages_of, why_refused
+from jaxpneumo.run.config import Config, Stage, typed
+from jaxpneumo.run.config_files import find_config_file, why_refused
 from jaxpneumo.synthetic import radiographs
 
 DISTINCT = 200  # drawn radiographs; the others repeat them
@@ -66,19 +65,21 @@ def bench_run(
       TrainingError: the run failed.
     """
     config = load_config(config_file, overrides)
-    check_config(config)
-    stages = stages_of(config)
+    stages = [stage.name for stage in config.stages]
     folder = Path(tempfile.mkdtemp(prefix="jaxpneumo-bench-", dir=scratch))
     try:
-        sizes = tuple({*(config[stage].size for stage in stages), config.predict.size})
+        sizes = tuple({*(stage.size for stage in config.stages), config.predict.size})
         rate = _make_data(folder, count, sizes, radiograph_size)
         changes = [f"--config.data.directory={folder / 'data'}", "--config.predict.input="]
         changes += [f"--config.{stage}.epochs={epochs}" for stage in stages]
-        changes += [f"--config.{stage}.swa_epochs={min(1, config[stage].swa_epochs)}" for stage in stages]
+        changes += [f"--config.{stage.name}.swa_epochs={min(1, stage.swa_epochs)}" for stage in config.stages]
         command = [sys.executable, "-m", "jaxpneumo.main", f"--config={config_file}", *overrides, *changes]
         seconds, moments = _watch([*command, f"--workdir={folder / 'run'}"], folder, stages)
         images = len(read_json(folder / "run/splits.json")["train"])
-        found = {stage: _stage(config, stage, moments[stage], images, full / count, folder) for stage in stages}
+        found = {
+            stage.name: _stage(config, stage, moments[stage.name], images, full / count, folder)
+            for stage in config.stages
+        }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     watched = sum(sum(stage.pop("all_epoch_seconds")) for stage in found.values())
@@ -93,13 +94,10 @@ def bench_run(
     }
 
 
-def load_config(file: str, overrides: list[str]) -> ConfigDict:
+def load_config(file: str, overrides: list[str]) -> Config:
     """A config file's values, with "--config.a.b=value" changes. Raises InputError for what cannot be read."""
-    path, _, argument = file.partition(".py:")
-    path = Path(path if path.endswith(".py") else f"{path}.py")
-    if not path.is_file():
-        raise InputError(f"--config={file}: there is no file {path} here; configs/ has the shipped ones.")
-    specification = importlib.util.spec_from_file_location("config", path)
+    path, colon, argument = find_config_file(file).partition(".py:")
+    specification = importlib.util.spec_from_file_location("config", f"{path}.py" if colon else path)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     config = module.get_config(*([argument] if argument else []))
@@ -116,7 +114,7 @@ def load_config(file: str, overrides: list[str]) -> ConfigDict:
             config.update_from_flattened_dict({name: value})
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{override} cannot be used: {why_refused(error)}") from error
-    return config
+    return typed(config.to_dict())
 
 
 def _make_data(folder: Path, count: int, sizes: tuple[int, ...], radiograph_size: int) -> float:
@@ -162,19 +160,18 @@ def _watch(command: list[str], folder: Path, stages: list[str]) -> tuple[float, 
 
 
 def _stage(
-    config: ConfigDict, stage: str, records: list[tuple[float, dict]], images: int, scale: float, folder: Path
+    config: Config, stage: Stage, records: list[tuple[float, dict]], images: int, scale: float, folder: Path
 ) -> dict[str, Any]:
     """A stage's figures, from its log and from the step alone."""
-    settings = config[stage]
-    batch, steps = settings.batch_size, images // settings.batch_size
+    batch, steps = stage.batch_size, images // stage.batch_size
     epochs = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(records)]
     rate = statistics.median(record["images_per_second"] for _, record in records[1:])
     epoch, step = statistics.median(epochs), batch / rate
     alone = _step_alone(config, stage, folder)
     return {
-        "size": settings.size,
+        "size": stage.size,
         "batch": batch,
-        "epochs": settings.epochs,
+        "epochs": stage.epochs,
         "images_per_second": rate,
         "step_seconds": step,
         "step_alone_seconds": alone,
@@ -183,19 +180,19 @@ def _stage(
         "steps": steps,
         "epoch_seconds": epoch,
         "all_epoch_seconds": epochs,
-        "projected_seconds": settings.epochs * epoch * scale,
+        "projected_seconds": stage.epochs * epoch * scale,
     }
 
 
-def _step_alone(config: ConfigDict, stage: str, folder: Path) -> float:
+def _step_alone(config: Config, stage: Stage, folder: Path) -> float:
     """Seconds of the stage's training step alone, in a process of its own."""
-    model, output = config.model, folder / f"{stage}.json"
+    model, output = config.model, folder / f"{stage.name}.json"
     command = [sys.executable, "-m", "jaxpneumo", "bench", "step", "--no-roofline", f"--output={output}"]
     command += [f"--encoder={model.encoder}", f"--dtype={model.dtype}", f"--width={model.width}"]
     command += [f"--depths={','.join(map(str, model.depths))}"]
-    command += [f"--size={config[stage].size}", f"--batch={config[stage].batch_size}"]
-    if config.augment.get("engine", "host") == "device":
-        probabilities = (config.augment[group] for group in ("flip", "intensity", "distortion", "crop"))
+    command += [f"--size={stage.size}", f"--batch={stage.batch_size}"]
+    if config.augment.engine == "device":
+        probabilities = (getattr(config.augment, group) for group in ("flip", "intensity", "distortion", "crop"))
         command.append(f"--augment={','.join(map(str, probabilities))}")
     done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
     if done.returncode:

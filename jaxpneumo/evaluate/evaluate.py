@@ -6,6 +6,7 @@ score stands beside its interval and beside those of predicting nothing at all a
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,7 @@ def evaluate(
     """
     from jaxpneumo.evaluate.images import measure
 
-    settings = predictor.config.predict
+    settings = predictor.settings
     info, index, labels = dataset.read_info(data), dataset.read_index(data), dataset.read_labels(data)
     images, _ = dataset.open_arrays(data, settings.size)
     if len(rows) == 0:
@@ -238,7 +239,7 @@ def _part(workdirs: Sequence[Path], data: Path, part: str) -> tuple[np.ndarray, 
 
 def _mean_shape(predictor: "Predictor") -> tuple[np.ndarray, dict[str, Any]] | None:
     """Of the run's own training images; None where these are not at hand."""
-    data, size = Path(predictor.config.data.directory), predictor.config.predict.size
+    data, size = Path(predictor.config.data.directory), predictor.settings.size
     try:
         rows, _ = _part([predictor.workdir], data, "train")
         _, masks = dataset.open_arrays(data, size)
@@ -329,7 +330,7 @@ def main(arguments: Sequence[str]) -> int:
 
     predictor = load_ensemble(workdirs, weights)
     if options.batch_size is not None:
-        predictor.config.predict.batch_size = options.batch_size
+        predictor = replace(predictor, settings=replace(predictor.settings, batch_size=options.batch_size))
     data = options.data or Path(predictor.config.data.directory)
     if options.data is None and not data.is_dir():
         raise InputError(f"{data}, the data set of {workdirs[0]}, was not found. Give its folder as --data.")

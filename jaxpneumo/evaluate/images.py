@@ -67,7 +67,7 @@ def measure(
       mean_shape: float32 (S', S') with the mean shape where it is >= 0.5, see `baseline`.
       quiet: no progress bar.
     """
-    settings = predictor.config.predict
+    settings = predictor.settings
     threshold = jnp.float32(settings.threshold)
     own_view = int(settings.tta)
     top_pixels = max(1, round(TOP_AREA * settings.size**2 / NATIVE_AREA))

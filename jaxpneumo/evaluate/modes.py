@@ -1,6 +1,6 @@
 """The ways in which an evaluation scores a run, and what it calls them."""
 
-from typing import Any
+from jaxpneumo.run.config import Predict
 
 # name -> (flip TTA, removal threshold): rows of the papers' tables
 MODES = {"plain": (0, False), "tta": (1, False), "removal": (0, True), "tta_removal": (1, True)}
@@ -8,7 +8,7 @@ VIEWS = ("plain", "tta")
 IMAGE_SCORES = ("maximum", "top_mean")
 
 
-def own_mode(settings: Any) -> str:
+def own_mode(settings: Predict) -> str:
     """The mode that a run's config predicts with."""
     return next(
         mode

@@ -9,7 +9,7 @@ import numpy as np
 from jaxpneumo.data.dataset import Index
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
-from jaxpneumo.run.config import read_config, stages_of
+from jaxpneumo.run.config import read_config
 from jaxpneumo.run.folders import final_directory
 
 
@@ -19,7 +19,7 @@ def read_summary(workdir: Path, folder: str = "evaluation") -> dict[str, Any]:
     Raises:
       InputError: the folder is no run, its last stage is not finished, or it was not evaluated.
     """
-    stage = stages_of(read_config(workdir))[-1]
+    stage = read_config(workdir).stages[-1].name
     if not final_directory(workdir / stage).is_dir():
         raise InputError(
             f"{workdir} is an unfinished run ({stage} has no result). Start its training command again: it goes "

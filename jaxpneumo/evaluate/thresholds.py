@@ -249,10 +249,10 @@ def read_pooled(workdirs: Sequence[Path]) -> tuple[LevelCounts, np.ndarray, dict
     configs = [read_config(workdir) for workdir in workdirs]
     for workdir, summary, config in zip(workdirs[1:], summaries[1:], configs[1:], strict=True):
         one, other = configs[0].predict, config.predict
-        if (one.size, bool(one.tta)) != (other.size, bool(other.tta)):
+        if (one.size, one.tta) != (other.size, other.tta):
             raise InputError(
-                f"{workdirs[0]} predicts at size {one.size} with tta={bool(one.tta)}, {workdir} at {other.size} with "
-                f"tta={bool(other.tta)}: thresholds hold for one size and TTA only. Choose them for each run alone."
+                f"{workdirs[0]} predicts at size {one.size} with tta={one.tta}, {workdir} at {other.size} with "
+                f"tta={other.tta}: thresholds hold for one size and TTA only. Choose them for each run alone."
             )
         if summaries[0]["data"]["labels_sha256"] != summary["data"]["labels_sha256"]:
             raise InputError(
@@ -311,7 +311,7 @@ def main(arguments: Sequence[str]) -> int:
     saved = {
         "rule": options.rule,
         **chosen["thresholds"],
-        "tta": bool(settings.tta),
+        "tta": settings.tta,
         "size": settings.size,
         "chosen_by": {key: result[key] for key in ("score", "method", "seed", "unit", "n_images")},
         "chosen_on": chosen_on,

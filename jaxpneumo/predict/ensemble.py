@@ -47,7 +47,7 @@ def load_ensemble(workdirs: Sequence[Path], weights: Sequence[float], batch_size
         variables=jax.device_put(stacked, replicated(mesh)),
         model_id="+".join(predictor.model_id for predictor in predictors),
         probabilities=jax.jit(
-            functools.partial(ensemble_probabilities, make_model(first.config, training=False), tuple(weights)),
+            functools.partial(ensemble_probabilities, make_model(first.config.model, training=False), tuple(weights)),
             static_argnums=2,
             in_shardings=(replicated(mesh), split(mesh)),
         ),
@@ -75,11 +75,11 @@ def ensemble_probabilities(
 def _check_alike(first: Predictor, other: Predictor) -> None:
     """The network as it predicts: where its first weights came from, and BatchNorm's momentum, do not matter."""
     unlike = [
-        f"model.{key} ({first.config.model[key]!r} and {other.config.model[key]!r})"
+        f"model.{key} ({one!r} and {two!r})"
         for key in ("encoder", "dtype", "input_convolution", "depths", "width")
-        if first.config.model[key] != other.config.model[key]
+        if (one := getattr(first.config.model, key)) != (two := getattr(other.config.model, key))
     ]
-    sizes = first.config.predict.size, other.config.predict.size
+    sizes = first.settings.size, other.settings.size
     if sizes[0] != sizes[1]:
         unlike.append(f"predict.size ({sizes[0]} and {sizes[1]})")
     if unlike:

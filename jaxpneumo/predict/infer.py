@@ -9,7 +9,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from jaxpneumo.model.folding import fold
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.predict.native import Grid, NativeMask, native_grid, native_masks, pixels_at_least
 from jaxpneumo.run import checkpoint
-from jaxpneumo.run.config import read_config, stages_of
+from jaxpneumo.run.config import Config, Predict, read_config
 from jaxpneumo.run.network import make_model
 from jaxpneumo.run.provenance import trained_on_synthetic
 from jaxpneumo.run.sharding import check_batch_size, each_on_its_device, make_local_mesh, place, replicated, split
@@ -36,6 +35,7 @@ class Predictor:
 
     Attributes:
       config: the run's config.
+      settings: of the prediction: the config's, or what a verb makes of them.
       workdir: the run.
       stage: the stage whose weights these are, the run's last.
       variables: {"params", "batch_stats"} on all devices, BatchNorms folded (`model.folding.fold`).
@@ -48,7 +48,8 @@ class Predictor:
       members: of an ensemble (`ensemble.load_ensemble`) its runs and their weights; `workdir` is the first of them.
     """
 
-    config: ConfigDict
+    config: Config
+    settings: Predict
     workdir: Path
     stage: str
     variables: dict[str, Any]
@@ -73,15 +74,15 @@ def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predic
     """
     workdir = Path(workdir)
     config = read_config(workdir)
-    if batch_size is not None:
-        config.predict.batch_size = batch_size
-    stage = stages_of(config)[-1]
+    settings = config.predict if batch_size is None else replace(config.predict, batch_size=batch_size)
+    stage = config.stages[-1].name
     mesh = make_local_mesh(batch_size)
-    check_batch_size(config.predict.batch_size, mesh.size, "predict")
-    template = jax.eval_shape(lambda: initialise(make_model(config), 0))
+    check_batch_size(settings.batch_size, mesh.size, "predict")
+    template = jax.eval_shape(lambda: initialise(make_model(config.model), 0))
     variables, _ = checkpoint.restore_final(workdir / stage, template, replicated(mesh))
     return Predictor(
         config,
+        settings,
         workdir,
         stage,
         # One program: piece by piece, every shape among the parameters would be compiled for itself.
@@ -91,7 +92,7 @@ def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predic
         fingerprint(variables),
         mesh,
         jax.jit(
-            functools.partial(predict_probabilities, make_model(config, training=False)),
+            functools.partial(predict_probabilities, make_model(config.model, training=False)),
             static_argnums=2,
             in_shardings=(replicated(mesh), split(mesh)),
         ),
@@ -138,29 +139,28 @@ def predict_masks(
     images: Iterable[tuple[Any, np.ndarray, tuple[int, int]]],
     views: Iterable[int] = (0, 1),
 ) -> Iterator[tuple[Any, dict[int, NativeMask]]]:
-    """Masks of images at their native sizes, in compiled batches, as the config's predict section wants them.
+    """Masks of images at their native sizes, in compiled batches, as the predictor's settings want them.
 
-    A mask has the pixels that reach predict.threshold. It is emptied when they are fewer than
-    predict.removal_threshold or when, with predict.top_threshold and predict.top_area (`jaxpneumo thresholds`
-    chooses them), fewer than the latter reach the former; areas are in pixels of a 1024x1024 image. Removing single
-    components is left to `postprocess.remove_small`.
+    A mask has the pixels that reach `threshold`. It is emptied when they are fewer than `removal_threshold` or, with
+    `top_threshold` and `top_area` (`jaxpneumo thresholds` chooses them), when fewer than the latter reach the former;
+    areas are in pixels of a 1024x1024 image. Removing single components is left to `postprocess.remove_small`.
 
     Args:
       predictor: of `load_predictor`.
-      images: (key, uint8 (S, S) at the config's predict.size, (native height, native width)) each.
+      images: (key, uint8 (S, S) at the settings' size, (native height, native width)) each.
       views: which masks are wanted: 0 without, 1 with flip TTA.
 
     Yields:
       (key, {view: mask}) in the order of the stream.
     """
-    predict, views = predictor.config.predict, tuple(views)
-    thresholds, areas = [predict.threshold], [predict.removal_threshold]
-    if "top_area" in predict:
-        thresholds.append(predict.top_threshold)
-        areas.append(predict.top_area)
+    settings, views = predictor.settings, tuple(views)
+    thresholds, areas = [settings.threshold], [settings.removal_threshold]
+    if settings.top_area is not None:
+        thresholds.append(settings.top_threshold)
+        areas.append(settings.top_area)
 
     def native(batch: Batch) -> dict[int, tuple[jax.Array, jax.Array]]:
-        smallest = np.zeros((predict.batch_size, len(areas)), np.int32)
+        smallest = np.zeros((settings.batch_size, len(areas)), np.int32)
         for i, (_, size) in enumerate(zip(batch.keys, batch.sizes, strict=True)):
             smallest[i] = [pixels_at_least(area, *size) for area in areas]
         return {
@@ -206,7 +206,7 @@ def predict_native(
     Yields:
       (key, (native height, native width), that image's part of the tree, as NumPy arrays) in the order of the stream.
     """
-    settings, images = predictor.config.predict, iter(images)
+    settings, images = predictor.settings, iter(images)
     pending: tuple[Batch, Any] | None = None
     while group := list(itertools.islice(images, settings.batch_size)):
         pictures = np.zeros((settings.batch_size, settings.size, settings.size), np.uint8)

@@ -100,7 +100,7 @@ def predict_files(
     anew: bool = False,
     any_image: bool = False,
 ) -> Report:
-    """Predicts radiographs; the settings are `predictor.config.predict`.
+    """Predicts radiographs; the settings are `predictor.settings`.
 
     Of what grows with the number of files only their paths are in memory, and image ids while the submission is
     written.
@@ -122,7 +122,7 @@ def predict_files(
     sources = listed if part is None else [source for source in listed if part_of(source, part[1]) == part[0]]
     folder = part_folder(output, part)
     header = _header(predictor, part, any_image)
-    reading = Reading(root, predictor.config.predict.size, ids.repeated_names(listed), any_image)
+    reading = Reading(root, predictor.settings.size, ids.repeated_names(listed), any_image)
     if anew:
         discard_other(folder, header)
     with open_manifest(folder, header, root, sources) as (left, append):
@@ -168,14 +168,9 @@ def predict_files(
 def _header(predictor: "Predictor", part: tuple[int, int] | None, any_image: bool) -> dict[str, Any]:
     from jaxpneumo.process.software import software
 
-    settings = predictor.config.predict
-    names = (
-        "size",
-        "tta",
-        *saved_thresholds.NAMES,
-        *(name for name in saved_thresholds.NAMES_OF_TRIPLET if name in settings),
-    )
-    chosen = {name: settings[name] for name in names}
+    names = ("size", "tta", *saved_thresholds.NAMES, *saved_thresholds.NAMES_OF_TRIPLET)
+    settings = {name: getattr(predictor.settings, name) for name in names}
+    chosen = {name: value for name, value in settings.items() if value is not None}
     chosen |= {"dtype": predictor.config.model.dtype, "any_image": any_image}
     if predictor.members:
         chosen["weights"] = [weight for _, weight in predictor.members]
@@ -207,7 +202,7 @@ def predict_codes(
     """
     from jaxpneumo.predict.infer import predict_masks
 
-    settings = predictor.config.predict
+    settings = predictor.settings
     view = int(settings.tta)
     stream = ((replace(picture, image=None), picture.image, (picture.height, picture.width)) for picture in pictures)
 
@@ -303,15 +298,12 @@ def main(arguments: Sequence[str]) -> int:
 
     batch_size = 1 if options.batch_size is None and len(found.sources) == 1 else options.batch_size
     predictor = load_ensemble(workdirs, weights, batch_size)
-    settings = predictor.config.predict
-    for name in single:
-        if getattr(options, name) is not None:
-            settings[name] = getattr(options, name)
-    settings.tta = settings.tta and not options.no_tta
+    given = {name: value for name in single if (value := getattr(options, name)) is not None}
+    settings = replace(predictor.settings, tta=predictor.settings.tta and not options.no_tta, **given)
     if options.thresholds:
-        saved_thresholds.use(workdirs[0], options.thresholds, settings)
+        settings = saved_thresholds.use(workdirs[0], options.thresholds, settings)
     report = predict_files(
-        predictor,
+        replace(predictor, settings=settings),
         found.folder,
         found.sources,
         options.output,

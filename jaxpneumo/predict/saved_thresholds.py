@@ -1,13 +1,12 @@
 """Thresholds by name: WORKDIR/thresholds/NAME.json, as `jaxpneumo thresholds` chooses and saves them."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
-
-from ml_collections import ConfigDict
 
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
-from jaxpneumo.run.config import wrong_values
+from jaxpneumo.run.config import Predict, wrong_values
 
 NAMES = ("threshold", "removal_threshold", "removal_rule")
 NAMES_OF_TRIPLET = ("top_threshold", "top_area")
@@ -22,8 +21,8 @@ def path_of(workdir: Path, name: str) -> Path:
     return workdir / "thresholds" / f"{name}.json"
 
 
-def use(workdir: Path, name: str, settings: ConfigDict) -> None:
-    """Sets a run's `config.predict` to the named thresholds.
+def use(workdir: Path, name: str, settings: Predict) -> Predict:
+    """The settings of a prediction with the named thresholds of a run.
 
     Raises:
       InputError: the run has none of this name, the file is damaged, or they were chosen with another input size
@@ -43,9 +42,7 @@ def use(workdir: Path, name: str, settings: ConfigDict) -> None:
     values = {f"predict.{key}": value for key, value in saved.items()}
     if problems := "; ".join(wrong_values(values)).replace("predict.", ""):
         raise InputError(f"{path} cannot be used: {problems}. Choose the thresholds again.")
-    if (saved["tta"], saved["size"]) != (bool(settings.tta), settings.size):
+    if (saved["tta"], saved["size"]) != (settings.tta, settings.size):
         view = "with" if saved["tta"] else "without"
         raise InputError(f"{path} was chosen {view} flip TTA at size {saved['size']}: predict with these settings.")
-    for key in (*NAMES, *NAMES_OF_TRIPLET):
-        if key in saved:
-            settings[key] = saved[key]
+    return replace(settings, **{key: saved[key] for key in (*NAMES, *NAMES_OF_TRIPLET) if key in saved})

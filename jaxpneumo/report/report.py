@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
-from ml_collections import ConfigDict
 
 from jaxpneumo.data import dataset
 from jaxpneumo.data.splits import words
@@ -28,7 +27,7 @@ from jaxpneumo.process.files import read_json
 from jaxpneumo.process.ranges import whole
 from jaxpneumo.process.software import software
 from jaxpneumo.report.gallery import FILTERS, make_gallery
-from jaxpneumo.run.config import read_config, stages_of
+from jaxpneumo.run.config import Config, read_config
 from jaxpneumo.run.provenance import read_starts
 from jaxpneumo.score import bootstrap, scores
 from jaxpneumo.train.log import read_log
@@ -93,7 +92,7 @@ def write_report(
         )
     thresholds = _optional(workdir / "evaluation/thresholds.json")
     calibration = _optional(workdir / "evaluation/calibration.json")
-    logs = {stage: _epochs(workdir / stage / "log.jsonl") for stage in stages_of(config)}
+    logs = {stage.name: _epochs(workdir / stage.name / "log.jsonl") for stage in config.stages}
     gallery = make_gallery(workdir, data, config.predict.size, mode, images)
     figures, lacking = _figures(workdir, config, summary, metrics, thresholds, calibration, logs)
 
@@ -176,7 +175,7 @@ def _papers(experiment: str) -> dict[str, Any] | None:
 
 def _figures(
     workdir: Path,
-    config: ConfigDict,
+    config: Config,
     summary: dict[str, Any],
     metrics: dict[str, np.ndarray],
     thresholds: dict[str, Any] | None,
@@ -194,7 +193,7 @@ def _figures(
     else:
         lacking["training"] = f"No training curves: {workdir} has no log.jsonl."
     if thresholds:
-        own = {name: config.predict[name] for name in ("threshold", "removal_threshold", "removal_rule")}
+        own = {name: getattr(config.predict, name) for name in ("threshold", "removal_threshold", "removal_rule")}
         drawings["thresholds"] = figures.threshold_surfaces(thresholds, own)
     else:
         lacking["thresholds"] = f"No threshold search yet: run `jaxpneumo thresholds --workdir {workdir}`."

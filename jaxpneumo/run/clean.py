@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.errors import DONE, InputError
-from jaxpneumo.run.config import check_config, read_config, trained_stages
+from jaxpneumo.run.config import read_config
 from jaxpneumo.run.folders import final_directory
 
 HELP = """\
@@ -30,7 +30,7 @@ def disk_used(folder: Path) -> int:
 
 def checkpoints(workdir: Path) -> list[Path]:
     """The folders of checkpoints in a run's folder. Raises InputError when it is none."""
-    folders = [workdir / stage / "checkpoints" for stage in trained_stages(read_config(workdir))]
+    folders = [workdir / stage.name / "checkpoints" for stage in read_config(workdir).trained_stages()]
     return [folder for folder in folders if folder.is_dir()]
 
 
@@ -58,16 +58,15 @@ def check(workdir: Path) -> None:
     from jaxpneumo.run.state import initialise
 
     config = read_config(workdir)
-    check_config(config)
-    for stage in trained_stages(config):
-        if not final_directory(workdir / stage).is_dir():
+    for stage in config.trained_stages():
+        if not final_directory(workdir / stage.name).is_dir():
             raise InputError(
-                f"{workdir} is an unfinished run ({stage} has no result) and needs its checkpoints. Start its training "
-                "command again: it goes on where it stopped."
+                f"{workdir} is an unfinished run ({stage.name} has no result) and needs its checkpoints. Start its "
+                "training command again: it goes on where it stopped."
             )
-    template = jax.eval_shape(lambda: initialise(make_model(config), 0))
-    for stage in trained_stages(config):
-        checkpoint.restore_final(workdir / stage, template, replicated(make_local_mesh()))
+    template = jax.eval_shape(lambda: initialise(make_model(config.model), 0))
+    for stage in config.trained_stages():
+        checkpoint.restore_final(workdir / stage.name, template, replicated(make_local_mesh()))
     for folder in checkpoints(workdir):
         if folder.is_symlink():
             raise InputError(f"{folder} is a link; other runs may use what it leads to. Remove it yourself.")

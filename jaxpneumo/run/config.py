@@ -1,11 +1,13 @@
-"""What a config must hold, what its values may be, and when two configs are of the same run."""
+"""A run's config: frozen dataclasses, made once by `typed`, which checks every value.
 
-import re
+The files in configs/ and a run's config.json hold the same values as nested dictionaries. A key that came later has
+its default here, which is what the program did before it: configs and runs of every earlier version can be used.
+"""
+
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
-
-from ml_collections import ConfigDict
 
 from jaxpneumo.process import places, ranges
 from jaxpneumo.process.errors import InputError
@@ -79,45 +81,209 @@ for _stage in STAGES:
 
 # Where the data lie, how they are read and what is predicted do not change what is trained.
 _FREE = ("data.directory", "data.workers", "data.resident", "data.synthetic", "predict.")
+_SYNTHETIC = "data.synthetic."
 
 
-def stages_of(config: ConfigDict) -> list[str]:
-    """The stages that a config trains, in order."""
-    return [stage for stage in STAGES if stage in config]
+@dataclass(frozen=True)
+class Synthetic:
+    """Synthetic radiographs to draw: how many, and what they show."""
+
+    train: int
+    test: int
+    positive_fraction: float
+    area_scale: float
 
 
-def trained_stages(config: ConfigDict) -> list[str]:
-    """The stages that a run of it trains itself: not stage1 where another run's result takes its place."""
-    stages = stages_of(config)
-    return stages[1:] if config.init_from and "stage2" in stages else stages
+@dataclass(frozen=True)
+class Data:
+    """The prepared data set, its split, and how it is read."""
+
+    directory: str
+    split: str
+    validation_fraction: float
+    split_seed: int
+    fold: int
+    workers: int
+    resident: str
+    synthetic: Synthetic | None
 
 
-def synthetic_folders(config: ConfigDict) -> dict[str, Path]:
+@dataclass(frozen=True)
+class Model:
+    """The network. `momentum` None stands for the encoder's own."""
+
+    encoder: str
+    dtype: str
+    input_convolution: bool
+    momentum: float | None
+    pretrained: str
+    depths: tuple[int, ...]
+    width: int
+    remat: bool
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss: soft Dice of each image or of the whole batch."""
+
+    dice: str
+
+
+@dataclass(frozen=True)
+class Augment:
+    """The engine, and the probabilities of the groups A1 to A4."""
+
+    engine: str
+    flip: float
+    intensity: float
+    distortion: float
+    crop: float
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the training; what its schedule does not use is None."""
+
+    name: str
+    size: int
+    batch_size: int
+    epochs: int
+    schedule: str
+    learning_rate: float
+    swa_epochs: int
+    final_learning_rate: float | None = None
+    plateau_factor: float | None = None
+    plateau_patience: int | None = None
+
+
+@dataclass(frozen=True)
+class Predict:
+    """The settings of a prediction.
+
+    Attributes:
+      size, batch_size: of what the network takes.
+      tta: mean over the image and its mirror image.
+      threshold: of the probability.
+      removal_threshold: smallest area, in pixels of a 1024x1024 image; `removal_rule` says of what.
+      input: folder to predict after training; "" for none.
+      overlays: pictures to write at most.
+      top_threshold, top_area: of the triplet rule (`jaxpneumo thresholds`); None without it.
+    """
+
+    size: int
+    batch_size: int
+    tta: bool
+    threshold: float
+    removal_threshold: int
+    removal_rule: str = "image"
+    input: str = ""
+    overlays: int = 0
+    top_threshold: float | None = None
+    top_area: int | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run is started with; the files in configs/ say what each value means."""
+
+    seed: int
+    init_from: str
+    data: Data
+    model: Model
+    loss: Loss
+    augment: Augment
+    stages: tuple[Stage, ...]
+    predict: Predict
+
+    def trained_stages(self) -> tuple[Stage, ...]:
+        """The stages that a run trains itself: not stage1 where another run's result takes its place."""
+        return self.stages[1:] if self.init_from and len(self.stages) > 1 else self.stages
+
+    def to_dict(self) -> dict[str, Any]:
+        """The nested dictionary that `typed` takes and that config.json holds."""
+        values = asdict(self)
+        for stage in values.pop("stages"):
+            values[stage.pop("name")] = stage
+        for name, section in values.items():
+            if isinstance(section, dict):
+                values[name] = {key: value for key, value in section.items() if value is not None or key == "momentum"}
+        return values
+
+
+# Keys that came later, with what earlier versions did.
+LATER = {"data.fold": 0, "data.resident": "auto", "model.remat": False, "augment.engine": "host"}
+
+
+def typed(values: dict[str, Any]) -> Config:
+    """The config of nested dictionaries, such as the files in configs/ give. Keys that no config has are left out.
+
+    Raises InputError, naming all of them, for values that are missing or that cannot be.
+    """
+    if problems := _problems(values):
+        raise InputError(
+            "the config cannot be used: " + "; ".join(problems) + ". configs/exp5.py is a complete example."
+        )
+    return _config(values)
+
+
+def synthetic_folders(config: Config) -> dict[str, Path]:
     """Where a config with `data.synthetic` has its DICOM files: {"train", "test"}, beside the prepared data set."""
     directory = Path(config.data.directory)
     return {part: directory.with_name(f"{directory.name}-{part}") for part in ("train", "test")}
 
 
-def check_config(config: ConfigDict) -> None:
-    """Raises InputError, naming all of them, for values that a config lacks or that cannot be."""
-    values = _flat(config.to_dict())
+def _problems(values: dict[str, Any]) -> list[str]:
+    """What is missing and what cannot be, in words."""
+    flat = LATER | _flat(values)
+    of_synthetic = [key for key in OPTIONAL if key.startswith(_SYNTHETIC)] if _is_synthetic(flat) else []
     problems = []
-    for key in VALUES:
+    for key in [*VALUES, *of_synthetic]:
         section = key.split(".")[0]
-        missing = section if section not in config else key if key not in values else ""
+        missing = section if section not in values else key if key not in flat else ""
         if missing and f"{missing} is missing" not in problems:
             problems.append(f"{missing} is missing")
-    if not stages_of(config):
+    stages = [name for name in STAGES if name in values]
+    if not stages:
         problems.append("stage1 is missing")
-    for stage in stages_of(config):
-        of_schedule = SCHEDULE_VALUES.get(values.get(f"{stage}.schedule"), ())
+    for stage in stages:
+        of_schedule = SCHEDULE_VALUES.get(str(flat.get(f"{stage}.schedule")), ())
         names = (f"{stage}.{name}" for name in (*STAGE_VALUES, *of_schedule))
-        problems += [f"{name} is missing" for name in names if name not in values]
-    problems += [f"--config.{problem}" for problem in wrong_values(values)]
-    if problems:
-        raise InputError(
-            "the config cannot be used: " + "; ".join(problems) + ". configs/exp5.py is a complete example."
-        )
+        problems += [f"{name} is missing" for name in names if name not in flat]
+    return problems + [f"--config.{problem}" for problem in wrong_values(flat)]
+
+
+def _is_synthetic(flat: dict[str, Any]) -> bool:
+    return any(key.startswith(_SYNTHETIC) for key in flat)
+
+
+def _config(values: dict[str, Any]) -> Config:
+    """The dataclasses of values that have no problems."""
+    flat = LATER | _flat(values)
+
+    def section(kind: type, prefix: str, **given: Any) -> Any:
+        names = (field.name for field in fields(kind))
+        return kind(**{name: flat[prefix + name] for name in names if prefix + name in flat} | given)
+
+    synthetic = section(Synthetic, _SYNTHETIC) if _is_synthetic(flat) else None
+    flat["model.depths"] = tuple(flat["model.depths"])
+    for key in ("data.directory", "data.split", "init_from", "model.pretrained", "predict.input"):
+        flat[key] = _full_path(flat[key])
+    return Config(
+        seed=flat["seed"],
+        init_from=flat["init_from"],
+        stages=tuple(section(Stage, f"{name}.", name=name) for name in STAGES if name in values),
+        data=section(Data, "data.", synthetic=synthetic),
+        model=section(Model, "model."),
+        loss=section(Loss, "loss."),
+        augment=section(Augment, "augment."),
+        predict=section(Predict, "predict."),
+    )
+
+
+def _full_path(text: str) -> str:
+    """A path's full name where it has none of its own, as `.`, or begins with `~`."""
+    needs_one = text.startswith("~") or (text and Path(text).name in ("", ".."))
+    return str(places.path(text)) if needs_one else text
 
 
 def wrong_values(values: dict[str, Any]) -> Iterator[str]:
@@ -131,7 +297,7 @@ def wrong_values(values: dict[str, Any]) -> Iterator[str]:
             yield f"{stage}.swa_epochs must be at most {stage}.epochs, {epochs}, not {averaged}"
 
 
-def check_paths(config: ConfigDict) -> None:
+def check_paths(config: Config) -> None:
     """Raises InputError for files and folders that a config names and that are not there."""
     if (source := config.init_from) and not Path(source).is_dir():
         raise InputError(f"--config.init_from={source} is not a folder. Give the folder of a finished run.")
@@ -141,35 +307,15 @@ def check_paths(config: ConfigDict) -> None:
         )
     if not config.data.directory:
         raise InputError("--config.data.directory is empty. Give the folder of a prepared data set.")
-    if "synthetic" in config.data and not Path(config.data.directory).is_dir():
+    if config.data.synthetic and not Path(config.data.directory).is_dir():
         places.check_folder(Path(config.data.directory).parent, "--config.data.directory")
 
 
-def resolve_paths(config: ConfigDict) -> None:
-    """Gives the config's paths their full names where they have none of their own, as `.`, or begin with `~`."""
-    data = (config.data, "directory"), (config.data, "split")
-    for section, name in (*data, (config, "init_from"), (config.model, "pretrained"), (config.predict, "input")):
-        value = section[name]
-        if value.startswith("~") or (value and Path(value).name in ("", "..")):
-            section[name] = str(places.path(value))
-
-
-def why_refused(error: Exception) -> str:
-    """What a config file or ml_collections said against a value, in one line without traceback and quotation."""
-    while error.args and isinstance(error.args[0], Exception):
-        error = error.args[0]
-    text = str(error.args[0]) if error.args else str(error)
-    given = re.match(r"flag (--config\.([\w.]+)=.*?): ", text, re.DOTALL)
-    if given and given[2] in ALLOWED:
-        return f"{given[1]} is not {ALLOWED[given[2]]}."
-    return text.strip().splitlines()[-1] if "Traceback" in text else " ".join(text.split())
-
-
-def read_config(workdir: Path | str) -> ConfigDict:
+def read_config(workdir: Path | str) -> Config:
     """The config a run was started with.
 
     Raises:
-      InputError: the folder is no run, or its config has values that cannot be.
+      InputError: the folder is no run, or its config lacks values or has some that cannot be.
     """
     path = Path(workdir) / "config.json"
     if not path.is_file():
@@ -180,18 +326,18 @@ def read_config(workdir: Path | str) -> ConfigDict:
     values = read_json(path)
     if not isinstance(values, dict):
         raise InputError(f"{path} is not the config of a run. Restore it, or train again.")
-    if problems := list(wrong_values(_flat(values))):
+    if problems := [problem.removeprefix("--config.") for problem in _problems(values)]:
         raise InputError(f"{path} cannot be used: {'; '.join(problems)}. Restore it, or train again.")
-    return ConfigDict(values)
+    return _config(values)
 
 
-def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+def differences(old: Config, new: Config) -> list[str]:
     """Names of the values in which two configs would train differently."""
     a, b = _flat(old.to_dict()), _flat(new.to_dict())
     return [key for key in sorted(a.keys() | b.keys()) if not key.startswith(_FREE) and a.get(key) != b.get(key)]
 
 
-def _flat(value: dict, prefix: str = "") -> dict:
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, item in value.items():
         if isinstance(item, dict):

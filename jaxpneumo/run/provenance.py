@@ -69,4 +69,4 @@ def trained_on_synthetic(workdir: Path) -> bool:
             return bool(data["synthetic"])
     with suppress(InputError):
         return bool(dataset.read_info(directory).get("synthetic"))
-    return "synthetic" in config.data
+    return config.data.synthetic is not None

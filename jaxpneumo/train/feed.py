@@ -21,12 +21,12 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from jaxpneumo.data import dataset
 from jaxpneumo.data.source import Augment, index_batches, train_batches
 from jaxpneumo.process.errors import InputError, TrainingError
 from jaxpneumo.process.machine import free_memory
+from jaxpneumo.run.config import Config, Stage
 from jaxpneumo.run.sharding import all_processes, place, replicated, split_calls
 
 logger = logging.getLogger(__name__)
@@ -121,9 +121,9 @@ def _free_memory() -> int:
 
 @contextmanager
 def training_feed(
-    config: ConfigDict,
+    config: Config,
     data: StageData,
-    stage: ConfigDict,
+    stage: Stage,
     resident: dict[str, jax.Array],
     augment: Augment | None,
     lengths: Iterable[int],
@@ -135,7 +135,7 @@ def training_feed(
     Args:
       config: the run's config (seed, workers).
       data: the prepared data set and its training rows.
-      stage: the stage's literals (size, batch_size).
+      stage: the stage (size, batch_size).
       resident: of `load_resident`.
       augment: of the host engine, or None.
       lengths: steps of each call.

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from jaxpneumo.augment import device
 from jaxpneumo.data.source import eval_batches
@@ -26,6 +25,7 @@ from jaxpneumo.process.errors import InputError, Stopped, TrainingError
 from jaxpneumo.process.progress import COMPILING, progress
 from jaxpneumo.process.stop import sigterm_deferred
 from jaxpneumo.run import checkpoint
+from jaxpneumo.run.config import Augment, Config, Stage
 from jaxpneumo.run.network import batch_norm_momentum, make_model
 from jaxpneumo.run.sharding import is_first, make_mesh, place, place_flag, replicated, split, split_calls
 from jaxpneumo.run.state import TrainState, create_train_state, update_average
@@ -38,13 +38,13 @@ logger = logging.getLogger(__name__)
 
 
 def train_stage(
-    config: ConfigDict, name: str, data: StageData, directory: Path, variables: dict[str, Any]
+    config: Config, stage: Stage, data: StageData, directory: Path, variables: dict[str, Any]
 ) -> dict[str, Any]:
     """Trains one stage, or finishes it when an earlier start of the same command was stopped.
 
     Args:
-      config: the run's config; `config[name]` holds the stage's literals.
-      name: "stage1" or "stage2".
+      config: the run's config.
+      stage: the one of its stages to train.
       data: the prepared data set and its rows.
       directory: the stage's folder: checkpoints/, final/, log.jsonl, tensorboard/, progress.png.
       variables: {"params", "batch_stats"} to start from.
@@ -58,8 +58,7 @@ def train_stage(
       TrainingError: the loss became infinite or not a number, or a checkpoint cannot be written.
       Stopped: SIGTERM came; the state is saved.
     """
-    stage = config[name]
-    mesh = make_mesh()
+    name, mesh = stage.name, make_mesh()
     everywhere, along_data = replicated(mesh), split(mesh)
 
     # --- what is there already
@@ -75,11 +74,11 @@ def train_stage(
             f"use --config.{name}.batch_size={len(data.train_rows)} or less."
         )
     calls = plan_calls(steps_per_epoch)
-    on_host, on_device = augmentations(config, stage.size)
+    on_host, on_device = augmentations(config.augment, stage.size)
     resident = load_resident(config.data.resident, on_host is not None, data, stage.size, mesh)
 
     # --- model, optimizer, compiled functions
-    model, optimizer = make_model(config), make_optimizer()
+    model, optimizer = make_model(config.model), make_optimizer()
     train_call = jax.jit(
         make_train_call(make_train_step(model, optimizer, config.loss.dice, on_device, config.seed)),
         in_shardings=(everywhere, everywhere, split_calls(mesh), everywhere, along_data),
@@ -175,15 +174,15 @@ def train_stage(
         return result
 
 
-def augmentations(config: ConfigDict, size: int) -> tuple[Any, Any]:
+def augmentations(settings: Augment, size: int) -> tuple[Any, Any]:
     """The augmentation of the host's engine and that of the device's; at most one of them is not None.
 
     Raises InputError when the host's is wanted and its library is another release than the one relied on.
     """
-    probabilities = {group: config.augment[group] for group in ("flip", "intensity", "distortion", "crop")}
+    probabilities = {group: getattr(settings, group) for group in ("flip", "intensity", "distortion", "crop")}
     if not any(probabilities.values()):
         return None, None
-    if config.augment.engine == "host":
+    if settings.engine == "host":
         from jaxpneumo.augment import host  # albumentations takes a second to import, and only this engine needs it
 
         return host.make_augment(**probabilities, size=size), None
@@ -251,7 +250,7 @@ def _train_epoch(
 
 
 def _evaluate(
-    eval_step: Any, state: TrainState, data: StageData, stage: ConfigDict, asked: Callable[[], bool], mesh: Mesh
+    eval_step: Any, state: TrainState, data: StageData, stage: Stage, asked: Callable[[], bool], mesh: Mesh
 ) -> dict[str, float] | None:
     """Mean loss, IoU and Dice over the validation images at the stage's size, each counted once; None: stop."""
     here = (jax.process_index(), jax.process_count())
@@ -272,10 +271,10 @@ def _evaluate(
 
 def _statistics(
     model: UNet,
-    config: ConfigDict,
+    config: Config,
     state: TrainState,
     data: StageData,
-    stage: ConfigDict,
+    stage: Stage,
     resident: dict[str, jax.Array],
     calls: list[int],
     asked: Callable[[], bool],
@@ -288,7 +287,7 @@ def _statistics(
     """
     everywhere = replicated(mesh)
     statistics_call = jax.jit(
-        make_statistics_call(model, batch_norm_momentum(config)),
+        make_statistics_call(model, batch_norm_momentum(config.model)),
         in_shardings=(everywhere, everywhere, everywhere, split_calls(mesh), split(mesh)),
         out_shardings=everywhere,
         donate_argnums=1,

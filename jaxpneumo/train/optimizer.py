@@ -8,7 +8,8 @@ import math
 from typing import NamedTuple
 
 import optax
-from ml_collections import ConfigDict
+
+from jaxpneumo.run.config import Stage
 
 
 class Plateau(NamedTuple):
@@ -39,7 +40,7 @@ def reduce_on_plateau(plateau: Plateau, loss: float, factor: float, patience: in
     return plateau._replace(epochs_since_best=waited)
 
 
-def learning_rate_fn(stage: ConfigDict, epoch: int, plateau: Plateau) -> float:
+def learning_rate_fn(stage: Stage, epoch: int, plateau: Plateau) -> float:
     """The rate of one epoch by the stage's schedule, "cosine" or "plateau"; ValueError for another."""
     if stage.schedule == "cosine":
         return cosine_learning_rate(epoch, stage.epochs, stage.learning_rate, stage.final_learning_rate)

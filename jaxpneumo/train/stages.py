@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from jaxpneumo.data import dataset, splits
 from jaxpneumo.data.prepare import prepare
@@ -14,16 +13,7 @@ from jaxpneumo.process import places, run_report
 from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.run import checkpoint
-from jaxpneumo.run.config import (
-    check_config,
-    check_paths,
-    differences,
-    read_config,
-    resolve_paths,
-    stages_of,
-    synthetic_folders,
-    trained_stages,
-)
+from jaxpneumo.run.config import Config, check_paths, differences, read_config, synthetic_folders
 from jaxpneumo.run.folders import final_directory
 from jaxpneumo.run.network import first_variables
 from jaxpneumo.run.provenance import record_start
@@ -35,13 +25,13 @@ from jaxpneumo.train.loop import augmentations, train_stage
 logger = logging.getLogger(__name__)
 
 
-def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def train(config: Config, workdir: Path) -> dict[str, Any]:
     """Trains all stages of a config, or what an earlier start of the same command has left to do.
 
     Several processes (`sharding.start_processes`) all call this; the folder must be one that all of them see.
 
     Args:
-      config: as the files in configs/ return it.
+      config: of `run.config.typed`.
       workdir: the run's folder: config.json, splits.json and a folder a stage.
 
     Returns:
@@ -52,8 +42,6 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       TrainingError: the loss became infinite or not a number, or a checkpoint cannot be written.
       Stopped: SIGTERM came; the state is saved.
     """
-    check_config(config)
-    resolve_paths(config)
     resumed = (workdir / "config.json").is_file()
     if resumed:
         _check_same(config, workdir)
@@ -62,16 +50,16 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         splits.check(config.data.split, config.data.validation_fraction)
     check_paths(config)
     places.check_folder(workdir, "--workdir")
-    for section in stages_of(config):
-        check_batch_size(config[section].batch_size, jax.device_count(), section)
+    for stage in config.stages:
+        check_batch_size(stage.batch_size, jax.device_count(), stage.name)
     run_report.process(jax.process_index())
     check_batch_size(config.predict.batch_size, jax.local_device_count(), "predict")
     if is_first():
         make_synthetic_data(config)
     checkpoint.meet("data")
-    for stage in stages_of(config):
-        dataset.open_arrays(config.data.directory, config[stage].size)
-        augmentations(config, config[stage].size)
+    for stage in config.stages:
+        dataset.open_arrays(config.data.directory, stage.size)
+        augmentations(config.augment, stage.size)
     dataset.open_arrays(config.data.directory, config.predict.size)
     data, split = _read_split(config, workdir / "splits.json" if resumed else None)
     variables = first_variables(config)
@@ -83,42 +71,44 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         write_json(workdir / "config.json", config.to_dict())
         record_start(workdir, Path(config.data.directory))
 
-    for stage in trained_stages(config):
-        if final_directory(workdir / stage).is_dir():
-            run_report.skipped(f"training of {stage}, complete before")
-        variables = train_stage(config, stage, data, workdir / stage, variables)
-        run_report.wrote(final_directory(workdir / stage))
+    for stage in config.trained_stages():
+        folder = workdir / stage.name
+        if final_directory(folder).is_dir():
+            run_report.skipped(f"training of {stage.name}, complete before")
+        variables = train_stage(config, stage, data, folder, variables)
+        run_report.wrote(final_directory(folder))
     return variables
 
 
-def make_synthetic_data(config: ConfigDict) -> None:
+def make_synthetic_data(config: Config) -> None:
     """Makes the data of a config that has `data.synthetic`, unless they are there already.
 
     The radiographs are written as DICOM files with their label csv and then prepared, as real ones are:
     DIRECTORY-train and DIRECTORY-test hold the files, DIRECTORY the prepared training data.
     """
-    if "synthetic" not in config.data:
+    settings = config.data.synthetic
+    if settings is None:
         return
     directory = Path(config.data.directory)
-    settings = config.data.synthetic
     folders = synthetic_folders(config)
     for seed, (part, folder) in enumerate(folders.items()):
         if not folder.is_dir():
-            logger.info("Making %d synthetic radiographs in %s", settings[part], folder)
+            count = settings.train if part == "train" else settings.test
+            logger.info("Making %d synthetic radiographs in %s", count, folder)
             radiographs.write(
                 folder,
-                settings[part],
+                count,
                 seed=seed,
                 positive_fraction=settings.positive_fraction,
                 area_scale=settings.area_scale,
             )
     if not directory.is_dir():
-        sizes = {config[stage].size for stage in stages_of(config)} | {config.predict.size}
+        sizes = {stage.size for stage in config.stages} | {config.predict.size}
         source = folders["train"]
         prepare(source, source / "labels.csv", directory, tuple(sizes), source / "patients.csv")
 
 
-def _check_same(config: ConfigDict, workdir: Path) -> None:
+def _check_same(config: Config, workdir: Path) -> None:
     changed = differences(read_config(workdir), config)
     if changed:
         raise InputError(
@@ -127,7 +117,7 @@ def _check_same(config: ConfigDict, workdir: Path) -> None:
         )
 
 
-def _read_split(config: ConfigDict, own: Path | None) -> tuple[StageData, dict[str, Any]]:
+def _read_split(config: Config, own: Path | None) -> tuple[StageData, dict[str, Any]]:
     """The rows of the run's own splits file, or of the config's split; and what they are, as `splits.split_rows`."""
     settings = config.data
     index = dataset.read_index(settings.directory)
@@ -154,7 +144,7 @@ def _read_split(config: ConfigDict, own: Path | None) -> tuple[StageData, dict[s
     return StageData(settings.directory, train, validation), description
 
 
-def _tell_unused_splits(config: ConfigDict, index: dataset.Index, validation: np.ndarray) -> None:
+def _tell_unused_splits(config: Config, index: dataset.Index, validation: np.ndarray) -> None:
     """Warns where the data folder's splits.json is another split than the one that a config draws."""
     settings, path = config.data, Path(config.data.directory) / "splits.json"
     if settings.split not in splits.DRAWN or not path.is_file():
@@ -173,7 +163,7 @@ def _tell_unused_splits(config: ConfigDict, index: dataset.Index, validation: np
         )
 
 
-def _write_split(config: ConfigDict, path: Path, data: StageData, split: dict[str, Any]) -> None:
+def _write_split(config: Config, path: Path, data: StageData, split: dict[str, Any]) -> None:
     """Keeps the split with the run, for its next start and for its evaluation."""
     image_id = dataset.read_index(config.data.directory).image_id
     splits.write_splits(path, image_id, data.train_rows, data.validation_rows, **splits.origin(split))

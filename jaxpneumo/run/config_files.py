@@ -1,0 +1,36 @@
+"""Config files: where they are, and what was wrong with one in words."""
+
+import re
+from pathlib import Path
+
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.run.config import ALLOWED
+
+SHIPPED = Path(__file__).parent.parent / "configs"
+
+
+def find_config_file(given: str) -> str:
+    """The file that --config names, with what follows its colon: "configs/augmentation_study.py:A1".
+
+    configs/NAME.py is one of the shipped files wherever the command runs, unless the current folder has its own.
+
+    Raises InputError where there is no such file.
+    """
+    name, colon, argument = given.partition(".py:")
+    file = Path(name.removesuffix(".py") + ".py")
+    found = SHIPPED / file.name if not file.is_file() and file.parent == Path("configs") else file
+    if not found.is_file():
+        known = ", ".join(sorted(f"configs/{path.name}" for path in SHIPPED.glob("*.py")))
+        raise InputError(f"--config={given}: there is no file {file} here; configs/ has the shipped ones: {known}.")
+    return f"{found}:{argument}" if colon else str(found)
+
+
+def why_refused(error: Exception) -> str:
+    """What a config file or ml_collections said against a value, in one line without traceback and quotation."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    text = str(error.args[0]) if error.args else str(error)
+    given = re.match(r"flag (--config\.([\w.]+)=.*?): ", text, re.DOTALL)
+    if given and given[2] in ALLOWED:
+        return f"{given[1]} is not {ALLOWED[given[2]]}."
+    return text.strip().splitlines()[-1] if "Traceback" in text else " ".join(text.split())
