@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 
 from jaxpneumo.process import command, progress, run_report
 from jaxpneumo.process.errors import InputError, TrainingError
