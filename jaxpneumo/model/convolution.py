@@ -106,14 +106,14 @@ def _input_gradient_by_columns(dy: jax.Array, kernel: jax.Array, padding: int) -
             ]
             share = shares[:, :, :, row, column].astype(jnp.promote_types(dy.dtype, jnp.float32))
             total += jax.lax.pad(share, jnp.zeros((), share.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-    return total.astype(dy.dtype)
+    return jnp.asarray(total).astype(dy.dtype)
 
 
 def _kernel_gradient(x: jax.Array, dy: jax.Array, size: int, padding: int) -> jax.Array:
     """`_kernel_gradient_of_part` of all images; of wide maps in parts that leave more of the work in the caches."""
     parts = math.gcd(len(x), _MOST_PARTS) if x.shape[2] >= _WIDE else 1
     pairs = zip(jnp.split(x, parts), jnp.split(dy, parts), strict=True)
-    return sum(_kernel_gradient_of_part(*pair, size, padding) for pair in pairs)
+    return jnp.asarray(sum(_kernel_gradient_of_part(*pair, size, padding) for pair in pairs))
 
 
 def _kernel_gradient_of_part(x: jax.Array, dy: jax.Array, size: int, padding: int) -> jax.Array:

@@ -11,6 +11,8 @@ operations, and no gradient of a three-channel image.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -66,7 +68,7 @@ class Norm(nn.BatchNorm):
     """BatchNorm. Without statistics it is what `folding.fold` has left of it: a bias."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # pyright: ignore[reportIncompatibleMethodOverride]
         if self.is_initializing() or self.has_variable("batch_stats", "mean"):
             return super().__call__(x)
         return x + self.param("bias", self.bias_init, (x.shape[-1],)).astype(x.dtype)
@@ -80,7 +82,9 @@ class InputNorm(nn.BatchNorm):
     """
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         mean = self.variable("batch_stats", "mean", jnp.zeros, (3,), jnp.float32)
         variance = self.variable("batch_stats", "var", jnp.ones, (3,), jnp.float32)
         bias = self.param("bias", self.bias_init, (3,))
@@ -135,7 +139,7 @@ class PreactivationResNet(nn.Module):
         """(B, H, W, 1 or 3) in [0, 1] -> five features at 1/2, 1/4, 1/8, 1/16 and 1/32 of H and W."""
         stem = StemConvolution(self.width, self.dtype, name="conv0")
         if x.shape[-1] == 1:
-            x = stem(x, *InputNorm(**self.norm.keywords, name="bn_data")(x))
+            x = stem(x, *InputNorm(**cast(partial, self.norm).keywords, name="bn_data")(x))
         else:
             x = stem(self.norm(use_scale=False, name="bn_data")(x))
         x = nn.relu(self.norm(name="bn0")(x))

@@ -31,7 +31,7 @@ from jaxpneumo.predict.manifest import (
     part_folder,
     part_of,
 )
-from jaxpneumo.predict.merge import Report, write_results
+from jaxpneumo.predict.merge import PredictedCounts, write_results
 from jaxpneumo.predict.pictures import write_overlay
 from jaxpneumo.predict.postprocess import RULES as REMOVAL_RULES
 from jaxpneumo.predict.postprocess import remove_small
@@ -80,7 +80,7 @@ With several runs their probabilities are averaged, --weights 0.7,0.3 unequally;
 
 def predict_folder(
     predictor: "Predictor", where: Path, output: Path, overlays: int | None = None, **options: Any
-) -> Report:
+) -> PredictedCounts:
     """Predicts every radiograph that `finder.find` finds in `where`; otherwise as `predict_files`."""
     found = finder.find(where, output)
     return predict_files(predictor, found.folder, found.sources, output, overlays, **options)
@@ -97,7 +97,7 @@ def predict_files(
     part: tuple[int, int] | None = None,
     anew: bool = False,
     any_image: bool = False,
-) -> Report:
+) -> PredictedCounts:
     """Predicts radiographs; the settings are `predictor.config.predict`.
 
     Of what grows with the number of files only their paths are in memory, and image ids while the submission is

@@ -85,7 +85,7 @@ def intervals(
     count = int(cluster.max()) + 1
     tail = (1 - level) / 2
     if count > 1:
-        tail = norm.cdf(t.ppf(tail, count - 1) * np.sqrt(count / (count - 1)))
+        tail = float(norm.cdf(t.ppf(tail, count - 1) * np.sqrt(count / (count - 1))))
     ends = np.nanquantile(sample, [tail, 1 - tail], axis=0).T
     ends[missing | (ends[:, 1] - ends[:, 0] < _WIDTH)] = np.nan
     return ends
