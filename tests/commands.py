@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 
 from jaxpneumo import __main__ as command
 from jaxpneumo.bench.bench import BENCHMARKS

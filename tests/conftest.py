@@ -1,36 +1,48 @@
-"""What several test files share: reference data, a small prepared data set, shipped configs made small."""
+"""How the tests run: in several processes, with quick compilation; and what is made once for all of them.
 
-import importlib.util
+The whole suite runs in as many processes as there are cores. Tests that are chosen by a path, `-k` or `-m slow` run in
+one process, which starts sooner. `-n 0` and `-n 2` choose otherwise.
+"""
+
+import fcntl
 import logging
 import os
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
-from jaxpneumo.process import runtime
+from jaxpneumo.process import machine, runtime
 
-# Before JAX starts: the flags that users have, two devices of the one CPU, and compilation that does not optimise
-# for long.
+# Before JAX and the libraries of linear algebra start: the flags that users have, two devices of the one CPU,
+# compilation that does not optimise for long, and for each of several test processes its share of the cores.
 os.environ.setdefault(
     "XLA_FLAGS", runtime.xla_flags("--xla_force_host_platform_device_count=2", runtime.jaxlib_version())
 )
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    for variable in ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(variable, str(max(machine.cores() // processes, 1)))
 
-import numpy as np
 import pytest
 from absl import flags
-from ml_collections import ConfigDict
+from helpers import REPOSITORY, as_typed, load_config, shrink
 
-from jaxpneumo.data import dataset
 from jaxpneumo.data.prepare import prepare
 from jaxpneumo.process import command, progress
-from jaxpneumo.run.config import Config, typed
 from jaxpneumo.synthetic import radiographs as synthetic
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+MOST_PROCESSES = 8  # each needs about 2 GB of memory
 
 runtime.one_thread_each()
 # Grain reads absl's flags, which pytest leaves unparsed.
 flags.FLAGS.mark_as_parsed()
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The processes of `-n auto`; 0 is this one."""
+    chosen = config.option.keyword or config.args_source != pytest.Config.ArgsSource.TESTPATHS
+    return 0 if chosen or config.option.markexpr == "slow" else min(machine.cores(), MOST_PROCESSES)
 
 
 @pytest.fixture(scope="session")
@@ -42,57 +54,81 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def common(tmp_path_factory) -> Path:
+    """A folder that all processes of this test session share."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "common"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """A folder that the first process to ask for it makes; the others wait."""
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder.with_suffix(".done")
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed on the way
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _compile_once(tmp_path_factory):
-    """Equal programs of different tests are compiled once."""
+def _compile_once(common):
+    """Equal programs of different tests, and of the processes that they start, are compiled once."""
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    settings = {
+        "jax_compilation_cache_dir": str(common / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+    }
+    for name, value in settings.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="session")
-def radiographs(tmp_path_factory) -> Path:
+def radiographs(common) -> Path:
     """A folder of 24 small synthetic radiographs with labels.csv and patients.csv."""
-    folder = tmp_path_factory.mktemp("radiographs") / "dicom"
-    synthetic.write(folder, 24, seed=3, size=128, positive_fraction=0.5, workers=1, quiet=True)
-    return folder
+
+    def make(folder: Path) -> None:
+        synthetic.write(folder, 24, seed=3, size=128, positive_fraction=0.5, workers=1, quiet=True)
+
+    return made_once(common / "dicom", make)
 
 
 @pytest.fixture(scope="session")
-def prepared(radiographs, tmp_path_factory) -> Path:
+def prepared(radiographs, common) -> Path:
     """The same, prepared at 32 and 64 pixels."""
-    folder = tmp_path_factory.mktemp("prepared") / "data"
-    prepare(
-        radiographs,
-        radiographs / "labels.csv",
-        folder,
-        (32, 64),
-        radiographs / "patients.csv",
-        workers=1,
-        quiet=True,
-    )
-    return folder
+    labels, patients = radiographs / "labels.csv", radiographs / "patients.csv"
+
+    def make(folder: Path) -> None:
+        prepare(radiographs, labels, folder, (32, 64), patients, workers=1, quiet=True)
+
+    return made_once(common / "data", make)
 
 
 @pytest.fixture(scope="session")
-def evaluated(prepared, tmp_path_factory) -> Path:
+def evaluated(prepared, common) -> Path:
     """A finished and evaluated one-stage run of a tiny network on a patient-grouped split. Copy it to change it."""
     from jaxpneumo.evaluate.evaluate import main
     from jaxpneumo.process.errors import DONE
     from jaxpneumo.train.stages import train
 
-    folder = tmp_path_factory.mktemp("run")
-    config = shrink(load_config("exp2"), prepared)
-    config.data.split = "patient"
-    config.data.validation_fraction = 0.4
-    config.model.dtype = "float32"
-    config.stage1.learning_rate = 0.01
-    config.predict.threshold = 0.3
-    config.predict.removal_threshold = 20000
-    train(as_typed(config), folder)
-    assert main(["--workdir", str(folder)]) == DONE
-    return folder
+    def make(folder: Path) -> None:
+        config = shrink(load_config("exp2"), prepared)
+        config.data.split = "patient"
+        config.data.validation_fraction = 0.4
+        config.model.dtype = "float32"
+        config.stage1.learning_rate = 0.01
+        config.predict.threshold = 0.3
+        config.predict.removal_threshold = 20000
+        train(as_typed(config), folder)
+        assert main(["--workdir", str(folder)]) == DONE
+
+    return made_once(common / "run", make)
 
 
 @pytest.fixture
@@ -106,41 +142,3 @@ def as_before():
     for logger, level in zip((root, command.logger, logging.getLogger("absl")), levels, strict=True):
         logger.setLevel(level)
     progress.silent = False
-
-
-def load_config(name: str) -> ConfigDict:
-    """A shipped config; an argument follows a colon."""
-    file, _, argument = name.partition(":")
-    specification = importlib.util.spec_from_file_location(file, REPOSITORY / "configs" / f"{file}.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module.get_config(*([argument] if argument else []))
-
-
-def shrink(config: ConfigDict, data: Path) -> ConfigDict:
-    """A shipped config made small: a tiny network of the same family, one epoch a stage, small images."""
-    config.data.directory = str(data)
-    if "synthetic" in config.data:
-        del config.data.synthetic
-    config.model.depths = (1, 1, 1, 1)
-    config.model.width = 8
-    for stage, size in (("stage1", 32), ("stage2", 64)):
-        if stage in config:
-            config[stage].size = size
-            config[stage].batch_size = 4
-            config[stage].epochs = 1
-            config[stage].swa_epochs = min(config[stage].swa_epochs, 1)
-    config.predict.size = 64 if "stage2" in config else 32
-    config.predict.batch_size = 4
-    config.predict.input = ""
-    return config
-
-
-def as_typed(config: ConfigDict) -> Config:
-    """The dataclasses of a shipped config."""
-    return typed(config.to_dict())
-
-
-def writable_arrays(directory: Path, size: int) -> list[np.ndarray]:
-    """Images and masks of one size, memory-mapped and writable, to make or to damage a data set by hand."""
-    return [np.lib.format.open_memmap(path, "r+") for path, _ in dataset.array_files(directory, 0, (size,))]

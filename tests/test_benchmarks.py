@@ -5,7 +5,7 @@ import json
 import sys
 
 import pytest
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 
 PEER = """
 import argparse, json

@@ -8,7 +8,7 @@ from importlib import import_module
 
 import pytest
 from commands import MAINS, run
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 
 from jaxpneumo import __version__
 from jaxpneumo.data.prepare import prepare

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import run
-from conftest import REPOSITORY, as_typed, load_config, shrink
+from helpers import REPOSITORY, as_typed, load_config, shrink
 
 from jaxpneumo import main
 from jaxpneumo.predict import saved_thresholds

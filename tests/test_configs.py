@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from conftest import REPOSITORY, load_config, shrink
+from helpers import REPOSITORY, load_config, shrink
 
 from jaxpneumo import main
 from jaxpneumo.predict.submission import read_submission

@@ -7,7 +7,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from conftest import writable_arrays
+from helpers import writable_arrays
 
 from jaxpneumo.data import dataset
 from jaxpneumo.process.errors import InputError

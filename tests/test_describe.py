@@ -7,7 +7,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from conftest import writable_arrays
+from helpers import writable_arrays
 
 from jaxpneumo.data import csv_tables, dataset, partition, verify
 from jaxpneumo.evaluate import describe

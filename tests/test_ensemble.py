@@ -7,7 +7,7 @@ from argparse import ArgumentTypeError
 import jax
 import numpy as np
 import pytest
-from conftest import as_typed, load_config, shrink
+from helpers import as_typed, load_config, shrink
 
 from jaxpneumo.data import dataset, splits
 from jaxpneumo.evaluate import evaluate, thresholds

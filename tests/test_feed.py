@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import as_typed, load_config, shrink
-from test_train import assert_same, epoch_records
+from helpers import as_typed, assert_same, epoch_records, load_config, shrink
 
 from jaxpneumo.augment import device
 from jaxpneumo.data.source import train_batches

@@ -6,11 +6,11 @@ from io import BytesIO
 import numpy as np
 import pydicom
 import pytest
+from helpers import mutate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit
-from test_mutations import mutate
 
 from jaxpneumo.dicom import dicom, fast_header
 from jaxpneumo.process.errors import InputError

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 
 from jaxpneumo.__main__ import VERBS
 

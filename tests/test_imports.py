@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from commands import run
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 
 from jaxpneumo.dicom import dicom
 

@@ -16,8 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import REPOSITORY
-from test_train import assert_same, epoch_records
+from helpers import REPOSITORY, assert_same, epoch_records
 
 from jaxpneumo.run import checkpoint
 from jaxpneumo.run.config import read_config

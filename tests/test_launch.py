@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 
 from jaxpneumo.__main__ import VERBS
 from jaxpneumo.process.errors import BAD_INPUT, PARTIAL, STOPPED

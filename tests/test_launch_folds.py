@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 
 from jaxpneumo.data import partition
 from jaxpneumo.process.errors import DONE

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
+from helpers import mutate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
@@ -22,28 +23,6 @@ from jaxpneumo.dicom import dicom
 from jaxpneumo.process.errors import InputError
 
 SECONDS = 5.0
-
-
-def mutate(data: bytes, rng: np.random.Generator) -> bytes:
-    """One to three random changes: bits flipped, bytes overwritten, cut out or put in; half of them in the header."""
-    changed = bytearray(data)
-    for _ in range(rng.integers(1, 4)):
-        end = min(len(changed), 2000) if rng.random() < 0.5 else len(changed)
-        place, length = int(rng.integers(end)), int(rng.integers(1, 40))
-        kind = rng.integers(5)
-        if kind == 0:
-            changed[place] ^= 1 << int(rng.integers(8))
-        elif kind == 1:
-            changed[place : place + length] = rng.bytes(length)
-        elif kind == 2:
-            changed[place:place] = rng.bytes(length)
-        elif kind == 3:
-            del changed[place : place + length]
-        elif rng.random() < 0.3:
-            del changed[place:]
-        if len(changed) < 200:
-            break
-    return bytes(changed)
 
 
 def originals(folder: Path) -> list[bytes]:

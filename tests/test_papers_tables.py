@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 
 from jaxpneumo.evaluate import tables
 from jaxpneumo.process.errors import DONE, InputError

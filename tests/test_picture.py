@@ -4,8 +4,8 @@ import io
 
 import numpy as np
 import pytest
+from display_images import BYTES
 from PIL import Image
-from test_display import BYTES
 
 from jaxpneumo.dicom import dicom
 from jaxpneumo.dicom.radiograph import ONE_GREY, RadiographError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import MAINS, run
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 
 from jaxpneumo import main
 from jaxpneumo.process import errors, places

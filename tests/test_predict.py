@@ -11,7 +11,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from conftest import as_typed, load_config, shrink
+from helpers import as_typed, load_config, shrink
 
 from jaxpneumo.data import rle
 from jaxpneumo.data.squash import squash

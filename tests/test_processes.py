@@ -11,8 +11,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from conftest import REPOSITORY
-from test_train import epoch_records
+from helpers import REPOSITORY, epoch_records
 
 from jaxpneumo.process.errors import DONE, STOPPED, InputError
 from jaxpneumo.run.sharding import start_processes

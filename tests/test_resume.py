@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import writable_arrays
+from helpers import writable_arrays
 
 from jaxpneumo.data import ingest, prepare
 from jaxpneumo.data.journal import open_journal

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 
 from jaxpneumo.process import command, progress, run_report
 from jaxpneumo.process.atomic import write_atomically, write_json

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import writable_arrays
+from helpers import writable_arrays
 
 from jaxpneumo.data import dataset, partition, splits
 from jaxpneumo.process.errors import InputError

@@ -12,8 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import as_typed, load_config, shrink
-from test_train import assert_same, epoch_records
+from helpers import as_typed, assert_same, epoch_records, load_config, shrink
 
 from jaxpneumo.process import errors
 from jaxpneumo.process.errors import InputError, Stopped, TrainingError

@@ -4,6 +4,7 @@ import imagecodecs
 import numpy as np
 import pydicom
 import pytest
+from display_images import BYTES, SHARE, WORDS, close, image, stretched
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_encoder
@@ -17,7 +18,6 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
-from test_display import BYTES, SHARE, WORDS, close, image, stretched
 
 from jaxpneumo.dicom import dicom
 from jaxpneumo.dicom.radiograph import COLOUR, SEVERAL_FRAMES, RadiographError

@@ -9,13 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import REPOSITORY, as_typed, load_config, shrink
+from helpers import REPOSITORY, as_typed, assert_same, epoch_records, load_config, shrink
 
 from jaxpneumo.data import dataset, partition, splits
 from jaxpneumo.data.source import train_batches
@@ -39,18 +38,6 @@ def small(prepared, **stage1):
     config.stage1.swa_epochs = 2
     config.stage1.update(stage1)
     return config
-
-
-def assert_same(a, b):
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=str(path))
-
-
-def epoch_records(directory: Path) -> list[dict]:
-    records = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
-    for record in records:
-        record.pop("images_per_second")
-    return records
 
 
 def test_average_is_the_mean_of_the_states_it_saw():

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import writable_arrays
+from helpers import writable_arrays
 
 from jaxpneumo.data import dataset, rle, verify
 from jaxpneumo.process.errors import InputError

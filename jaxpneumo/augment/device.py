@@ -181,10 +181,11 @@ def _maps(parameters: Parameters, size: int) -> tuple[jax.Array, jax.Array]:
     scale = crop.height / size
     centre = jnp.clip((row + 0.5) * scale - 0.5, 0, crop.height - 1)
     whole = jnp.clip(jnp.floor((row + 0.5) * scale), 0, crop.height - 1)
-    return tuple(
+    at_centre, at_whole = (
         _distort(parameters.distortion, parameters.flip, crop.left + position, crop.top + position, size)
         for position in (centre, whole)
     )
+    return at_centre, at_whole
 
 
 def _distort(distortion: Distortion, flip: jax.Array, x: jax.Array, y: jax.Array, size: int) -> jax.Array:
@@ -269,8 +270,8 @@ def _interpolate(table: np.ndarray, position: jax.Array) -> jax.Array:
     """Rows of a table (S, N) at positions (S,) between them, linearly: (S, N)."""
     below = jnp.clip(jnp.floor(position).astype(jnp.int32), 0, len(table) - 2)
     share = (position - below)[:, None]
-    table = jnp.asarray(table)
-    return table[below] * (1 - share) + table[below + 1] * share
+    rows = jnp.asarray(table)
+    return rows[below] * (1 - share) + rows[below + 1] * share
 
 
 def _bilinear(image: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -94,7 +94,7 @@ def elastic_affine(size: int) -> tuple[np.ndarray, float]:
     the image before the displacement field (albumentations 0.3, `elastic_transform`).
     """
     centre, arm = size // 2, size // 3
-    corners = np.float32([[arm, arm], [arm, -arm], [-arm, -arm]]) + centre
+    corners = np.array([[arm, arm], [arm, -arm], [-arm, -arm]], np.float32) + centre
     return corners, ELASTIC_AFFINE * size / REFERENCE_SIZE
 
 

@@ -139,7 +139,7 @@ def _pipeline(groups: Groups, size: int) -> albumentations.Compose:
     return albumentations.Compose([transform for transform in chain if transform.p > 0], strict=True)
 
 
-def _intensities() -> list[albumentations.BasicTransform]:
+def _intensities() -> list[albumentations.BasicTransform | albumentations.BaseCompose]:
     low, high = description.GAMMA_RANGE
     contrast, brightness = description.CONTRAST_LIMIT, description.BRIGHTNESS_LIMIT
     return [
@@ -149,7 +149,7 @@ def _intensities() -> list[albumentations.BasicTransform]:
     ]
 
 
-def _distortions(size: int) -> list[albumentations.BasicTransform]:
+def _distortions(size: int) -> list[albumentations.BasicTransform | albumentations.BaseCompose]:
     alpha, sigma = description.elastic_field(size)
     border = cv2.BORDER_REFLECT_101
     return [

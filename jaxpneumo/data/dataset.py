@@ -234,7 +234,7 @@ def reduce_mask(mask: np.ndarray, size: int) -> np.ndarray:
     return np.packbits(inside, axis=-1)
 
 
-def create_arrays(directory: Path | str, count: int, sizes: tuple[int, ...]) -> None:
+def create_arrays(directory: Path | str, count: int, sizes: Sequence[int]) -> None:
     """Makes the files of all arrays for `count` images. They are sparse: zeros that take no disk space yet."""
     for path, shape in array_files(directory, count, sizes):
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
@@ -255,7 +255,7 @@ class RowFile:
 
     def write(self, row: int, values: np.ndarray) -> None:
         """Writes one row; raises OSError when the disk is full."""
-        if os.pwrite(self.descriptor, values, self.start + row * self.row_bytes) != self.row_bytes:
+        if os.pwrite(self.descriptor, values.data, self.start + row * self.row_bytes) != self.row_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def read(self, row: int) -> bytes:
@@ -307,7 +307,7 @@ def array_files(directory: Path | str, count: int, sizes: Sequence[int]) -> list
 
 def row_checksum(data: bytes | np.ndarray) -> str:
     """CRC-32 of one row of an array, as in checksums.csv. It names the damaged row; sha256 protects the whole file."""
-    return f"{zlib.crc32(data):08x}"
+    return f"{zlib.crc32(data if isinstance(data, bytes) else data.data):08x}"
 
 
 def _write_checksums(directory: Path | str, count: int, sizes: Sequence[int]) -> None:

@@ -131,13 +131,13 @@ def recover(entries: list[dict[str, Any]], files: list[Path], job: Job, quiet: b
 
 def steady_rate(spans: list[Span | None]) -> float:
     """Images per second from the moment when all processes work; 0 if that time was too short."""
-    spans = [span for span in spans if span is not None]
+    worked = [span for span in spans if span is not None]
     first: dict[int, float] = {}
-    for span in spans:
+    for span in worked:
         first[span.process] = min(span.started, first.get(span.process, span.started))
     ready = max(first.values(), default=0.0)
-    steady = [span for span in spans if span.started >= ready]
-    seconds = max((span.ended for span in spans), default=0.0) - ready
+    steady = [span for span in worked if span.started >= ready]
+    seconds = max((span.ended for span in worked), default=0.0) - ready
     return len(steady) / seconds if len(steady) > 1 and seconds > 0 else 0.0
 
 

@@ -120,7 +120,11 @@ def _output(args: argparse.Namespace) -> Path:
     """The file to write. Raises InputError when the options do not go together."""
     if (args.data is None) == (args.labels is None):
         raise InputError("Give either --data DIR, a prepared data set, or --labels CSV, the bare table.")
-    if args.data is None and args.output is None:
+    if args.output is not None:
+        output = args.output
+    elif args.data is not None:
+        output = args.data / "splits.json"
+    else:
         raise InputError(
             "Without --data there is no folder to write to. Give the file to write, such as --output splits.json."
         )
@@ -129,7 +133,6 @@ def _output(args: argparse.Namespace) -> Path:
         raise InputError("--method rounds needs --patients CSV with a column round1 of train and test.")
     if args.folds is not None and args.method not in splits.DRAWN:
         raise InputError("--folds goes with --method random or patient only.")
-    output = args.output or args.data / "splits.json"
     if output.suffix != ".json":
         raise InputError(f"--output {output} must end in .json.")
     places.check_file(output, "--output")

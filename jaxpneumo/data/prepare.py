@@ -44,7 +44,7 @@ class SetAsideError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Report:
+class PreparedCounts:
     """What a preparation did.
 
     Attributes:
@@ -86,7 +86,7 @@ def prepare(
     duplicate_pixels: str = "set-aside",
     on_quarantine: str = "warn",
     time_limit: float = MAX_SECONDS,
-) -> Report:
+) -> PreparedCounts:
     """Makes a prepared data set (see `jaxpneumo.data.dataset`) of radiographs and their labels.
 
     Args:
@@ -129,7 +129,7 @@ def prepare(
     settings = repeat.settings(images, files, tables, sizes, native_size, require_frontal)
     asked = settings | repeat.ending(files, split, validation_fraction, seed, duplicate_pixels, on_quarantine)
     if repeat.is_finished(output, asked):
-        return Report(*repeat.counts(output), images_per_second=0.0, complete=True)
+        return PreparedCounts(*repeat.counts(output), images_per_second=0.0, complete=True)
     _check_space(partial, len(files), sizes)
 
     partial.mkdir(parents=True, exist_ok=True)
@@ -177,10 +177,10 @@ def prepare(
         with _finished_folder(partial, output) as folder:
             _check_room(partial, kept, len(files), sizes)
             dataset.copy_rows(partial, folder, [outcome.row for outcome in kept], len(files), sizes)
-            dataset.write_index(folder, [outcome.index for outcome in kept])
+            dataset.write_index(folder, [outcome.line for outcome in kept])
             dataset.write_labels(folder, {outcome.image_id: outcome.code for outcome in kept})
             dataset.write_quarantine(folder, set_aside)
-            positive = sum(outcome.index["mask_area"] > 0 for outcome in kept)
+            positive = sum(outcome.line["mask_area"] > 0 for outcome in kept)
             synthetic = any(outcome.synthetic for outcome in kept)
             dataset.write_info(folder, sizes, len(kept), positive, len(set_aside), synthetic, made_from)
             index = dataset.read_index(folder)
@@ -188,7 +188,7 @@ def prepare(
             splits.write_splits(folder / "splits.json", index.image_id, train, validation, **splits.origin(how))
     reasons = Counter(entry["reason"] for entry in set_aside)
     busy = collecting + sum(span.busy for span in spans if span is not None)
-    return Report(
+    return PreparedCounts(
         images=len(kept),
         positive=positive,
         set_aside=dict(reasons),
@@ -231,7 +231,7 @@ def _pixel_digest(path: Path) -> str:
     from jaxpneumo.dicom.dicom import read_image
 
     image = read_image(path).image
-    return f"{image.shape} {hashlib.sha256(image).hexdigest()}"
+    return f"{image.shape} {hashlib.sha256(image.data).hexdigest()}"
 
 
 # The end

@@ -70,6 +70,12 @@ class Outcome:
     stamp: tuple[int, int] = (0, 0)
     remarks: tuple[str, ...] = ()
 
+    @property
+    def line(self) -> dict[str, Any]:
+        """`index` of an image that can be used."""
+        assert self.index is not None, self.reason
+        return self.index
+
 
 def match(uid: str, name: str, labelled: Container[str]) -> tuple[str, str]:
     """The id by which a label file knows an image.
@@ -114,7 +120,7 @@ def alike(outcomes: Iterable[Outcome]) -> list[list[Outcome]]:
     groups: dict[tuple, list[Outcome]] = {}
     for outcome in outcomes:
         if not outcome.reason:
-            key = outcome.pixels, outcome.index["height"], outcome.index["width"]
+            key = outcome.pixels, outcome.line["height"], outcome.line["width"]
             groups.setdefault(key, []).append(outcome)
     return [group for group in groups.values() if len(group) > 1]
 
@@ -174,14 +180,14 @@ def believe_patients(
       source: "header" or "file".
       stored: of an id, what `index["patient"]` has: its pseudonym.
     """
-    ids, problem = patients.believe([outcome.index["patient"] for outcome in kept], stored)
+    ids, problem = patients.believe([outcome.line["patient"] for outcome in kept], stored)
     known = [each for each in ids if each]
     if source == "header" and len(set(known)) == len(known):
         ids, source = [""] * len(ids), f"nowhere: {problem}" if problem else NO_TWO
     elif problem:
         source = f"{source if known else 'nowhere'}: {problem}"
     pairs = zip(kept, ids, strict=True)
-    return [replace(each, index={**each.index, "patient": name}) for each, name in pairs], source
+    return [replace(each, index={**each.line, "patient": name}) for each, name in pairs], source
 
 
 def _same_id(usable: list[Outcome], pixels: dict[int, str]) -> dict[int, tuple[str, str]]:

@@ -102,10 +102,11 @@ def check_dialect(code: str, height: int, width: int) -> None:
     grow faster than the mask does, from its first pixel's distance to the image's first one: none of the 3,576 codes
     of the challenge with several runs (10 to 1,148) is like that, and every one of them written in absolute starts is.
     """
-    if dialect := _dialect(code):
-        numbers = _numbers(code)
-        if numbers.size >= 6 or numbers.sum() > height * width:
-            raise ValueError(f"the run-length code seems to be {dialect}")
+    numbers = _numbers(code)
+    if numbers is None or not (dialect := _dialect(code)):
+        return
+    if numbers.size >= 6 or numbers.sum() > height * width:
+        raise ValueError(f"the run-length code seems to be {dialect}")
 
 
 def file_dialect(codes: Iterable[tuple[int, str]]) -> tuple[int, str] | None:

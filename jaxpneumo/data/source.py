@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.machine import cores
 from jaxpneumo.process.runtime import one_thread_each
 
-Record = dict[str, np.ndarray]
+Record = Mapping[str, np.ndarray | np.float32]
 Augment = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 # Grain's own default; beyond it threads mostly wait for Python's global lock.
@@ -126,7 +126,7 @@ def index_batches(
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64)))
 
 
-def _shuffled(records: Sequence, seed: int) -> grain.MapDataset:
+def _shuffled(records: Sequence | PreparedSource, seed: int) -> grain.MapDataset:
     """The one global order: shuffled, again and again."""
     return grain.MapDataset.source(records).seed(seed).shuffle().repeat()
 
@@ -201,11 +201,11 @@ def _share(batch_size: int, process_count: int) -> int:
 
 
 def _training_record(augment: Augment | None, record: Record, rng: np.random.Generator) -> Record:
-    image, mask = record["image"], record["mask"]
+    image, mask = np.asarray(record["image"]), np.asarray(record["mask"])
     if augment is not None:
         image, mask = augment(image, np.unpackbits(mask, axis=-1), rng)
         mask = np.packbits(mask, axis=-1)
-    return {"image": image, "mask": mask, "weight": np.float32(1)}
+    return {"image": image, "mask": mask, "weight": np.float32(1)}  # becomes an array in its batch
 
 
 def _start_worker(worker: int, workers: int) -> None:
@@ -222,5 +222,6 @@ def _start_worker(worker: int, workers: int) -> None:
 
 def _end_with_parent() -> None:
     """Ends this worker when its parent was killed; Grain's workers would wait forever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)

@@ -269,7 +269,7 @@ def split_rows(
       InputError: the file names unknown images or one twice, it has no such fold, or no patient is known for
         "patient".
     """
-    settings = {"method": str(split), "seed": seed, "validation_fraction": fraction}
+    settings: dict[str, Any] = {"method": str(split), "seed": seed, "validation_fraction": fraction}
     if fold and split in DRAWN:
         raise InputError(
             f"A {split} split has no folds, so there is no fold {fold}. Make some with `jaxpneumo split --data DIR "

@@ -137,15 +137,15 @@ def _check_tables(directory: Path, count: int) -> tuple[_Truth, list[Problem]]:
     lines: dict[int, dict[str, Any]] = {}
     for number, row in _read(directory / "index.csv", tuple(dataset.COLUMNS), problems):
         try:
-            row = row | {name: labels.whole_number(row[name]) for name in ("row", *dataset.WHOLE)}
+            line: dict[str, Any] = row | {name: labels.whole_number(row[name]) for name in ("row", *dataset.WHOLE)}
         except ValueError as error:
             problems.append(Problem("index.csv", f"line {number} cannot be understood ({error})"))
             continue
-        if row["row"] in lines or not 0 <= row["row"] < count:
-            problem = "is there twice" if row["row"] in lines else f"is not one of {count} images"
-            problems.append(Problem("index.csv", f"line {number}: row {row['row']} {problem}", None, row["ImageId"]))
+        if line["row"] in lines or not 0 <= line["row"] < count:
+            problem = "is there twice" if line["row"] in lines else f"is not one of {count} images"
+            problems.append(Problem("index.csv", f"line {number}: row {line['row']} {problem}", None, row["ImageId"]))
         else:
-            lines[row["row"]] = row
+            lines[line["row"]] = line
     codes = [
         (row["ImageId"], row["EncodedPixels"])
         for _, row in _read(directory / "labels.csv", ("ImageId", "EncodedPixels"), problems)
@@ -242,7 +242,7 @@ def _check_array(
             if not wrong and file.tell() > end:
                 wrong = f"has {file.tell() - end} bytes too many"
     except OSError as error:
-        return [Problem(path.name, f"cannot be read: {error.strerror}", row, names.get(row, ""))]
+        return [Problem(path.name, f"cannot be read: {error.strerror}", row, "" if row is None else names.get(row, ""))]
 
     if digest.hexdigest() == digests.get(path.name) and not wrong:
         return _of_rows(path, differs, names)

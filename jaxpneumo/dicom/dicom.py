@@ -173,9 +173,9 @@ def write(
 
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = uid
+    meta.add_new("MediaStorageSOPInstanceUID", "UI", uid)
     meta.TransferSyntaxUID = JPEGBaseline8Bit
-    meta.ImplementationClassUID = IMPLEMENTATION_UID
+    meta.add_new("ImplementationClassUID", "UI", IMPLEMENTATION_UID)
     meta.ImplementationVersionName = "JAXPNEUMO"
 
     dataset = Dataset()
@@ -297,8 +297,8 @@ def _check_deflated(data: bytes, name: Path | str) -> None:
 def _check_pixel_data(dataset: Dataset, data: bytes, name: Path | str) -> None:
     """Refuses a file that ends too early, or has no pixel data."""
     last = dataset.get_item(max(dataset.keys())) if len(dataset) else None
-    cut = last is not None and last.value is not None and 0 < getattr(last, "length", 0) < 0xFFFFFFFF
-    if cut and len(last.value) < last.length:
+    value, length = getattr(last, "value", None), getattr(last, "length", 0)
+    if value is not None and 0 < length < 0xFFFFFFFF and len(value) < length:
         raise RadiographError(f"{name} is truncated. Copy or download it again.")
     element = dataset.get((0x7FE0, 0x0010))
     # pydicom drops an encapsulated element whose end is missing; its tag is still in the file.

@@ -54,6 +54,12 @@ class Elements:
         number = self.number(keyword)
         return None if number is None else int(number)
 
+    def known(self, keyword: str) -> int:
+        """`whole` of an element that has been checked to be there."""
+        number = self.whole(keyword)
+        assert number is not None, keyword
+        return number
+
     def text(self, keyword: str) -> str:
         """An element's text; "" where there is none. Never quoted in a remark: it may be a patient's."""
         try:

@@ -60,7 +60,7 @@ def _decode(data: bytes, found: codestream.Codestream) -> np.ndarray | None:
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     transparent = codestream.chunk(data, b"tRNS")
     if pixels is not None and pixels.ndim == 2 and len(transparent) == 2:  # one grey, which OpenCV does not heed
-        value = int.from_bytes(transparent, "big") * (np.iinfo(pixels.dtype).max // (2**found.bits - 1))
+        value = int.from_bytes(transparent, "big") * (np.iinfo(pixels.dtype.name).max // (2**found.bits - 1))
         pixels[pixels == value] = 0
     return pixels
 
@@ -71,7 +71,7 @@ def _grey(pixels: np.ndarray, name: Path | str) -> np.ndarray:
         return pixels
     colours = pixels[..., :3]
     if pixels.shape[2] == 4:
-        full = np.iinfo(pixels.dtype).max
+        full = np.iinfo(pixels.dtype.name).max
         colours = np.rint(colours * (pixels[..., 3:] / full)).astype(pixels.dtype)
     if (colours != colours[..., :1]).any():
         raise RadiographError(f"{name} is a colour picture. Give the radiograph in grey.", COLOUR)

@@ -13,8 +13,8 @@ import imagecodecs
 import numpy as np
 import simplejpeg
 from pydicom.encaps import get_frame, parse_basic_offsets
-from pydicom.pixels import apply_color_lut
-from pydicom.pixels import pixel_array as decode_colour
+from pydicom.pixels.processing import apply_color_lut
+from pydicom.pixels.utils import pixel_array as decode_colour
 from pydicom.uid import UID, ExplicitVRBigEndian, RLELossless
 
 from jaxpneumo.dicom import codestream
@@ -116,7 +116,7 @@ def _photometric(elements: Elements) -> str:
 def _native(elements: Elements, syntax: UID, vr: str, name: Path | str) -> np.ndarray:
     """Pixels that are not compressed: (H, W) uint8 or uint16, or (H, W, 3)."""
     raw = elements.dataset.PixelData
-    rows, columns, size = elements.whole("Rows"), elements.whole("Columns"), elements.whole("BitsAllocated") // 8
+    rows, columns, size = elements.known("Rows"), elements.known("Columns"), elements.known("BitsAllocated") // 8
     colour = _photometric(elements) in COLOURS
     samples = 3 if colour else 1
     needed = rows * columns * size * (2 if _photometric(elements) == "YBR_FULL_422" else samples)
@@ -140,7 +140,7 @@ def _native(elements: Elements, syntax: UID, vr: str, name: Path | str) -> np.nd
 
 def _decode(elements: Elements, syntax: UID, name: Path | str) -> tuple[np.ndarray, int | None]:
     """Compressed pixels, (H, W) or (H, W, 3), and the bits that the codestream gives each; None where it says none."""
-    raw, size = elements.dataset.PixelData, (elements.whole("Rows"), elements.whole("Columns"))
+    raw, size = elements.dataset.PixelData, (elements.known("Rows"), elements.known("Columns"))
     if elements.whole("NumberOfFrames") is None and len(frames := parse_basic_offsets(raw)) > 1:
         raise RadiographError(f"{name} has {len(frames)} frames. Give one radiograph a file.", SEVERAL_FRAMES)
     frame = get_frame(raw, 0, number_of_frames=1)
@@ -184,7 +184,7 @@ def _decode_rle(elements: Elements, frame: bytes, size: tuple[int, int]) -> np.n
     if _photometric(elements) in COLOURS:
         elements.dataset.setdefault("PlanarConfiguration", 0)
         return decode_colour(elements.dataset)
-    kind = f"<u{elements.whole('BitsAllocated') // 8}"
+    kind = f"<u{elements.known('BitsAllocated') // 8}"
     pixels = np.frombuffer(imagecodecs.dicomrle_decode(frame, kind), kind)
     if pixels.size < size[0] * size[1]:
         raise ValueError("the run-length code ends too early")
@@ -212,7 +212,7 @@ def _bits(elements: Elements, precision: int | None, name: Path | str) -> tuple[
     If a codestream has all allocated bits, it carries words as they lie in memory. If it has fewer, it carries the
     values themselves, and its number of bits counts, not the header's.
     """
-    allocated = elements.whole("BitsAllocated")
+    allocated = elements.known("BitsAllocated")
     stored = elements.whole("BitsStored") or allocated
     if precision is not None and precision != allocated:
         if precision != stored:

@@ -15,7 +15,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ def keras_name(path: tuple[str, ...]) -> str:
         return f"final_conv/{'bias:0' if leaf == 'bias' else 'kernel:0'}"
     name = "_".join(modules[1:]).replace("shortcut", "sc")
     if modules[0] == "decoder":
-        block, layer = re.fullmatch(r"block(\d)_(\w+)", name).groups()
+        block, layer = name.removeprefix("block").split("_", 1)
         name = f"decoder_stage{block}{'ab'[int(layer[-1]) - 1]}_{layer[:-1]}"
     return f"{name}/{_KERAS_LEAVES[leaf]}"
 
@@ -136,7 +136,7 @@ def load(path: Path | str, variables: Variables) -> Variables:
         raise InputError(f"{path} does not fit the network: {error}") from error
     if all("decoder" not in key for key in found):
         logger.info("%s holds an encoder's weights; the decoder begins untrained", path)
-    merged = {key: jnp.asarray(found.get(key, value), value.dtype) for key, value in flatten_dict(variables).items()}
+    merged = {key: jnp.asarray(found.get(key, value), value.dtype) for key, value in _arrays(variables).items()}
     return unflatten_dict(merged)
 
 
@@ -175,8 +175,8 @@ def _rename(
     encoder_only: bool,
 ) -> Variables:
     wanted = {
-        (collection, *path): (name_of(path), value.shape)
-        for (collection, *path), value in flatten_dict(template).items()
+        (collection, *path): (name_of(tuple(path)), value.shape)
+        for (collection, *path), value in _arrays(template).items()
         if path[0] == "encoder" or not (encoder_only or path[0] == "input_convolution")
     }
     classifiers = [name for name in weights if name.startswith(_CLASSIFIERS)]
@@ -225,3 +225,8 @@ def _first(items: list[str], between: str = ", ") -> str:
     """The first items, and how many more there are."""
     more = len(items) - _LISTED
     return between.join(items[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _arrays(variables: Variables) -> dict[tuple[str, ...], jax.Array]:
+    """Every array under its path; flax's type tells neither."""
+    return cast(dict[tuple[str, ...], jax.Array], flatten_dict(variables))

@@ -82,7 +82,9 @@ def _read_h5(path: Path) -> dict[str, np.ndarray]:
         weights[key] = item[()]
 
     with h5py.File(path) as file:
-        file.get("model_weights", file).visititems(visit)
+        group = file.get("model_weights", file)
+        if isinstance(group, h5py.Group):
+            group.visititems(visit)
     return weights
 
 
@@ -97,7 +99,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]  # not needed otherwise
     except ImportError as error:
         raise InputError(
             f"{path}: .pth files need PyTorch (pip install torch), or convert the file to .safetensors once."

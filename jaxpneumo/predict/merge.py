@@ -47,7 +47,7 @@ examples:
 
 
 @dataclass(frozen=True)
-class Report:
+class PredictedCounts:
     """What a prediction did.
 
     Attributes:
@@ -75,7 +75,7 @@ class Report:
         return not self.set_aside and not self.undrawn
 
 
-def write_results(manifests: Sequence[Path], submission: Path, quarantine: Path | None) -> Report:
+def write_results(manifests: Sequence[Path], submission: Path, quarantine: Path | None) -> PredictedCounts:
     """Writes the submission and what was set aside from manifests, both sorted, both atomically.
 
     Of several files of one image the first counts; the others are set aside.
@@ -128,7 +128,9 @@ def write_results(manifests: Sequence[Path], submission: Path, quarantine: Path 
             run_report.set_aside(printable(entry["file"]), entry["undrawn"])
     told = remarks.tell((entry["file"], entry.get("remarks", ())) for entry in entries("done"))
     header = next(read_entries(manifests[0]))
-    return Report(**counts, first=first[1] if first else "", note=header.get("note", NOTE), remarks=tuple(told))
+    return PredictedCounts(
+        **counts, first=first[1] if first else "", note=header.get("note", NOTE), remarks=tuple(told)
+    )
 
 
 @contextmanager
@@ -256,7 +258,7 @@ def check_parts(manifests: Sequence[Path], scratch: Path) -> dict[str, Any]:
     return headers[0]
 
 
-def merge(folder: Path, output: Path) -> Report:
+def merge(folder: Path, output: Path) -> PredictedCounts:
     """Merges the parts below a folder; see HELP. Raises InputError as `find_parts` and `check_parts`."""
     manifests = find_parts(folder)
     place = output.parent if output.suffix == ".csv" else output

@@ -30,7 +30,7 @@ from jaxpneumo.predict.manifest import (
     part_folder,
     part_of,
 )
-from jaxpneumo.predict.merge import Report, write_results
+from jaxpneumo.predict.merge import PredictedCounts, write_results
 from jaxpneumo.predict.pictures import write_overlay
 from jaxpneumo.predict.postprocess import RULES as REMOVAL_RULES
 from jaxpneumo.predict.postprocess import remove_small
@@ -82,7 +82,7 @@ settings are those of the first run.
 
 def predict_folder(
     predictor: "Predictor", where: Path, output: Path, overlays: int | None = None, **options: Any
-) -> Report:
+) -> PredictedCounts:
     """Predicts every radiograph that `finder.find` finds in `where`; otherwise as `predict_files`."""
     found = finder.find(where, output)
     return predict_files(predictor, found.folder, found.sources, output, overlays, **options)
@@ -99,7 +99,7 @@ def predict_files(
     part: tuple[int, int] | None = None,
     anew: bool = False,
     any_image: bool = False,
-) -> Report:
+) -> PredictedCounts:
     """Predicts radiographs; the settings are `predictor.settings`.
 
     Of what grows with the number of files only their paths are in memory, and image ids while the submission is

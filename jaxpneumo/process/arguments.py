@@ -25,7 +25,9 @@ class Parser(argparse.ArgumentParser):
             settings["help"] = f"{settings.get('help', '')}; {settings['type']}".removeprefix("; ")
         return super().add_argument(*names, **settings)
 
-    def parse_args(self, arguments: Sequence[str], namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+    def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride]  # its overloads of other namespaces
+        self, arguments: Sequence[str], namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         """As argparse's."""
         for name in (argument.split("=")[0] for argument in arguments if argument.startswith("--")):
             if not any(known.startswith(name) for known in self._option_string_actions):
@@ -35,11 +37,11 @@ class Parser(argparse.ArgumentParser):
             self.error(f"{rest[0]} is not understood")
         return options
 
-    def parse_known_args(
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]  # as above
         self, arguments: Sequence[str], namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """As argparse's."""
-        return super().parse_known_args(_with_negatives(arguments), namespace)
+        return super().parse_known_args(_with_negatives(arguments), namespace or argparse.Namespace())
 
     def error(self, message: str) -> NoReturn:
         """As argparse's, without leaving the program."""

@@ -9,7 +9,7 @@ import math
 import numbers
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, cast
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class Numbers:
             return False
         if not math.isfinite(value) or (value % self.step and self.whole):
             return False
-        above = value > self.low if self.above_low else value >= self.low
-        return above and (value < self.high if self.below_high else value <= self.high)
+        number = cast(float, value)  # the type checker knows no order of abstract numbers
+        above = number > self.low if self.above_low else number >= self.low
+        return above and (number < self.high if self.below_high else number <= self.high)
 
     def __call__(self, text: str) -> int | float | str:
         """A text's number. Raises ArgumentTypeError, which says the range."""
@@ -73,7 +74,7 @@ class Several:
         right = isinstance(value, list | tuple) and len(value) > 0 and self.count in (None, len(value))
         return right and all(map(self.of.allows, value))
 
-    def __call__(self, text: str) -> tuple[int | float, ...]:
+    def __call__(self, text: str) -> tuple[int | float | str, ...]:
         """A text's numbers. Raises ArgumentTypeError, which says the range."""
         try:
             values = tuple(self.of(part) for part in text.split(","))

@@ -162,7 +162,7 @@ def run(
             for pipe in ready:
                 worker = next(worker for worker in team if worker.pipe is pipe)
                 try:
-                    kind, value = pipe.recv()
+                    kind, value = worker.pipe.recv()
                 except (EOFError, OSError):
                     yield from give_up(worker, "crashed")
                     continue

@@ -21,7 +21,8 @@ def mean_shape(masks: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, dict[st
         return None
     chosen = np.unique(rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST)).round().astype(int)])
     packed = np.stack([masks[row] for row in chosen])
-    mean = sum(np.unpackbits(mask, axis=-1).astype(np.float32) for mask in packed) / len(chosen)
+    total = np.asarray(sum(np.unpackbits(mask, axis=-1).astype(np.float32) for mask in packed))
+    mean = total / len(chosen)
     cuts = CUTS * mean.max()
     reached = np.searchsorted(cuts, mean.astype(float), side="right")  # how many cuts each pixel reaches
 

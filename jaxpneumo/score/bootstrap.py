@@ -86,7 +86,7 @@ def intervals(
     if count > 1:
         from scipy.stats import norm, t  # here: it takes longer to import than a whole command without it
 
-        tail = norm.cdf(t.ppf(tail, count - 1) * np.sqrt(count / (count - 1)))
+        tail = float(norm.cdf(t.ppf(tail, count - 1) * np.sqrt(count / (count - 1))))
     ends = np.nanquantile(sample, [tail, 1 - tail], axis=0).T
     ends[missing | (ends[:, 1] - ends[:, 0] < _WIDTH)] = np.nan
     return ends

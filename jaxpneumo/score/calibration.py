@@ -83,7 +83,8 @@ def uncertain_band(score: np.ndarray, positive: np.ndarray) -> tuple[float, floa
     """(low, high) by the rule that the report states; needs positive and negative images."""
     low = float(np.quantile(score[positive], 1 - SHARE, method="lower"))
     high = float(np.quantile(score[~positive], SHARE, method="higher"))
-    return (low, high) if low <= high else ((low + high) / 2,) * 2
+    middle = (low + high) / 2
+    return (low, high) if low <= high else (middle, middle)
 
 
 def calibration(score: np.ndarray, positive: np.ndarray, cluster: np.ndarray, seed: int = 0) -> dict[str, Any] | None:

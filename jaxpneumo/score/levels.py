@@ -70,7 +70,7 @@ def count_levels(native: "jax.Array", truth: "jax.Array") -> "tuple[jax.Array, j
     """
     import jax.numpy as jnp
 
-    reached = sum((native >= level).astype(jnp.uint8) for level in LEVELS)
+    reached = jnp.asarray(sum((native >= level).astype(jnp.uint8) for level in LEVELS))
     true = jnp.unpackbits(truth, axis=-1)
     # One histogram over image, truth and level; sums at each level one by one take six times as long on a CPU.
     batch, bins = len(native), len(LEVELS) + 1

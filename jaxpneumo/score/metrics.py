@@ -5,6 +5,8 @@ prediction on an image without pneumothorax scores 1, any prediction there score
 negative, the mean over all says little by itself, so a summary also has the means over positives and negatives.
 """
 
+from typing import cast
+
 import numpy as np
 
 from jaxpneumo.process.errors import InputError
@@ -99,7 +101,7 @@ def _integers(*values: np.ndarray) -> list[np.ndarray]:
 
 
 def _area(mask: np.ndarray) -> np.ndarray:
-    return np.sum(mask, axis=(-2, -1), dtype=np.int64)
+    return cast(np.ndarray, np.sum(mask, axis=(-2, -1), dtype=np.int64))
 
 
 def _mean(scores: np.ndarray) -> float | None:

@@ -17,7 +17,7 @@ _SUBPIXEL_BITS = 4
 
 
 @dataclass(frozen=True)
-class Patient:
+class InventedPatient:
     """What stays the same in every picture of one person: factors around 1, or shifts in thorax units."""
 
     sex: str
@@ -80,10 +80,10 @@ class Pose:
     arms: tuple[float, float]
 
 
-def invent_patient(seed: int) -> Patient:
+def invent_patient(seed: int) -> InventedPatient:
     """A patient from a seed: sex and age spread like the challenge's, build and proportions varied."""
     rng = np.random.default_rng([seed, 1])
-    return Patient(
+    return InventedPatient(
         sex="F" if rng.random() < 0.45 else "M",
         age=int(np.clip(rng.normal(47, 17), 8, 90)),
         girth=rng.uniform(0.7, 1.7),
@@ -116,13 +116,14 @@ def smooth_curve(points: np.ndarray | list[tuple[float, float]], steps: int = 12
 
 
 def ellipse(
-    centre: tuple[float, float], radius: tuple[float, float], rng: np.random.Generator | None = None
+    centre: tuple[float, float], radius: tuple[float, float] | np.ndarray, rng: np.random.Generator | None = None
 ) -> np.ndarray:
     """Points (48, 2) of an ellipse, uneven when a generator is given."""
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     points = np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius
     if rng is not None:
-        points *= 1 + sum(rng.normal(0, 0.08) * np.cos(k * angle + k) for k in (2, 3, 4))[:, None]
+        uneven = np.asarray(sum(rng.normal(0, 0.08) * np.cos(k * angle + k) for k in (2, 3, 4)))
+        points *= 1 + uneven[:, None]
     return points + centre
 
 
@@ -163,7 +164,7 @@ def _chord(mask: np.ndarray, radius: float) -> np.ndarray:
     return np.sqrt(depth * (2.0 - depth))
 
 
-def wall(patient: Patient) -> np.ndarray:
+def wall(patient: InventedPatient) -> np.ndarray:
     """Inner chest wall of one side, from the trachea over the apex to the costophrenic angle; x >= 0."""
     a, b = patient.apex, patient.base
     points = [(0.165, 0.2), (0.185, 0.09), (0.27 + a, 0.02), (0.40 + a, 0.0), (0.54 + a, 0.035)]
@@ -172,7 +173,7 @@ def wall(patient: Patient) -> np.ndarray:
     return smooth_curve(points)
 
 
-def _dome(patient: Patient, side: int) -> np.ndarray:
+def _dome(patient: InventedPatient, side: int) -> np.ndarray:
     """Diaphragm of one side from the costophrenic angle to the midline; x >= 0. The left lies lower."""
     low, arch = (patient.dome if side > 0 else 0.0), patient.arch
     lower = low * np.asarray([0, 0.4, 1, 1, 1, 1, 0]) + 0.5 * patient.dome * np.asarray([0, 0, 0, 0, 0, 0, 1])
@@ -182,12 +183,12 @@ def _dome(patient: Patient, side: int) -> np.ndarray:
     return smooth_curve(np.stack([x, 1.17 - rise + lower], axis=1))
 
 
-def lung_outline(patient: Patient, side: int) -> np.ndarray:
+def lung_outline(patient: InventedPatient, side: int) -> np.ndarray:
     """Closed outline of one lung as it would be without heart and mediastinum; side -1 or +1."""
     return np.concatenate([wall(patient), _dome(patient, side), [(-0.02, 0.25)]]) * (side, 1.0)
 
 
-def mediastinum_outline(patient: Patient, heart: float) -> np.ndarray:
+def mediastinum_outline(patient: InventedPatient, heart: float) -> np.ndarray:
     """Closed outline of great vessels and heart; `heart` widens the heart (1: healthy, PA view)."""
     k, h = patient.knob, heart * patient.heart
     right = [(-0.13, -0.3), (-0.14, 0.0), (-0.155, 0.15), (-0.165, 0.3), (-0.18, 0.45), (-0.22 * h, 0.58)]
@@ -198,14 +199,14 @@ def mediastinum_outline(patient: Patient, heart: float) -> np.ndarray:
     return np.concatenate([smooth_curve(right), smooth_curve(left)])
 
 
-def lung_fields(patient: Patient, frame: Frame, heart: float) -> tuple[np.ndarray, np.ndarray]:
+def lung_fields(patient: InventedPatient, frame: Frame, heart: float) -> tuple[np.ndarray, np.ndarray]:
     """Visible lung of each side: uint8 (n, n), 0/1, in picture order (patient's right first)."""
     middle = fill(frame, mediastinum_outline(patient, heart)) > 127
     right, left = (fill(frame, lung_outline(patient, side)) > 127 for side in (-1, 1))
     return (right & ~middle).astype(np.uint8), (left & ~middle).astype(np.uint8)
 
 
-def wall_distance(patient: Patient, frame: Frame, side: int) -> np.ndarray:
+def wall_distance(patient: InventedPatient, frame: Frame, side: int) -> np.ndarray:
     """Distance in pixels from the apex and the lateral wall of one side, float32 (n, n); 0 outside."""
     from_the_top = wall(patient)[36:]
     closing = [(0.985 + patient.base, 1.9), (-0.9, 1.9), (-0.9, 0.0)]
@@ -213,7 +214,7 @@ def wall_distance(patient: Patient, frame: Frame, side: int) -> np.ndarray:
     return cv2.distanceTransform((cavity > 127).astype(np.uint8), cv2.DIST_L2, 5)
 
 
-def _body(patient: Patient, frame: Frame, pose: Pose, rng: np.random.Generator) -> np.ndarray:
+def _body(patient: InventedPatient, frame: Frame, pose: Pose, rng: np.random.Generator) -> np.ndarray:
     """Trunk, neck, arms and chin."""
     g, s = patient.girth, patient.shoulder
     half = [(0.30, -1.2), (0.29, -0.45), (0.33, -0.3), (0.5, -0.2), (0.9, -0.14 + s), (1.3, -0.08 + s)]
@@ -235,7 +236,7 @@ def _body(patient: Patient, frame: Frame, pose: Pose, rng: np.random.Generator) 
     return blur(body.astype(np.float32), frame, 4)
 
 
-def soft_tissue(patient: Patient, frame: Frame, pose: Pose, rng: np.random.Generator) -> np.ndarray:
+def soft_tissue(patient: InventedPatient, frame: Frame, pose: Pose, rng: np.random.Generator) -> np.ndarray:
     """Everything without fine detail: body, lungs, heart, abdomen, breasts; float32 (n, n) of thickness."""
     total = _body(patient, frame, pose, rng)
     air, reach, chest = np.zeros_like(total), np.zeros_like(total), np.zeros((frame.n, frame.n), np.uint8)
@@ -273,7 +274,7 @@ def soft_tissue(patient: Patient, frame: Frame, pose: Pose, rng: np.random.Gener
     return total
 
 
-def _bowel_gas(patient: Patient, frame: Frame, rng: np.random.Generator) -> np.ndarray:
+def _bowel_gas(patient: InventedPatient, frame: Frame, rng: np.random.Generator) -> np.ndarray:
     """Gas in stomach and colon, as thickness to take away."""
     gas = np.zeros((frame.n, frame.n), np.float32)
     shapes = []
@@ -310,7 +311,7 @@ def _bone(layer: np.ndarray, frame: Frame, curve: np.ndarray, width: np.ndarray,
     stroke(layer, frame, curve + half, edge, 2.4)
 
 
-def _ribs(patient: Patient, frame: Frame, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _ribs(patient: InventedPatient, frame: Frame, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Layers of the posterior and of the anterior halves of the ribs: hoops seen from the front."""
     back, front = (np.zeros((frame.n, frame.n), np.uint8) for _ in range(2))
     edge = wall(patient)[36:]
@@ -326,13 +327,13 @@ def _ribs(patient: Patient, frame: Frame, rng: np.random.Generator) -> tuple[np.
             curve = np.stack([side * (0.05 + (reach - 0.04) * np.sin(turn)), y], axis=1)
             width = patient.rib_width * np.interp(turn, [0, 0.5, 1.6, 2.4], [0.7, 0.95, 0.75, 1.2])
             split = int(np.searchsorted(turn, np.pi / 2)) + 1
-            _bone(back, frame, curve[:split], width[:split], 125, rng.integers(180, 225))
+            _bone(back, frame, curve[:split], width[:split], 125, int(rng.integers(180, 225)))
             if number < 8:
-                _bone(front, frame, curve[split - 2 :], width[split - 2 :], 120, rng.integers(150, 180))
+                _bone(front, frame, curve[split - 2 :], width[split - 2 :], 120, int(rng.integers(150, 180)))
     return back, front
 
 
-def _shoulder_bones(patient: Patient, frame: Frame, pose: Pose, rng: np.random.Generator) -> np.ndarray:
+def _shoulder_bones(patient: InventedPatient, frame: Frame, pose: Pose, rng: np.random.Generator) -> np.ndarray:
     """Layer of clavicles, scapulae and humeri."""
     layer = np.zeros((frame.n, frame.n), np.uint8)
     c, s = patient.clavicle, patient.shoulder
@@ -364,7 +365,7 @@ def _shoulder_bones(patient: Patient, frame: Frame, pose: Pose, rng: np.random.G
     return layer
 
 
-def _spine(patient: Patient, frame: Frame, rng: np.random.Generator) -> np.ndarray:
+def _spine(patient: InventedPatient, frame: Frame, rng: np.random.Generator) -> np.ndarray:
     """Layer of the vertebral column: bodies, end plates, pedicles, transverse and spinous processes."""
     layer = np.zeros((frame.n, frame.n), np.uint8)
     y = -0.9
@@ -388,7 +389,7 @@ def _spine(patient: Patient, frame: Frame, rng: np.random.Generator) -> np.ndarr
     return layer
 
 
-def bones(patient: Patient, frame: Frame, pose: Pose, rng: np.random.Generator) -> np.ndarray:
+def bones(patient: InventedPatient, frame: Frame, pose: Pose, rng: np.random.Generator) -> np.ndarray:
     """All bones as float32 thickness (n, n)."""
     back, front = _ribs(patient, frame, rng)
     shoulders, spine = _shoulder_bones(patient, frame, pose, rng), _spine(patient, frame, rng)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from jaxpneumo.synthetic import anatomy
-from jaxpneumo.synthetic.anatomy import Frame, Patient, Pose
+from jaxpneumo.synthetic.anatomy import Frame, InventedPatient, Pose
 
 
 def view_position(seed: int) -> str:
@@ -16,7 +16,7 @@ def view_position(seed: int) -> str:
     return "PA" if np.random.default_rng([seed, 2]).random() < 0.6 else "AP"
 
 
-def position(patient: Patient, seed: int, n: int) -> tuple[Frame, Pose]:
+def position(patient: InventedPatient, seed: int, n: int) -> tuple[Frame, Pose]:
     """Where the thorax lies in the (n, n) picture with this seed, and how the patient stands or lies."""
     rng, view = np.random.default_rng([seed, 3]), view_position(seed)
     standing = view == "PA"
@@ -29,7 +29,9 @@ def position(patient: Patient, seed: int, n: int) -> tuple[Frame, Pose]:
     return frame, Pose(view, heart, (float(arms[0]), float(arms[1])))
 
 
-def expose(patient: Patient, frame: Frame, pose: Pose, region: np.ndarray, line: np.ndarray, seed: int) -> np.ndarray:
+def expose(
+    patient: InventedPatient, frame: Frame, pose: Pose, region: np.ndarray, line: np.ndarray, seed: int
+) -> np.ndarray:
     """Draws everything but the pneumothorax's shape.
 
     Args:
@@ -46,7 +48,7 @@ def expose(patient: Patient, frame: Frame, pose: Pose, region: np.ndarray, line:
     n, view = frame.n, pose.view
     rng, grain = np.random.default_rng([seed, 4]), np.random.default_rng([seed, 5])
     half = frame.scaled(n // 2)
-    lungs = sum(anatomy.lung_fields(patient, half, pose.heart)) * np.uint8(255)
+    lungs = np.asarray(sum(anatomy.lung_fields(patient, half, pose.heart))) * np.uint8(255)
     lungs = cv2.resize(anatomy.blur(lungs, half, 6), (n, n)).astype(np.float32) / 255
     gone = anatomy.blur(region.astype(np.float32), frame, 2)
     aerated = lungs * (1 - gone)

@@ -29,7 +29,7 @@ from jaxpneumo.process.progress import progress
 from jaxpneumo.process.ranges import AREA_SCALE, COUNT, PROBABILITY, SEED, TEAM, whole
 from jaxpneumo.process.runtime import one_thread_each
 from jaxpneumo.synthetic import anatomy
-from jaxpneumo.synthetic.anatomy import Frame, Patient
+from jaxpneumo.synthetic.anatomy import Frame, InventedPatient
 from jaxpneumo.synthetic.exposure import expose, position, view_position
 
 # Areas of the challenge's 2,669 masks in pixels of 1024x1024; the 95 % point continues the curve to the largest.
@@ -103,7 +103,7 @@ def radiograph(
 
 
 def _pneumothorax(
-    patient: Patient, frame: Frame, heart: float, area_scale: float, rng: np.random.Generator
+    patient: InventedPatient, frame: Frame, heart: float, area_scale: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Region uint8 0/1 and pleural line float32 0..1, both (n, n); one crescent or two."""
     n = frame.n
@@ -121,7 +121,7 @@ def _pneumothorax(
 
 
 def _crescent(
-    patient: Patient,
+    patient: InventedPatient,
     frame: Frame,
     field: np.ndarray,
     side: int,
