@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxpneumo.data import dataset, ingest, reconcile, remarks, repeat, splits
+from jaxpneumo.data import dataset, ingest, reconcile, remarks, repeat, space, splits
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data.journal import open_journal
 from jaxpneumo.data.reconcile import Outcome
@@ -130,7 +130,7 @@ def prepare(
     asked = settings | repeat.ending(files, split, validation_fraction, seed, duplicate_pixels, on_quarantine)
     if repeat.is_finished(output, asked):
         return PreparedCounts(*repeat.counts(output), images_per_second=0.0, complete=True)
-    _check_space(partial, len(files), sizes)
+    space.check_space(partial, len(files), sizes)
 
     partial.mkdir(parents=True, exist_ok=True)
     with open_journal(partial / "journal.jsonl", settings, {"key": secrets.token_hex(32)}) as (secret, entries, append):
@@ -175,7 +175,7 @@ def prepare(
             },
         }
         with _finished_folder(partial, output) as folder:
-            _check_room(partial, kept, len(files), sizes)
+            space.check_room(partial, kept, len(files), sizes)
             dataset.copy_rows(partial, folder, [outcome.row for outcome in kept], len(files), sizes)
             dataset.write_index(folder, [outcome.line for outcome in kept])
             dataset.write_labels(folder, {outcome.image_id: outcome.code for outcome in kept})
@@ -285,34 +285,6 @@ def _finished_folder(partial: Path, output: Path) -> Iterator[Path]:
 def _check_arguments(images: Path, output: Path) -> None:
     if not images.is_dir():
         raise InputError(f"{images} is not a folder. Give the one with the radiographs as --images.")
-
-
-def _bytes_needed(count: int, sizes: tuple[int, ...]) -> int:
-    return sum(count * size * size * 9 // 8 for size in sizes)
-
-
-def _check_space(partial: Path, count: int, sizes: tuple[int, ...]) -> None:
-    """Raises InputError early if the arrays will not fit on the disk."""
-    there = sum(path.stat().st_blocks * 512 for path in partial.glob("*.npy"))
-    folder = next(parent for parent in partial.absolute().parents if parent.exists())
-    needed, (total, _, free) = _bytes_needed(count, sizes) - there, shutil.disk_usage(folder)
-    if total and needed > free:
-        raise InputError(
-            f"{folder} has {free / 1e9:.1f} GB free and {count} images need {needed / 1e9:.1f} GB. "
-            "Make room, or choose another --output or fewer --sizes."
-        )
-
-
-def _check_room(partial: Path, kept: list[Outcome], count: int, sizes: tuple[int, ...]) -> None:
-    """Raises InputError if there is no room for a second copy of the arrays, without the rows that were set aside."""
-    if [outcome.row for outcome in kept] == list(range(count)):
-        return
-    needed, free = _bytes_needed(len(kept), sizes), shutil.disk_usage(partial).free
-    if needed > free:
-        raise InputError(
-            f"{partial} has {free / 1e9:.1f} GB free; leaving out what was set aside needs {needed / 1e9:.1f} GB for a "
-            "while. Make room and give the same command again: it goes on here."
-        )
 
 
 def _patients_note(source: str) -> str:
