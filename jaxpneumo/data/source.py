@@ -201,7 +201,8 @@ def _share(batch_size: int, process_count: int) -> int:
 
 
 def _training_record(augment: Augment | None, record: Record, rng: np.random.Generator) -> Record:
-    image, mask = np.asarray(record["image"]), np.asarray(record["mask"])
+    image: np.ndarray = np.asarray(record["image"])
+    mask: np.ndarray = np.asarray(record["mask"])
     if augment is not None:
         image, mask = augment(image, np.unpackbits(mask, axis=-1), rng)
         mask = np.packbits(mask, axis=-1)

@@ -31,7 +31,8 @@ def surface_distances(
     a, b = outline(prediction) * spacing, outline(truth) * spacing
     if not len(a) or not len(b):
         return float("nan"), float("nan")
-    from scipy.spatial import cKDTree  # here: slow to import
+    # Here: slow to import. It is compiled and has no types.
+    from scipy.spatial import cKDTree  # pyright: ignore[reportAttributeAccessIssue]
 
     to_truth, to_prediction = cKDTree(b).query(a)[0], cKDTree(a).query(b)[0]
     both = np.concatenate([to_truth, to_prediction])
