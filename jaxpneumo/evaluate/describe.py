@@ -301,14 +301,8 @@ A patients file with the challenge's column round1 gives a column for each of it
 
 exit codes: 0 done; 2 wrong use or bad input""",
     )
+    csv_tables.add_source(parser)
     add = parser.add_argument
-    add("--data", type=places.path, metavar="DIR", help="prepared data set")
-    add(
-        "--labels",
-        type=places.path,
-        metavar="CSV",
-        help="instead: ImageId,EncodedPixels without images; may end in .gz",
-    )
     add("--patients", type=places.path, metavar="CSV", help="to --labels: ImageId,patient[,sex,age,view,round1]")
     add("--removal", type=AREA, default=THRESHOLD, metavar="N", help=f"removal threshold (default: {THRESHOLD})")
     add("--json", action="store_true", help="print JSON instead of a table")
