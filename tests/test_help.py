@@ -10,7 +10,7 @@ from helpers import REPOSITORY
 
 from jaxpneumo.__main__ import VERBS
 
-SLOW = ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "scipy", "matplotlib", "albumentations", "pydicom")
+SLOW = ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "scipy", "matplotlib", "albumentations", "pydicom", "tqdm")
 
 # The command in this process, and then which modules it has loaded and whether it would have started anew.
 PROBE = """

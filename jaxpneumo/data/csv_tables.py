@@ -12,6 +12,8 @@ from jaxpneumo.data import ids, rle
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data.dataset import Index
 from jaxpneumo.dicom import patients as words
+from jaxpneumo.process import places
+from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,17 @@ def read_tables(labels: Path | str, patients: Path | str | None = None) -> Index
         label_rows=np.array([rows for _, rows in areas], np.int64),
         source=np.full(count, ""),
         sha256=np.full(count, ""),
+    )
+
+
+def add_source(parser: Parser) -> None:
+    """The options that say what is counted or split: a prepared data set, or the bare table."""
+    parser.add_argument("--data", type=places.path, metavar="DIR", help="prepared data set")
+    parser.add_argument(
+        "--labels",
+        type=places.path,
+        metavar="CSV",
+        help="instead: ImageId,EncodedPixels without images; may end in .gz",
     )
 
 

@@ -84,6 +84,8 @@ def find_files(images: Path) -> list[Path]:
 
 def start(job: Job, single_thread: bool = True) -> None:
     """Makes a process ready for `ingest`."""
+    import jaxpneumo.dicom.dicom  # noqa: F401  so that loading pydicom counts for no file
+
     global _job, _rows, _busy
     _job = job
     _rows = dataset.open_rows(job.folder, job.sizes)

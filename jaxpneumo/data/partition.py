@@ -195,14 +195,8 @@ With --folds, fold 0 validates unless --config.data.fold names another.
 
 exit codes: 0 done, whatever the report says; 2 wrong use or bad input, nothing written""",
     )
+    csv_tables.add_source(parser)
     add = parser.add_argument
-    add("--data", type=places.path, metavar="DIR", help="prepared data set")
-    add(
-        "--labels",
-        type=places.path,
-        metavar="CSV",
-        help="label csv (ImageId,EncodedPixels) in place of --data; may end in .gz",
-    )
     add("--patients", type=places.path, metavar="CSV", help="ImageId,patient[,round1] (default: those of the data set)")
     add("--method", default="random", metavar="HOW", help="random (default), patient, rounds, or a FILE")
     add("--folds", type=whole(2, 1000), metavar="K", help="make K folds instead of one split")

@@ -12,10 +12,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from jaxpneumo.data import dataset, labels, rle, splits
 from jaxpneumo.dicom.radiograph import MAX_PIXELS
@@ -24,6 +23,9 @@ from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.errors import DONE, FAILED, InputError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.process.progress import progress
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 TABLES = ("index.csv", "labels.csv", "quarantine.csv")
 CHANGED = "has changed since it was prepared"
@@ -212,7 +214,7 @@ def _check_array(
     checksums: list[str] | None,
     names: dict[int, str],
     expected: Callable[[int], np.ndarray | None] | None,
-    bar: tqdm,
+    bar: "tqdm",
 ) -> list[Problem]:
     """One pass over an array's file; `expected` gives a row of the masks, `checksums` what every row should have."""
     count, row_bytes = shape[0], math.prod(shape[1:])

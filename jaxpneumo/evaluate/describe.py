@@ -301,14 +301,8 @@ With the challenge's column round1 in the patients file, the table has a column 
 
 exit codes: 0 done; 2 wrong use or bad input""",
     )
+    csv_tables.add_source(parser)
     add = parser.add_argument
-    add("--data", type=places.path, metavar="DIR", help="prepared data set")
-    add(
-        "--labels",
-        type=places.path,
-        metavar="CSV",
-        help="label csv (ImageId,EncodedPixels) in place of --data; may end in .gz",
-    )
     add(
         "--patients",
         type=places.path,

@@ -176,6 +176,8 @@ _slots: np.ndarray
 
 
 def _start(reading: Reading, name: str, window: int) -> None:
+    import jaxpneumo.dicom.dicom  # noqa: F401  so that loading pydicom counts for no file
+
     global _reading, _memory, _slots
     one_thread_each()
     workers.keep_memory()

@@ -1,8 +1,10 @@
 """The progress bar of every long job: done, rate, time left, on standard error."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 # No bars at all, whatever is asked for; the option --quiet of every verb.
 silent = False
@@ -18,11 +20,13 @@ def progress(
     description: str = "",
     quiet: bool = False,
     initial: int = 0,
-) -> tqdm:
+) -> "tqdm":
     """A progress bar over `items`, or one to be moved by `update(n)` when there are none.
 
     Outside a terminal (a log file, a batch system) it draws a line every ten seconds only.
     """
+    from tqdm import tqdm  # here: --help does without
+
     bar = tqdm(
         items,
         total=total,

@@ -13,7 +13,6 @@ from typing import Any
 from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import BAD_INPUT, DONE, PARTIAL
 from jaxpneumo.process.run_report import LISTED, Report, under_way
-from jaxpneumo.process.software import software
 
 
 @contextmanager
@@ -46,6 +45,8 @@ def _write(report: Report, started: datetime, seconds: float) -> None:
 def _write_to_its_place(report: Report, started: datetime, seconds: float) -> None:
     """A folder that was never made, or not filled, is not made or filled for the report: it goes beside it."""
     # Here: files.py notes what it writes, and so imports this module.
+
+    from jaxpneumo.process.software import software  # here: --help does without what it imports
 
     path = report.file
     if path is None:
