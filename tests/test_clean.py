@@ -82,7 +82,7 @@ def test_a_cleaned_run_is_complete_and_serves_as_before(workdir, radiographs, tm
 
     caplog.set_level(logging.INFO, "jaxpneumo")
     train(read_config(workdir), workdir)
-    assert "stage1 is already complete; its result is read from" in caplog.text
+    assert "stage1 is complete; its result is read from" in caplog.text
     assert not (workdir / "stage1/checkpoints").exists()
     assert evaluate.main([*folder]) == DONE
     again = read_json(workdir / "evaluation/summary.json")

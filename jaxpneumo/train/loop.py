@@ -63,7 +63,7 @@ def train_stage(
 
     # --- what is there already
     if result := checkpoint.restore_result(directory, variables, everywhere):
-        logger.info("%s is already complete; its result is read from %s", name, directory)
+        logger.info("%s is complete; its result is read from %s", name, directory)
         return result
 
     # --- checks and data
