@@ -88,7 +88,7 @@ def test_view_code_and_sop_class_are_read_from_files(tmp_path):
     dicom.write(tmp_path / "a.dcm", IMAGE, "1.2.3")
     file = pydicom.dcmread(tmp_path / "a.dcm")
     for meaning, view, words in (
-        ("postero-anterior", "POSTERO-ANTERIOR", ""),
+        ("postero-anterior", "PA", ""),
         ("antero-posterior", "ANTERO-POSTERIOR", ""),
         ("left lateral", "LEFT LATERAL", "View Position is LEFT LATERAL"),
     ):
