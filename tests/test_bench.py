@@ -206,7 +206,7 @@ def test_run(tmp_path):
 
 def test_config_of_a_run_is_read_with_its_changes():
     config = load_config("configs/exp5.py", ["--config.stage1.batch_size=8", "--config.model.encoder=resnet34"])
-    assert (config.stage1.batch_size, config.model.encoder) == (8, "resnet34")
+    assert (config.stages[0].batch_size, config.model.encoder) == (8, "resnet34")
     assert load_config("configs/augmentation_study.py:A1", []).augment.flip > 0
     with pytest.raises(InputError, match="cannot be used"):
         load_config("configs/exp5.py", ["--config.stage1.batch=8"])

@@ -148,6 +148,10 @@ class TestRunsOfEarlierVersions:
             kept = now[key] if not isinstance(value, dict) else {name: now[key][name] for name in value}
             assert json.loads(json.dumps(kept)) == value
 
+    def test_the_file_has_the_form_that_it_had(self, tmp_path):
+        write_json(tmp_path / "config.json", typed(read_json(EARLIER[-1])).to_dict())
+        assert (tmp_path / "config.json").read_text() == EARLIER[-1].read_text()
+
     @pytest.mark.parametrize("path", [path for path in EARLIER if "exp" in path.stem], ids=lambda path: path.stem)
     def test_only_what_trains_differently_is_a_difference(self, path):
         values, config = read_json(path), load_config(path.stem.rsplit("_", 1)[1])

@@ -97,7 +97,7 @@ def test_a_batch_smaller_than_the_devices_uses_fewer_of_them(workdir, predictor)
     """conftest.py makes two devices of the CPU."""
     assert predictor.mesh.size == 2
     one = load_predictor(workdir, batch_size=1)
-    assert (one.mesh.size, one.config.predict.batch_size) == (1, 1)
+    assert (one.mesh.size, one.settings.batch_size) == (1, 1)
     image = np.random.default_rng(3).integers(0, 256, (32, 32), np.uint8)
     ((_, masks),) = predict_masks(one, [(0, image, (64, 64))])
     ((_, others),) = predict_masks(predictor, [(0, image, (64, 64))])

@@ -204,10 +204,7 @@ class Config:
         values = asdict(self)
         for stage in values.pop("stages"):
             values[stage.pop("name")] = stage
-        for name, section in values.items():
-            if isinstance(section, dict):
-                values[name] = {key: value for key, value in section.items() if value is not None or key == "momentum"}
-        return values
+        return _as_saved(values)
 
 
 # Keys that came later, with what earlier versions did.
@@ -335,6 +332,17 @@ def differences(old: Config, new: Config) -> list[str]:
     """Names of the values in which two configs would train differently."""
     a, b = _flat(old.to_dict()), _flat(new.to_dict())
     return [key for key in sorted(a.keys() | b.keys()) if not key.startswith(_FREE) and a.get(key) != b.get(key)]
+
+
+def _as_saved(values: dict[str, Any]) -> dict[str, Any]:
+    """Nested values as every config.json has them: in the order of their names, without those that are not set."""
+    saved = {}
+    for key, value in sorted(values.items()):
+        if isinstance(value, dict):
+            saved[key] = _as_saved(value)
+        elif value is not None or key == "momentum":
+            saved[key] = list(value) if isinstance(value, tuple) else value
+    return saved
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
