@@ -244,7 +244,7 @@ def test_the_same_command_again_has_nothing_to_do(tmp_path: Path, capsys: pytest
         with pytest.raises(InputError, match="exists already"):
             radiographs.main([*arguments, *other])
     assert _bytes(tmp_path / "set") == before
-    with pytest.raises(InputError, match="seed=-1"):
+    with pytest.raises(InputError, match="--seed: -1 cannot be used"):
         radiographs.main([*arguments, "--seed", "-1"])
     next((tmp_path / "set/dicom").rglob("*.dcm")).unlink()
     with pytest.raises(InputError, match="exists already"):
