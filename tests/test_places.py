@@ -75,7 +75,7 @@ class TestPaths:
             places.path(" ")
 
     @pytest.mark.parametrize("code", [0, 1, 2])
-    def test_no_report_changes_an_exit_code(self, code, tmp_path, monkeypatch, capsys):
+    def test_no_report_changes_an_exit_code(self, code, tmp_path, monkeypatch, capsys, as_before):
         from jaxpneumo.process import command, run_report
 
         monkeypatch.chdir(tmp_path)
