@@ -10,9 +10,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
@@ -22,7 +23,7 @@ from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.machine import cores
 from jaxpneumo.process.runtime import one_thread_each
 
-Record = Mapping[str, np.ndarray | np.float32]
+Record = dict[str, Any]
 Augment = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 # Grain's own default; beyond it threads mostly wait for Python's global lock.
@@ -201,8 +202,7 @@ def _share(batch_size: int, process_count: int) -> int:
 
 
 def _training_record(augment: Augment | None, record: Record, rng: np.random.Generator) -> Record:
-    image: np.ndarray = np.asarray(record["image"])
-    mask: np.ndarray = np.asarray(record["mask"])
+    image, mask = record["image"], record["mask"]
     if augment is not None:
         image, mask = augment(image, np.unpackbits(mask, axis=-1), rng)
         mask = np.packbits(mask, axis=-1)
