@@ -32,8 +32,8 @@ from cases import PROFILES, Case  # noqa: E402
 from jaxpneumo.process.atomic import write_json  # noqa: E402
 from jaxpneumo.process.errors import BAD_INPUT, DONE, PARTIAL  # noqa: E402
 from jaxpneumo.process.files import read_json  # noqa: E402
+from jaxpneumo.process.machine import cores  # noqa: E402
 from jaxpneumo.process.software import software  # noqa: E402
-from jaxpneumo.process.workers import cores  # noqa: E402
 
 GIB = 2**30
 PEER_NEEDS = ("torch", "segmentation-models-pytorch")

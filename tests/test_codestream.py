@@ -22,21 +22,44 @@ ENCODERS = {
 }
 
 
+CODINGS = {
+    "png": "PNG",
+    "jpeg": "JPEG",
+    "progressive jpeg": "JPEG",
+    "lossless jpeg": "JPEG lossless",
+    "jpeg-ls": "JPEG-LS",
+    "jpeg 2000": "JPEG 2000",
+    "jpeg 2000, bare": "JPEG 2000",
+}
+
+
 @pytest.mark.parametrize("name", ENCODERS)
-def test_sizes(name):
-    assert codestream.shape(ENCODERS[name](GREY)) == (40, 72, 1)
-    assert codestream.shape(ENCODERS[name](COLOUR)) == (40, 72, 3)
+def test_coding_size_components_and_bits(name):
+    assert codestream.describe(ENCODERS[name](GREY)) == codestream.Codestream(CODINGS[name], 40, 72, 1, 8)
+    assert codestream.describe(ENCODERS[name](COLOUR)) == codestream.Codestream(CODINGS[name], 40, 72, 3, 8)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 15, 16])
+def test_the_bits_of_deeper_pictures(bits):
+    deep = GREY.astype(np.uint16) << (bits - 8)
+    for frame in (
+        imagecodecs.jpeg8_encode(deep, lossless=True, bitspersample=bits),
+        imagecodecs.jpeg2k_encode(deep, level=0, codecformat="j2k", bitspersample=bits),
+    ):
+        assert codestream.describe(frame).bits == bits
 
 
 @given(st.sampled_from(sorted(ENCODERS)), st.integers(0, 400))
-def test_cut_files_have_the_same_size_or_none(name, length):
-    assert codestream.shape(ENCODERS[name](GREY)[:length]) in (None, (40, 72, 1))
+def test_cut_files_say_the_same_or_nothing(name, length):
+    whole = ENCODERS[name](GREY)
+    assert codestream.describe(whole[:length]) in (None, codestream.describe(whole))
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"", b"\xff\xd8\xff", b"\xff\x4f\xff\x51", codestream.PNG_SIGNATURE]))
-def test_nonsense_has_some_size_or_none(data, start):
-    shape = codestream.shape(start + data)
-    assert shape is None or len(shape) == 3
+def test_nonsense_says_something_or_nothing(data, start):
+    found = codestream.describe(start + data)
+    assert found is None or isinstance(found, codestream.Codestream)
+    assert 1 <= codestream.orientation(start + data) <= 8
 
 
 def test_png_checksums():

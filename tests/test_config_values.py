@@ -172,7 +172,7 @@ class TestRunsOfEarlierVersions:
         assert load_predictor(run).model_id == load_predictor(evaluated).model_id
         caplog.set_level(logging.INFO, "jaxpneumo")
         train(config, run)
-        assert "stage1 is complete: its result is read from" in caplog.text
+        assert "stage1 is complete; its result is read from" in caplog.text
         assert read_json(run / "config.json") == read_json(evaluated / "config.json")
 
 

@@ -200,7 +200,7 @@ class TestUnwritablePlaces:
         with pytest.raises(OSError, match="unknown"):
             errors.exit_code(lambda _: (_ for _ in ()).throw(OSError("unknown")), [])
         code = (
-            "import sys; from jaxpneumo import command\n"
+            "import sys; from jaxpneumo.process import command\n"
             "sys.exit(command.run('tables', lambda _: open('none/a.csv'), sys.argv[1:]))"
         )
         quiet, loud = (run("-c", code, *options, cwd=tmp_path) for options in ([], ["--verbose"]))

@@ -26,12 +26,12 @@ from jaxpneumo.train.loop import train_stage
 STEPS, EPOCHS = 3, 3
 
 
-def make_config(prepared, **changes):
+def make_config(prepared, epochs=EPOCHS, **changes):
     """Exp3, shrunk: 12 images in 3 steps, two augmentations, plateau schedule, the last two epochs averaged."""
     config = shrink(load_config("exp3"), prepared)
     config.model.dtype = "float32"
     config.augment.update(flip=0.5, intensity=0.5, distortion=0.0, crop=0.0)
-    config.stage1.update(epochs=EPOCHS, swa_epochs=2, schedule="plateau", plateau_factor=0.5, plateau_patience=1)
+    config.stage1.update(epochs=epochs, swa_epochs=2, schedule="plateau", plateau_factor=0.5, plateau_patience=1)
     config.data.update(changes)
     return as_typed(config)
 
@@ -303,8 +303,8 @@ def test_a_reading_process_that_is_killed(prepared, tmp_path, before_epoch):
         (reader,) = set(multiprocessing.active_children()) - others
         reader.kill()
 
-    config = make_config(prepared, resident="off", workers=1)
-    config.stage1.epochs = 20  # more than what has been read ahead
+    # More epochs than what has been read ahead.
+    config = make_config(prepared, epochs=20, resident="off", workers=1)
     before_epoch(2, kill_reader)
     with pytest.raises(TrainingError, match=r"data cannot be read any more: .*exit code -9.* --config\.data\.workers"):
         run(config, tmp_path)
