@@ -245,8 +245,8 @@ def test_what_is_not_a_radiograph_is_refused(tmp_path, grey):
     refused(save(tmp_path / "many.dcm", grey, NumberOfFrames=3, PixelData=grey.tobytes() * 3), "3 frames")
     colour = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
     refused(save(tmp_path / "rgb.dcm", grey, PixelData=grey.tobytes() * 3, **colour), "colour image")
-    refused(save(tmp_path / "huge.dcm", grey, Rows=65_535, Columns=65_535), "claims 65535 x 65535 pixels")
-    refused(save(tmp_path / "none.dcm", grey, Rows=0), "claims 0 x 64 pixels")
+    refused(save(tmp_path / "huge.dcm", grey, Rows=65_535, Columns=65_535), "has 65535 x 65535 pixels")
+    refused(save(tmp_path / "none.dcm", grey, Rows=0), "has 0 x 64 pixels")
     refused(save(tmp_path / "short.dcm", grey, PixelData=grey.tobytes()[:-100]), "truncated: 2972 bytes")
 
 
