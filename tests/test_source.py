@@ -15,7 +15,7 @@ from absl import flags
 
 from jaxpneumo.augment import host
 from jaxpneumo.data import dataset, source
-from jaxpneumo.process import files
+from jaxpneumo.process import atomic
 from jaxpneumo.process.errors import InputError
 
 COUNT, SIZE = 23, 32
@@ -35,7 +35,7 @@ def prepared(tmp_path_factory):
     np.save(directory / f"images_{SIZE}.npy", images)
     np.save(directory / f"masks_{SIZE}.npy", np.packbits(masks, axis=-1))
     info = {"format_version": dataset.FORMAT_VERSION, "sizes": [SIZE], "counts": {"images": COUNT}}
-    files.write_json(directory / "dataset.json", info)
+    atomic.write_json(directory / "dataset.json", info)
     return directory
 
 
