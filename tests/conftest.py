@@ -18,13 +18,7 @@ from jaxpneumo.process import machine, runtime
 # compilation that does not optimise for long, and for each of several test processes its share of the cores.
 os.environ.setdefault(
     "XLA_FLAGS",
-    runtime.xla_flags(
-        "--xla_force_host_platform_device_count=2"
-        # XLA's older way to compile fused operations takes a training step a quarter of the processor time. Only for
-        # the versions that it was tried with: another one may not know the flag, and would end.
-        + (" --xla_cpu_use_fusion_emitters=false" if (0, 10) <= runtime.jaxlib_version() < (0, 11) else ""),
-        runtime.jaxlib_version(),
-    ),
+    runtime.xla_flags("--xla_force_host_platform_device_count=2", runtime.jaxlib_version()),
 )
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):

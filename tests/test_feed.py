@@ -73,10 +73,14 @@ def test_resident_streamed_and_plain_loops_train_alike(config, prepared, tmp_pat
     records = epoch_records(tmp_path / "on")
     assert records == epoch_records(tmp_path / "off")
 
-    # several steps in one compiled loop
+    # Several steps in one compiled loop. Another program rounds otherwise, and Adam's first steps magnify that by the
+    # learning rate: with a tenth of it the bound holds on processors with and without AVX-512.
+    config.stage1.learning_rate /= 10
+    run(config, tmp_path / "slow", "on")
+    slow = epoch_records(tmp_path / "slow")
     monkeypatch.setattr(feed, "STEPS_PER_CALL_CPU", 2)
     run(config, tmp_path / "calls", "on")
-    for record, other in zip(records, epoch_records(tmp_path / "calls"), strict=True):
+    for record, other in zip(slow, epoch_records(tmp_path / "calls"), strict=True):
         assert other == pytest.approx(record, rel=2e-3)
 
     # no feed, no calls, one device

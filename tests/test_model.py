@@ -18,7 +18,6 @@ from jaxpneumo.model.folding import fold
 from jaxpneumo.model.resnet import PreactivationResNet, ResNet
 from jaxpneumo.model.rewrites import folded_upsample, grey_stem, pool_by_slices, rewrites_for
 from jaxpneumo.model.unet import Parts, UNet
-from jaxpneumo.process.runtime import jaxlib_version
 from jaxpneumo.train.losses import bce_dice_loss
 
 PREACT_EVAL = (-0.692736, 0.344581, 3.30675)
@@ -123,9 +122,8 @@ def test_training_agrees_with_smp(torch_case):
     # 2e-3 off.
     model = UNet("resnet34", parts=rewrites_for("gpu", training=True))
     weight = jnp.ones(len(image))
-    as_users = {"xla_cpu_use_fusion_emitters": True} if jaxlib_version() < (0, 11) else {}  # conftest.py turns it off
 
-    @functools.partial(jax.jit, compiler_options=as_users)
+    @jax.jit
     def gradients(params, batch_stats):
         def loss_fn(params):
             logits, new = model.apply(
