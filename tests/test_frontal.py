@@ -89,7 +89,7 @@ def test_view_code_and_sop_class_are_read_from_files(tmp_path):
     file = pydicom.dcmread(tmp_path / "a.dcm")
     for meaning, view, words in (
         ("postero-anterior", "PA", ""),
-        ("antero-posterior", "ANTERO-POSTERIOR", ""),
+        ("antero-posterior", "AP", ""),
         ("left lateral", "LEFT LATERAL", "View Position is LEFT LATERAL"),
     ):
         item = Dataset()
