@@ -71,7 +71,7 @@ def test_an_ensemble_is_the_weighted_mean(evaluated, second, images):
     assert mean.shape == (2, 4, 32, 32)
     np.testing.assert_allclose(mean, 0.7 * a + 0.3 * b, atol=1e-5)
     np.testing.assert_allclose(probabilities(ensemble, images, mirror=False), mean[:1], atol=1e-5)
-    assert ensemble.members == ((evaluated, 0.7), (second, 0.3))
+    assert ensemble.weighted_runs == ((evaluated, 0.7), (second, 0.3))
     assert {leaf.shape[0] for leaf in jax.tree.leaves(ensemble.variables)} == {2}
 
 

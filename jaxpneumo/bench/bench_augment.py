@@ -85,7 +85,7 @@ def _host_seconds(size: int, images: int, repeats: int) -> list[float]:
 
 def main(argv: list[str]) -> int:
     """The verb `jaxpneumo bench augment`."""
-    options = parser("augment", __doc__.split(": ", 1)[1].split("\n")[0], "--size 256 --batch 64 --dtype bfloat16")
+    options = parser("augment", __doc__, "--size 256 --batch 64 --dtype bfloat16")
     add_network(options)
     options.add_argument("--calls", type=CALLS, metavar="N", help="calls a repeat (default: about 0.3 s)")
     options = options.parse_args(argv)

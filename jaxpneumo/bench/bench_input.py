@@ -105,7 +105,7 @@ def _with_batches(figures: dict[str, Any]) -> dict[str, Any]:
 
 def main(argv: list[str]) -> int:
     """The verb `jaxpneumo bench input`."""
-    options = parser("input", __doc__.split(": ", 1)[1].split("\n")[0], "--size 256 --batch 64")
+    options = parser("input", __doc__, "--size 256 --batch 64")
     add = options.add_argument
     add(
         "--size",

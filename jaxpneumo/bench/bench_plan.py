@@ -37,10 +37,10 @@ class Plan:
     """
 
     batch: int
-    bytes: int
+    bytes: float
     fixed_bytes: float
     image_bytes: float
-    compiled: dict[int, int]
+    compiled: dict[int, float]
 
 
 def step_bytes(model: UNet, size: int, batch: int) -> int:
@@ -80,7 +80,7 @@ def largest_batch(needed: Callable[[int], float], memory: float, probes: tuple[i
       memory: bytes that there are.
       probes: two batch sizes to begin with; halved where they are too much to tell.
     """
-    compiled = {batch: needed(batch) for batch in probes}
+    compiled: dict[int, float] = {batch: needed(batch) for batch in probes}
     if math.inf in compiled.values():
         if probes[0] == 1:
             return Plan(0, 0, math.nan, math.nan, compiled)
@@ -93,7 +93,7 @@ def largest_batch(needed: Callable[[int], float], memory: float, probes: tuple[i
         too_large = min((batch for batch, size in compiled.items() if size > memory), default=math.inf)
         # Between two that are known, at least a quarter of the way from either.
         quarter = (too_large - fits) // 4 if too_large < math.inf else 0
-        guess = min(max(int((memory - fixed) // slope), fits + quarter, 1), too_large - 1 - quarter)
+        guess = int(min(max((memory - fixed) // slope, fits + quarter, 1), too_large - 1 - quarter))
         # Where memory does not grow along a line, the last hundredth is not worth its compilations.
         if guess - fits <= fits // 100:
             return Plan(fits, compiled.get(fits, 0), fixed, slope, compiled)
@@ -117,7 +117,7 @@ def plan(model: UNet, size: int, memory: float) -> Plan:
 
 def main(argv: list[str]) -> int:
     """The verb `jaxpneumo bench plan`."""
-    options = parser("plan", __doc__.split(": ", 1)[1].split("\n")[0], "--sizes 256,512 --memory 80")
+    options = parser("plan", __doc__, "--sizes 256,512 --memory 80")
     add_network(options, size=None, batch=None)
     options.add_argument(
         "--sizes", type=Several(SIDE), default="256,512", metavar="PIXELS", help="default: %(default)s"

@@ -4,13 +4,10 @@ Two times are taken. The network's is from uint8 images on the device to both vi
 the network's size. The whole one is from images on the host to packed masks of the native size on the host.
 """
 
-import functools
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from jaxpneumo.bench.bench_step import rooflines
 from jaxpneumo.bench.measure import (
@@ -25,14 +22,12 @@ from jaxpneumo.bench.measure import (
     seconds_per_call,
 )
 from jaxpneumo.bench.roofline import Rates, counted_work, describe, device_rates
-from jaxpneumo.model.folding import fold
 from jaxpneumo.model.unet import UNet
-from jaxpneumo.predict.infer import Predictor, predict_masks, predict_probabilities
-from jaxpneumo.predict.native import native_masks
+from jaxpneumo.predict.infer import compile_network, predict_masks, predict_probabilities
 from jaxpneumo.process.errors import DONE
 from jaxpneumo.process.ranges import CALLS
 from jaxpneumo.run.config import Predict
-from jaxpneumo.run.sharding import check_batch_size, each_on_its_device, make_local_mesh, replicated, split
+from jaxpneumo.run.sharding import check_batch_size, make_local_mesh, replicated, split
 from jaxpneumo.run.state import initialise
 
 NATIVE = 1024
@@ -69,8 +64,8 @@ def bench_predict(
     """
     mesh = make_local_mesh(batch)
     check_batch_size(batch, mesh.size, "predict")
-    variables = fold(initialise(model, 0), model.encoder, jnp.dtype(model.dtype))
-    variables = jax.device_put(variables, replicated(mesh))
+    settings = Predict(size, batch, True, THRESHOLD, REMOVAL)
+    predictor = compile_network(model, jax.device_put(initialise(model, 0), replicated(mesh)), settings, mesh)
     images = random_batch(size, batch)["image"]
 
     def masks(variables: dict[str, Any], image: jax.Array) -> jax.Array:
@@ -78,15 +73,14 @@ def bench_predict(
 
     on_device = jax.device_put(images, split(mesh))
     jitted = jax.jit(masks, in_shardings=(replicated(mesh), split(mesh)))
-    compiled = jitted.lower(variables, on_device).compile()
-    predictor = _predictor(model, variables, mesh, size, batch)
+    compiled = jitted.lower(predictor.variables, on_device).compile()
 
     def whole() -> None:
         stream = ((key, image, (native, native)) for key, image in enumerate(images))
         for _ in predict_masks(predictor, stream, [int(mirror)]):
             pass
 
-    seconds = seconds_per_call(lambda: compiled(variables, on_device), repeats, calls)
+    seconds = seconds_per_call(lambda: compiled(predictor.variables, on_device), repeats, calls)
     result = {
         "size": size,
         "batch": batch,
@@ -98,25 +92,14 @@ def bench_predict(
         "peak_bytes": peak_bytes(),
     }
     if device:
-        result["roofline"] = rooflines(compiled, counted_work(jitted, variables, on_device), result, device, mesh.size)
+        counted = counted_work(jitted, predictor.variables, on_device)
+        result["roofline"] = rooflines(compiled, counted, result, device, mesh.size)
     return result
-
-
-def _predictor(model: UNet, variables: dict[str, Any], mesh: Mesh, size: int, batch: int) -> Predictor:
-    """What `load_predictor` makes of a run, without one."""
-    settings = Predict(size, batch, True, THRESHOLD, REMOVAL)
-    probabilities = jax.jit(
-        functools.partial(predict_probabilities, model),
-        static_argnums=2,
-        in_shardings=(replicated(mesh), split(mesh)),
-    )
-    masks = jax.jit(each_on_its_device(native_masks, mesh, 3))
-    return Predictor(None, settings, Path(), "", variables, "", mesh, probabilities, masks)
 
 
 def main(argv: list[str]) -> int:
     """The verb `jaxpneumo bench predict`."""
-    options = parser("predict", __doc__.split(": ", 1)[1].split("\n")[0], "--size 512 --batch 32 --dtype bfloat16")
+    options = parser("predict", __doc__, "--size 512 --batch 32 --dtype bfloat16")
     add_network(options, size=512, batch=1)
     options.add_argument("--no-tta", action="store_true", help="without the mirror image")
     options.add_argument("--calls", type=CALLS, metavar="N", help="predictions a repeat (default: about 0.3 s)")

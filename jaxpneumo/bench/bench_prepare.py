@@ -84,8 +84,8 @@ def bench_prepare(
         os.sync()  # so that the copies are not still being written while something is measured
         for _ in progress(range(repeats), unit="repeat", description="decode and prepare", quiet=quiet):
             measured = {"decode": _decode_rate(files, team, False), "kept": _decode_rate(files, team, True)}
-            *rate_and_busy, took, parent, worker = _in_fresh_process(_prepare_once, folder, sizes, team)
-            measured["prepare"] = rate_and_busy
+            rate, processor, took, parent, worker = _in_fresh_process(_prepare_once, folder, sizes, team)
+            measured["prepare"] = rate, processor
             for what, (rate, processor) in measured.items():
                 rates[what].append(rate)
                 busy[what].append(processor)
@@ -208,7 +208,7 @@ def main(argv: list[str]) -> int:
     """The verb `jaxpneumo bench prepare`."""
     parser = Parser(
         prog="jaxpneumo bench prepare",
-        description=bench_prepare.__doc__.split("\n\n")[0],
+        description="Compare the preparation of DICOM files with decoding them alone.",
         epilog="example: jaxpneumo bench prepare --images siim/dicom-images-train --labels siim/train-rle.csv",
     )
     add = parser.add_argument

@@ -6,9 +6,9 @@ the training step alone, measured right after: the difference is what the device
 """
 
 import ast
-import importlib.util
 import itertools
 import json
+import runpy
 import shutil
 import statistics
 import subprocess
@@ -97,10 +97,8 @@ def bench_run(
 def load_config(file: str, overrides: list[str]) -> Config:
     """A config file's values, with "--config.a.b=value" changes. Raises InputError for what cannot be read."""
     path, colon, argument = find_config_file(file).partition(".py:")
-    specification = importlib.util.spec_from_file_location("config", f"{path}.py" if colon else path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    config = module.get_config(*([argument] if argument else []))
+    module = runpy.run_path(f"{path}.py" if colon else path)
+    config = module["get_config"](*([argument] if argument else []))
     config.lock()
     for override in overrides:
         name, equals, text = override.removeprefix("--config.").partition("=")
@@ -202,9 +200,7 @@ def _step_alone(config: Config, stage: Stage, folder: Path) -> float:
 
 def main(argv: list[str]) -> int:
     """The verb `jaxpneumo bench run`."""
-    options = parser(
-        "run", __doc__.split(": ", 1)[1].split("\n")[0], "--config=configs/exp5.py --images 12047 --epochs 3"
-    )
+    options = parser("run", __doc__, "--config=configs/exp5.py --images 12047 --epochs 3")
     add = options.add_argument
     add("--config", required=True, metavar="FILE", help="config to run; --config.a.b=value changes one value")
     add("--images", type=COUNT, default=CHALLENGE_IMAGES, metavar="N", help="radiographs (default: %(default)s)")

@@ -105,7 +105,7 @@ def main(argv: list[str]) -> int:
     """The verb `jaxpneumo bench start`."""
     from jaxpneumo.bench import measure
 
-    options = measure.parser("start", __doc__.split(": ", 1)[1].split("\n")[0], "--size 256 --batch 4")
+    options = measure.parser("start", __doc__, "--size 256 --batch 4")
     measure.add_network(options)
     options = options.parse_args(argv)
     measure.network(options)

@@ -38,9 +38,8 @@ def jitted_step(model: UNet, augment: Callable | None = None) -> tuple[Any, Any]
     """(train_step(state, batch, rate), not yet compiled, as a stage runs it; the optimizer of its state)."""
     mesh, optimizer = make_mesh(), make_optimizer()
     everywhere, along_data = replicated(mesh), split(mesh)
-    extra = {"augment": augment} if augment else {}
     step = jax.jit(
-        make_train_step(model, optimizer, "image", **extra),
+        make_train_step(model, optimizer, "image", augment),
         in_shardings=(everywhere, along_data, everywhere),
         out_shardings=(everywhere, everywhere),
         donate_argnums=0,
@@ -151,12 +150,15 @@ def prepare_step(model: UNet, size: int, batch: int, augment: Callable | None = 
 
 
 def _augmentation(probabilities: Sequence[float] | None, size: int) -> Callable | None:
-    return make_augment(*probabilities, size) if probabilities and any(probabilities) else None
+    if not probabilities or not any(probabilities):
+        return None
+    flip, intensity, distortion, crop = probabilities
+    return make_augment(flip, intensity, distortion, crop, size)
 
 
 def main(argv: list[str]) -> int:
     """The verb `jaxpneumo bench step`."""
-    options = parser("step", __doc__.split(": ", 1)[1], "--size 512 --batch 16 --dtype bfloat16")
+    options = parser("step", __doc__, "--size 512 --batch 16 --dtype bfloat16")
     add_network(options)
     options.add_argument("--calls", type=CALLS, metavar="N", help="steps a repeat (default: about 0.3 s)")
     options.add_argument(

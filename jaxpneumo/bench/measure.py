@@ -109,11 +109,11 @@ def random_batch(size: int, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def parser(name: str, description: str, example: str, repeats: int = 5) -> Parser:
-    """The options that all benchmarks have: --repeats, --output."""
+def parser(name: str, doc: str | None, example: str, repeats: int = 5) -> Parser:
+    """The options that all benchmarks have: --repeats, --output. `doc` is the module's; its first line describes it."""
     result = Parser(
         prog=f"jaxpneumo bench {name}",
-        description=description,
+        description=(doc or "").split("\n")[0].partition(": ")[2],
         epilog=f"example: jaxpneumo bench {name} {example}",
     )
     result.add_argument(

@@ -110,11 +110,11 @@ def roofline(seconds: float, work: Work, rates: Rates, dtype: str, devices: int 
         floors["arithmetic"] = work.operations / rates.best(dtype) / devices
     if work.bytes:
         floors["memory"] = work.bytes / rates.bytes / devices
-    bound = max(floors, key=floors.get, default=None)
+    bound = max(floors, key=lambda name: floors[name], default=None)
     return {
         "operations": work.operations,
         "bytes": work.bytes,
-        "floor_seconds": floors.get(bound),
+        "floor_seconds": floors[bound] if bound else None,
         "bound": bound,
         "share": floors[bound] / seconds if bound else None,
     }

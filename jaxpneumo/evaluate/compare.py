@@ -54,7 +54,7 @@ def compare(a: Path, b: Path, mode: str | None, replicates: int, seed: int) -> d
     # The same images, whatever their order.
     tables = [{name: column[np.argsort(table["ImageId"])] for name, column in table.items()} for table in tables]
     modes = [mode or summary["run"]["mode"] for summary in summaries]
-    pairs = [_ratios(table, one, run) for table, one, run in zip(tables, modes, (a, b), strict=True)]
+    one, other = (_ratios(table, mode, run) for table, mode, run in zip(tables, modes, (a, b), strict=True))
     cluster, unit = bootstrap.clusters(tables[0]["patient"])
     return {
         "a": str(a),
@@ -67,7 +67,7 @@ def compare(a: Path, b: Path, mode: str | None, replicates: int, seed: int) -> d
         **unit,
         "replicates": replicates,
         "seed": seed,
-        "scores": bootstrap.paired(*pairs, cluster, replicates, seed),
+        "scores": bootstrap.paired(one, other, cluster, replicates, seed),
     }
 
 

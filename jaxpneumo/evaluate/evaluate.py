@@ -5,7 +5,7 @@ score stands beside its interval and beside those of predicting nothing at all a
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,7 +149,7 @@ def evaluate(
 
 def _origin(predictor: "Predictor") -> dict[str, Any]:
     """An ensemble's runs and weights; and whether the training showed no patients."""
-    runs = [{"workdir": workdir.name, "weight": weight} for workdir, weight in predictor.members]
+    runs = [{"workdir": workdir.name, "weight": weight} for workdir, weight in predictor.weighted_runs]
     return ({"members": runs} if runs else {}) | {"trained_on_synthetic": predictor.synthetic}
 
 
@@ -250,7 +250,7 @@ def _mean_shape(predictor: "Predictor") -> tuple[np.ndarray, dict[str, Any]] | N
 
 
 def _write_metrics(path: Path, measured: "Measured", index: dataset.Index, rows: np.ndarray) -> None:
-    columns: dict[str, Sequence[Any]] = {
+    columns: dict[str, Iterable[Any]] = {
         "row": rows,
         "ImageId": index.image_id[rows],
         "truth_area": measured.levels.truth_area,

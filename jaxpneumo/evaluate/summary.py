@@ -47,7 +47,9 @@ def summarise(
     truth_area = measured.levels.truth_area
     positive = truth_area > 0
     empty = {"tp": np.zeros_like(truth_area), "fp": np.zeros_like(truth_area), "fn": truth_area}
-    parts = {("scores", mode): scores.ratios(table) for mode, table in measured.modes.items()}
+    parts: dict[tuple, scores.Ratios] = {}
+    for mode, table in measured.modes.items():
+        parts["scores", mode] = scores.ratios(table)
     baseline = metrics.all_empty(truth_area)
     parts["all_empty",] = {name: pair for name, pair in scores.ratios(empty).items() if name in baseline}
     if measured.mean_shape is not None:

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxpneumo.model.unet import UNet
-from jaxpneumo.predict.infer import Predictor, load_predictor, predict_probabilities
+from jaxpneumo.predict.infer import Predictor, jit_probabilities, load_predictor, predict_probabilities
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.run.network import make_model
-from jaxpneumo.run.sharding import replicated, split
+from jaxpneumo.run.sharding import replicated
 
 
 def load_ensemble(workdirs: Sequence[Path], weights: Sequence[float], batch_size: int | None = None) -> Predictor:
@@ -40,19 +40,15 @@ def load_ensemble(workdirs: Sequence[Path], weights: Sequence[float], batch_size
         return first
     for other in predictors[1:]:
         _check_alike(first, other)
-    mesh = first.mesh
+    mesh, model = first.mesh, make_model(first.config.model, training=False)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(predictor.variables for predictor in predictors))
     return replace(
         first,
         variables=jax.device_put(stacked, replicated(mesh)),
         model_id="+".join(predictor.model_id for predictor in predictors),
-        probabilities=jax.jit(
-            functools.partial(ensemble_probabilities, make_model(first.config.model, training=False), tuple(weights)),
-            static_argnums=2,
-            in_shardings=(replicated(mesh), split(mesh)),
-        ),
+        probabilities=jit_probabilities(functools.partial(ensemble_probabilities, model, tuple(weights)), mesh),
         synthetic=any(predictor.synthetic for predictor in predictors),
-        members=tuple(zip(workdirs, weights, strict=True)),
+        weighted_runs=tuple(zip(workdirs, weights, strict=True)),
     )
 
 

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,35 +30,44 @@ from jaxpneumo.run.state import initialise
 
 
 @dataclass(frozen=True)
-class Predictor:
-    """A finished run's network, ready to predict.
+class CompiledNetwork:
+    """A network that is ready to predict.
 
     Attributes:
-      config: the run's config.
-      settings: of the prediction: the config's, or what a verb makes of them.
-      workdir: the run.
-      stage: the stage whose weights these are, the run's last.
+      settings: of the prediction.
       variables: {"params", "batch_stats"} on all devices, BatchNorms folded (`model.folding.fold`).
-      model_id: `fingerprint` of the weights as training left them.
       mesh: the devices.
       probabilities: compiled, (variables, uint8 (B, S, S), mirror) -> float32 (2, B, S, S): without and with
         flip TTA; with mirror False only the first.
       native_masks: `native.native_masks`, compiled.
-      synthetic: trained on synthetic radiographs, which show no patients.
-      members: of an ensemble (`ensemble.load_ensemble`) its runs and their weights; `workdir` is the first of them.
     """
 
-    config: Config
     settings: Predict
-    workdir: Path
-    stage: str
     variables: dict[str, Any]
-    model_id: str
     mesh: Mesh
     probabilities: Any
     native_masks: Any
+
+
+@dataclass(frozen=True)
+class Predictor(CompiledNetwork):
+    """A finished run's network, and where it comes from. Its settings are the run's, or what a verb makes of them.
+
+    Attributes:
+      config: the run's config.
+      workdir: the run.
+      stage: the stage whose weights these are, the run's last.
+      model_id: `fingerprint` of the weights as training left them.
+      synthetic: trained on synthetic radiographs, which show no patients.
+      weighted_runs: of an ensemble (`ensemble.load_ensemble`) its runs and their weights; `workdir` is the first.
+    """
+
+    config: Config
+    workdir: Path
+    stage: str
+    model_id: str
     synthetic: bool = False
-    members: tuple[tuple[Path, float], ...] = ()
+    weighted_runs: tuple[tuple[Path, float], ...] = ()
 
 
 def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predictor:
@@ -80,25 +89,33 @@ def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predic
     check_batch_size(settings.batch_size, mesh.size, "predict")
     template = jax.eval_shape(lambda: initialise(make_model(config.model), 0))
     variables, _ = checkpoint.restore_final(workdir / stage, template, replicated(mesh))
+    network = compile_network(make_model(config.model, training=False), variables, settings, mesh)
     return Predictor(
-        config,
-        settings,
-        workdir,
-        stage,
-        # One program: piece by piece, every shape among the parameters would be compiled for itself.
-        jax.jit(fold, static_argnums=(1, 2), out_shardings=replicated(mesh))(
-            variables, config.model.encoder, jnp.dtype(config.model.dtype)
-        ),
-        fingerprint(variables),
-        mesh,
-        jax.jit(
-            functools.partial(predict_probabilities, make_model(config.model, training=False)),
-            static_argnums=2,
-            in_shardings=(replicated(mesh), split(mesh)),
-        ),
-        jax.jit(each_on_its_device(native_masks, mesh, 3)),
-        trained_on_synthetic(workdir),
+        **vars(network),
+        config=config,
+        workdir=workdir,
+        stage=stage,
+        model_id=fingerprint(variables),
+        synthetic=trained_on_synthetic(workdir),
     )
+
+
+def compile_network(model: UNet, variables: dict[str, Any], settings: Predict, mesh: Mesh) -> CompiledNetwork:
+    """A network ready to predict, from its variables as training left them, which are on the devices of `mesh`."""
+    # One program: piece by piece, every shape among the parameters would be compiled for itself.
+    folded = jax.jit(fold, static_argnums=(1, 2), out_shardings=replicated(mesh))
+    return CompiledNetwork(
+        settings,
+        folded(variables, model.encoder, jnp.dtype(model.dtype)),
+        mesh,
+        jit_probabilities(functools.partial(predict_probabilities, model), mesh),
+        jax.jit(each_on_its_device(native_masks, mesh, 3)),
+    )
+
+
+def jit_probabilities(function: Callable[..., jax.Array], mesh: Mesh) -> Any:
+    """Compiles (variables, images, mirror) -> probabilities: images split over the devices, variables on each."""
+    return jax.jit(function, static_argnums=2, in_shardings=(replicated(mesh), split(mesh)))
 
 
 def fingerprint(variables: dict[str, Any]) -> str:
@@ -126,7 +143,7 @@ def predict_probabilities(model: UNet, variables: dict[str, Any], image: jax.Arr
     views = jnp.stack([image, image[..., ::-1]] if mirror else [image], axis=1)
     # Image and mirror image lie beside each other, so that both stay on the device that holds the image.
     batch = views.reshape(-1, *image.shape[1:])
-    logits = model.apply(variables, batch.astype(jnp.float32)[..., None] / 255.0, train=False)
+    logits = cast(jax.Array, model.apply(variables, batch.astype(jnp.float32)[..., None] / 255.0, train=False))
     probability = jax.nn.sigmoid(logits).reshape(views.shape)
     if not mirror:
         return probability.swapaxes(0, 1)
@@ -135,27 +152,27 @@ def predict_probabilities(model: UNet, variables: dict[str, Any], image: jax.Arr
 
 
 def predict_masks(
-    predictor: Predictor,
+    network: CompiledNetwork,
     images: Iterable[tuple[Any, np.ndarray, tuple[int, int]]],
     views: Iterable[int] = (0, 1),
 ) -> Iterator[tuple[Any, dict[int, NativeMask]]]:
-    """Masks of images at their native sizes, in compiled batches, as the predictor's settings want them.
+    """Masks of images at their native sizes, in compiled batches, as the network's settings want them.
 
     A mask has the pixels that reach `threshold`. It is emptied when they are fewer than `removal_threshold` or, with
     `top_threshold` and `top_area` (`jaxpneumo thresholds` chooses them), when fewer than the latter reach the former;
     areas are in pixels of a 1024x1024 image. Removing single components is left to `postprocess.remove_small`.
 
     Args:
-      predictor: of `load_predictor`.
+      network: of `load_predictor` or `compile_network`.
       images: (key, uint8 (S, S) at the settings' size, (native height, native width)) each.
       views: which masks are wanted: 0 without, 1 with flip TTA.
 
     Yields:
       (key, {view: mask}) in the order of the stream.
     """
-    settings, views = predictor.settings, tuple(views)
+    settings, views = network.settings, tuple(views)
     thresholds, areas = [settings.threshold], [settings.removal_threshold]
-    if settings.top_area is not None:
+    if settings.top_threshold is not None and settings.top_area is not None:
         thresholds.append(settings.top_threshold)
         areas.append(settings.top_area)
 
@@ -164,11 +181,11 @@ def predict_masks(
         for i, (_, size) in enumerate(zip(batch.keys, batch.sizes, strict=True)):
             smallest[i] = [pixels_at_least(area, *size) for area in areas]
         return {
-            view: predictor.native_masks(batch.probability[view], batch.grid, smallest, np.float32(thresholds))
+            view: network.native_masks(batch.probability[view], batch.grid, smallest, np.array(thresholds, np.float32))
             for view in views
         }
 
-    for key, size, found in predict_native(predictor, images, 1 in views, native):
+    for key, size, found in predict_native(network, images, 1 in views, native):
         yield key, {view: NativeMask(bits, *size, int(area)) for view, (bits, area) in found.items()}
 
 
@@ -190,7 +207,7 @@ class Batch:
 
 
 def predict_native(
-    predictor: Predictor,
+    network: CompiledNetwork,
     images: Iterable[tuple[Any, np.ndarray, tuple[int, int]]],
     mirror: bool,
     native: Callable[[Batch], Any],
@@ -198,7 +215,7 @@ def predict_native(
     """What `native` makes of images' probabilities, in compiled batches.
 
     Args:
-      predictor: of `load_predictor`.
+      network: of `load_predictor` or `compile_network`.
       images: as for `predict_masks`.
       mirror: whether flip TTA is wanted.
       native: of a batch; gives a tree of device arrays with leading axis B, computed on the device.
@@ -206,7 +223,7 @@ def predict_native(
     Yields:
       (key, (native height, native width), that image's part of the tree, as NumPy arrays) in the order of the stream.
     """
-    settings, images = predictor.settings, iter(images)
+    settings, images = network.settings, iter(images)
     pending: tuple[Batch, Any] | None = None
     while group := list(itertools.islice(images, settings.batch_size)):
         pictures = np.zeros((settings.batch_size, settings.size, settings.size), np.uint8)
@@ -216,7 +233,7 @@ def predict_native(
         batch = Batch(
             [key for key, _, _ in group],
             sizes,
-            predictor.probabilities(predictor.variables, place(pictures, split(predictor.mesh)), mirror),
+            network.probabilities(network.variables, place(pictures, split(network.mesh)), mirror),
             native_grid(sizes, settings.size, settings.batch_size),
         )
         started = batch, native(batch)

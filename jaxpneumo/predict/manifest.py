@@ -231,7 +231,8 @@ def _compare(before: dict[str, Any] | None, now: dict[str, Any], folder: Path) -
 
 
 def _unchanged(path: Path, entry: dict[str, Any]) -> bool:
-    return is_unchanged(path, tuple(entry.get("stamp") or ()))
+    length, changed = entry.get("stamp") or (0, 0)
+    return is_unchanged(path, (length, changed))
 
 
 def _bytes(source: str) -> bytes:

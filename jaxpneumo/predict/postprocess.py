@@ -1,5 +1,7 @@
 """From a thresholded mask to the final one: the removal threshold (R-TH of the papers)."""
 
+from typing import cast
+
 import cv2
 import numpy as np
 
@@ -44,4 +46,4 @@ def remove_small(mask: np.ndarray, threshold: int, rule: str = "image") -> np.nd
     _, components, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     keep = statistics[:, cv2.CC_STAT_AREA] >= smallest
     keep[0] = False  # component 0 is the background
-    return keep[components].astype(mask.dtype)
+    return keep[cast(np.ndarray, components)].astype(mask.dtype)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -172,8 +172,8 @@ def _header(predictor: "Predictor", part: tuple[int, int] | None, any_image: boo
     settings = {name: getattr(predictor.settings, name) for name in names}
     chosen = {name: value for name, value in settings.items() if value is not None}
     chosen |= {"dtype": predictor.config.model.dtype, "any_image": any_image}
-    if predictor.members:
-        chosen["weights"] = [weight for _, weight in predictor.members]
+    if predictor.weighted_runs:
+        chosen["weights"] = [weight for _, weight in predictor.weighted_runs]
     return make_header(predictor.model_id, chosen, software(), part, predictor.synthetic)
 
 
@@ -204,7 +204,10 @@ def predict_codes(
 
     settings = predictor.settings
     view = int(settings.tta)
-    stream = ((replace(picture, image=None), picture.image, (picture.height, picture.width)) for picture in pictures)
+    stream = (
+        (replace(picture, image=None), cast(np.ndarray, picture.image), (picture.height, picture.width))
+        for picture in pictures
+    )
 
     def finish(picture: Picture, mask: "NativeMask", path: Path | None) -> tuple[Picture, str, int, str]:
         if mask.area == 0 and path is None:

@@ -5,6 +5,7 @@ processes never import JAX. Pictures come back through shared memory of a fixed 
 through a pipe.
 """
 
+import functools
 import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -125,24 +126,23 @@ def read(reading: Reading, source: str) -> Picture:
     from jaxpneumo.dicom import dicom
 
     path, shown = reading.folder / source, printable(source)
-    about = {"source": source}
     try:
         data, stamped = read_file(path, shown)
     except RadiographError as error:
         return Picture(source, str(error), stamp_if_there(path))
     except OSError as error:
         return Picture(source, f"{shown} cannot be read: {error.strerror}.")
-    about |= {"stamp": stamped, "sha256": hashlib.sha256(data).hexdigest()}
+    picture = functools.partial(Picture, source, stamp=stamped, sha256=hashlib.sha256(data).hexdigest())
     try:
         radiograph = dicom.parse_image(data, shown)
     except RadiographError as error:
-        return Picture(reason=str(error), **about)
+        return picture(str(error))
     if not reading.any_image and (wrong := frontal.not_frontal(radiograph)):
-        return Picture(reason=f"{NOT_FRONTAL}: {wrong}", **about)
+        return picture(f"{NOT_FRONTAL}: {wrong}")
     uid = ingest.own_id(radiograph, data, source, printable(ids.name_of(source, reading.repeated)))
     height, width = radiograph.image.shape
     image = squash(radiograph.image, (reading.size,))[0]
-    return Picture(**about, uid=uid, image=image, height=height, width=width, remarks=radiograph.remarks)
+    return picture(uid=uid, image=image, height=height, width=width, remarks=radiograph.remarks)
 
 
 def _read_in_threads(reading: Reading, sources: Sequence[str]) -> Iterator[Picture]:

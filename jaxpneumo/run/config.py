@@ -59,14 +59,15 @@ OPTIONAL = {
     "predict.top_threshold": ranges.PROBABILITY,
     "predict.top_area": ranges.AREA,
 }
-EPOCHS = whole(1, 10_000)
+MOST_EPOCHS = 10_000
+EPOCHS = whole(1, MOST_EPOCHS)
 STAGE_VALUES = {
     "size": ranges.SIDE,
     "batch_size": ranges.BATCH,
     "epochs": EPOCHS,
     "schedule": Words(("cosine", "plateau")),
     "learning_rate": number(0, 1, above_low=True),
-    "swa_epochs": whole(0, EPOCHS.high),
+    "swa_epochs": whole(0, MOST_EPOCHS),
 }
 SCHEDULE_VALUES = {
     "cosine": {"final_learning_rate": number(0, 1)},
@@ -142,7 +143,7 @@ class Augment:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the training; what its schedule does not use is None."""
+    """One stage of the training. The last three belong to one schedule each and mean nothing with the other."""
 
     name: str
     size: int
@@ -151,9 +152,9 @@ class Stage:
     schedule: str
     learning_rate: float
     swa_epochs: int
-    final_learning_rate: float | None = None
-    plateau_factor: float | None = None
-    plateau_patience: int | None = None
+    final_learning_rate: float = 0.0
+    plateau_factor: float = 0.1
+    plateau_patience: int = 1
 
 
 @dataclass(frozen=True)
@@ -292,6 +293,9 @@ def wrong_values(values: dict[str, Any]) -> Iterator[str]:
         averaged, epochs = (values.get(f"{stage}.{name}") for name in ("swa_epochs", "epochs"))
         if isinstance(averaged, int) and isinstance(epochs, int) and 1 <= epochs < averaged:
             yield f"{stage}.swa_epochs must be at most {stage}.epochs, {epochs}, not {averaged}"
+
+    if (values.get("predict.top_threshold") is None) != (values.get("predict.top_area") is None):
+        yield "predict.top_threshold and predict.top_area belong together: both must be given, or none"
 
 
 def check_paths(config: Config) -> None:

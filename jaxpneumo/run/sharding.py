@@ -67,7 +67,7 @@ def make_local_mesh(most: int | None = None) -> Mesh:
     return _row(jax.local_devices()[: None if most is None else max(most, 1)])
 
 
-def _row(devices: list[jax.Device]) -> Mesh:
+def _row(devices: Any) -> Mesh:
     # Explicit axis types, jax's default here, refuse plain indexing and reshapes of sharded arrays.
     return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
 

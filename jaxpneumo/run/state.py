@@ -1,6 +1,7 @@
 """The train state: a plain pytree that holds all a stage changes, and its weight average."""
 
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -55,4 +56,4 @@ def update_average(state: TrainState) -> TrainState:
     """Takes the current parameters into the running mean (SWA, Izmailov et al. 2018, eq. 1)."""
     count = state.swa_count + 1
     mean = jax.tree.map(lambda m, p: m + (p - m) / count, state.swa_params, state.params)
-    return state.replace(swa_params=mean, swa_count=count)
+    return replace(state, swa_params=mean, swa_count=count)

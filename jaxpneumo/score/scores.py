@@ -6,12 +6,13 @@ select or exchange the terms of images.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from jaxpneumo.score import metrics
 
-Ratios = dict[str, tuple[np.ndarray, np.ndarray]]
+Ratios = dict[Any, tuple[np.ndarray, np.ndarray]]
 
 DISTANCES = ("hausdorff95_px", "surface_distance_px", "hausdorff95_mm", "surface_distance_mm")
 UNBOUNDED = ("false_regions_per_image", *DISTANCES)  # all other scores are between 0 and 1

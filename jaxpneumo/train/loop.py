@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def train_stage(
         else:
             best, result = checkpoint.restore_best(manager, variables, everywhere)
             chosen = {"weights": f"epoch {best // steps_per_epoch}, the best validation IoU"}
-        scores = _evaluate(eval_step, state.replace(**result), data, stage, asked, mesh)
+        scores = _evaluate(eval_step, replace(state, **result), data, stage, asked, mesh)
         if scores is None:
             raise Stopped
         checkpoint.save_final(directory, result, {"stage": name, **chosen, **scores})

@@ -9,7 +9,8 @@ that all processes learn of it at the same step, without a further exchange.
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,8 @@ def make_train_step(
         (_, (batch_stats, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         direction, opt_state = optimizer.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda d: -learning_rate * d, direction)
-        state = state.replace(
+        state = replace(
+            state,
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
@@ -121,7 +123,7 @@ def make_eval_step(model: UNet, dice: str, threshold: float) -> Callable[..., Me
     def eval_step(params: Any, batch_stats: Any, batch: Batch, stop: jax.Array) -> Metrics:
         image, mask = unpack(batch)
         weight = batch["weight"]
-        logits = model.apply({"params": params, "batch_stats": batch_stats}, image, train=False)
+        logits = cast(jax.Array, model.apply({"params": params, "batch_stats": batch_stats}, image, train=False))
         loss, _ = bce_dice_loss(logits, mask, weight, dice)
         prediction = (jax.nn.sigmoid(logits) >= threshold).astype(jnp.float32)
         intersection = (prediction * mask).sum((1, 2))
