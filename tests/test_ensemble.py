@@ -11,7 +11,7 @@ from helpers import as_typed, load_config, shrink
 
 from jaxpneumo.data import dataset, splits
 from jaxpneumo.evaluate import evaluate, thresholds
-from jaxpneumo.predict import members, predict
+from jaxpneumo.predict import predict, workdir_options
 from jaxpneumo.predict.ensemble import load_ensemble
 from jaxpneumo.predict.infer import load_predictor
 from jaxpneumo.predict.submission import read_submission
@@ -101,22 +101,22 @@ def test_runs_of_another_network_or_size_are_refused(evaluated, second, tmp_path
 
 def test_weights_and_folders_of_the_command_line(tmp_path):
     (tmp_path / "a,b").mkdir()
-    assert [str(path) for path in members.read_workdirs(["x,y", "z"])] == ["x", "y", "z"]
-    assert members.read_workdirs([str(tmp_path / "a,b")]) == [tmp_path / "a,b"]
-    assert members.read_weights(None, 4) == [0.25] * 4
-    assert members.read_weights(members.WEIGHTS("3,1"), 2) == [0.75, 0.25]
+    assert [str(path) for path in workdir_options.read_workdirs(["x,y", "z"])] == ["x", "y", "z"]
+    assert workdir_options.read_workdirs([str(tmp_path / "a,b")]) == [tmp_path / "a,b"]
+    assert workdir_options.read_weights(None, 4) == [0.25] * 4
+    assert workdir_options.read_weights(workdir_options.WEIGHTS("3,1"), 2) == [0.75, 0.25]
     with pytest.raises(InputError, match="empty name"):
-        members.read_workdirs(["x,"])
+        workdir_options.read_workdirs(["x,"])
     for text in ("1,a", "1,-1", "1,nan", "1,inf", "1,,1", ""):
         with pytest.raises(ArgumentTypeError, match="cannot be used; give numbers between commas, each"):
-            members.WEIGHTS(text)
+            workdir_options.WEIGHTS(text)
     for text, words in (
         ("0,0", "at least one .* above 0"),
         ("1", "1 weights for 2 runs"),
         ("1,1,1", "3 weights for 2 runs"),
     ):
         with pytest.raises(InputError, match=words):
-            members.read_weights(members.WEIGHTS(text), 2)
+            workdir_options.read_weights(workdir_options.WEIGHTS(text), 2)
 
 
 def test_predict_takes_several_runs(evaluated, second, radiographs, tmp_path):
@@ -172,7 +172,7 @@ def test_out_of_fold_counts_choose_the_thresholds_of_all_runs(folds, radiographs
     assert (folds[0] / "evaluation/thresholds.json").read_bytes() == before
     # Each image counts as much as in its own run: the pooled mean is the mean of both runs at these thresholds.
     tables = [thresholds.read_pooled([run])[0] for run in folds]
-    level = int(np.argmin(np.abs(tables[0].levels - saved[0]["threshold"])))
+    level = int(np.argmin(np.abs(tables[0].thresholds - saved[0]["threshold"])))
     area = tables[0].areas.tolist().index(saved[0]["removal_threshold"])
     each = [thresholds.surface(table, "image")[level, area] for table in tables]
     assert saved[0]["in_sample"] == pytest.approx(np.average(each, weights=[len(table.pixels) for table in tables]))

@@ -23,8 +23,8 @@ from jaxpneumo.process.errors import DONE, InputError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.report import report
 from jaxpneumo.run.config import read_config
-from jaxpneumo.score.levels import read_levels
 from jaxpneumo.score.metrics import all_empty, counts, dice
+from jaxpneumo.score.threshold_counts import read_counts
 
 
 @pytest.fixture(scope="module")
@@ -243,13 +243,13 @@ def test_strata_divide_the_images(summary):
 
 def test_counts_at_levels_are_those_of_the_masks(workdir, prepared):
     """At the run's own threshold, 0.3, and against masks thresholded anew at another one."""
-    counts = read_levels(workdir / "evaluation/levels.npz")
+    counts = read_counts(workdir / "evaluation/levels.npz")
     table = read_metrics(workdir / "evaluation/metrics.csv")
-    k = int(np.argmin(np.abs(counts.levels - 0.3)))
+    k = int(np.argmin(np.abs(counts.thresholds - 0.3)))
     np.testing.assert_array_equal(counts.area[:, k], table["tta_area"].astype(int))
     np.testing.assert_array_equal(counts.tp[:, k], table["tta_tp"].astype(int))
     predictor = load_predictor(workdir)
-    settings = replace(predictor.settings, threshold=float(counts.levels[3]), removal_threshold=0)
+    settings = replace(predictor.settings, threshold=float(counts.thresholds[3]), removal_threshold=0)
     predictor = replace(predictor, settings=settings)
     images, _ = dataset.open_arrays(prepared, 32)
     index, labels = dataset.read_index(prepared), dataset.read_labels(prepared)

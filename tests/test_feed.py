@@ -15,7 +15,7 @@ from jaxpneumo.run.network import make_model
 from jaxpneumo.run.sharding import make_mesh, place, place_flag, replicated, split_calls
 from jaxpneumo.run.state import create_train_state, initialise
 from jaxpneumo.train import feed, loop
-from jaxpneumo.train.feed import StageData, ahead, load_resident, plan_calls, remaining
+from jaxpneumo.train.feed import StageData, load_resident, plan_calls, prefetch, remaining
 from jaxpneumo.train.loop import train_stage
 from jaxpneumo.train.optimizer import make_optimizer
 from jaxpneumo.train.step import make_train_call, make_train_step
@@ -61,7 +61,7 @@ def test_what_is_left_of_an_epoch():
 
 def test_items_are_asked_for_ahead():
     asked = []
-    items = ahead((asked.append(i) or i for i in range(5)), 2)
+    items = prefetch((asked.append(i) or i for i in range(5)), 2)
     assert next(items) == 0
     assert asked == [0, 1, 2]
     assert list(items) == [1, 2, 3, 4]

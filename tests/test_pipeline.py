@@ -11,7 +11,7 @@ import pytest
 
 from jaxpneumo.data import finder
 from jaxpneumo.data.ids import repeated_names
-from jaxpneumo.data.squash import squash
+from jaxpneumo.data.resize import resize_to_squares
 from jaxpneumo.dicom.dicom import read, write
 from jaxpneumo.predict import reading
 from jaxpneumo.predict.reading import Reading, read_ahead
@@ -43,7 +43,7 @@ def test_pictures_come_in_order_and_are_those_of_preparation(archive, team):
             continue
         radiograph = read(folder / picture.source)
         assert (picture.uid, picture.height, picture.width) == (radiograph.uid, *radiograph.image.shape)
-        np.testing.assert_array_equal(picture.image, *squash(radiograph.image, (32,)))
+        np.testing.assert_array_equal(picture.image, *resize_to_squares(radiograph.image, (32,)))
         assert picture.sha256 == hashlib.sha256((folder / picture.source).read_bytes()).hexdigest()
     reasons = {picture.source: picture.reason for picture in pictures if picture.reason}
     assert set(reasons) == {"0/cut.dcm", "text.dcm", "1/gone.dcm"}
@@ -59,7 +59,7 @@ def test_pictures_stay_what_they_are_while_others_come(archive, monkeypatch):
     pictures = list(read_ahead(Reading(folder, 32), sound * 3, 2))
     for first, again in zip(pictures[:12], pictures[24:], strict=True):
         np.testing.assert_array_equal(first.image, again.image)
-        np.testing.assert_array_equal(first.image, *squash(read(folder / first.source).image, (32,)))
+        np.testing.assert_array_equal(first.image, *resize_to_squares(read(folder / first.source).image, (32,)))
 
 
 def test_what_is_left_unread_leaves_nothing_behind(archive):

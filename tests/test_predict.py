@@ -14,7 +14,7 @@ import pytest
 from helpers import as_typed, load_config, shrink
 
 from jaxpneumo.data import rle
-from jaxpneumo.data.squash import squash
+from jaxpneumo.data.resize import resize_to_squares
 from jaxpneumo.dicom.dicom import read, write
 from jaxpneumo.predict import predict
 from jaxpneumo.predict.ensemble import load_ensemble
@@ -130,7 +130,9 @@ def test_folder_is_predicted_with_its_bad_files_set_aside(predictor, workdir, ra
 
     # The submission holds what the network says of that radiograph.
     radiograph = read(files[2])
-    ((_, masks),) = predict_masks(predictor, [("x", *squash(radiograph.image, (32,)), radiograph.image.shape)], (1,))
+    ((_, masks),) = predict_masks(
+        predictor, [("x", *resize_to_squares(radiograph.image, (32,)), radiograph.image.shape)], (1,)
+    )
     expected = masks[1].unpack()
     assert (rle.decode(codes[radiograph.uid], *radiograph.image.shape) != expected).mean() < 0.002
 

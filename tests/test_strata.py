@@ -47,7 +47,7 @@ def test_groups_by_hand():
 
 
 def test_groups_are_of_the_rows_asked_for():
-    groups = {group: members.tolist() for _, group, members in strata(make_index(), np.array([4, 0]))}
+    groups = {group: in_group.tolist() for _, group, in_group in strata(make_index(), np.array([4, 0]))}
     assert groups["F"] == [True, True]
     assert groups["LL"] == [True, False]
     assert "M" not in groups

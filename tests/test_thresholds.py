@@ -23,8 +23,8 @@ from jaxpneumo.process.files import read_json
 from jaxpneumo.run.config import read_config
 from jaxpneumo.score.bootstrap import clusters
 from jaxpneumo.score.folds import folds
-from jaxpneumo.score.levels import AREAS, LEVELS, LevelCounts, count_components
 from jaxpneumo.score.metrics import counts, dice, iou
+from jaxpneumo.score.threshold_counts import AREAS, THRESHOLDS, ThresholdCounts, count_components
 
 ROWS = {*thresholds.RULES, "all empty"}
 
@@ -44,13 +44,13 @@ def images(n: int, size: int = 128) -> list[tuple[np.ndarray, np.ndarray]]:
     return made
 
 
-def tables(made: list[tuple[np.ndarray, np.ndarray]]) -> LevelCounts:
-    reached = [p[None] >= LEVELS[:, None, None] for p, _ in made]
+def tables(made: list[tuple[np.ndarray, np.ndarray]]) -> ThresholdCounts:
+    reached = [p[None] >= THRESHOLDS[:, None, None] for p, _ in made]
     truths = [truth for _, truth in made]
     pairs = list(zip(reached, truths, strict=True))
     components = [count_components(r.sum(axis=0).astype(np.uint8), t.astype(np.uint8)) for r, t in pairs]
-    return LevelCounts(
-        levels=LEVELS,
+    return ThresholdCounts(
+        thresholds=THRESHOLDS,
         areas=AREAS,
         image_id=np.array([str(i) for i in range(len(made))]),
         pixels=np.array([t.size for t in truths]),
@@ -79,9 +79,9 @@ def test_triplets_are_those_of_brute_force(small, score):
             continue
         scores = np.zeros((len(made), 20))
         for i, (probability, truth) in enumerate(made):
-            kept = ratio(*counts(probability >= LEVELS[bottom], truth))
+            kept = ratio(*counts(probability >= THRESHOLDS[bottom], truth))
             emptied = ratio(*counts(np.zeros_like(truth), truth))
-            enough = (probability >= LEVELS[top]).sum() >= AREAS * truth.size / NATIVE_AREA
+            enough = (probability >= THRESHOLDS[top]).sum() >= AREAS * truth.size / NATIVE_AREA
             scores[i] = np.where(enough, kept, emptied)
         expected[top, :, bottom] = scores.mean(axis=0)
     np.testing.assert_allclose(found, expected, atol=1e-12)
@@ -94,7 +94,7 @@ def test_surfaces_are_those_of_prediction(small, rule):
     made, table = small
     found = thresholds.surface(table, rule)
     for k, m in product(range(0, 20, 3), range(0, 20, 2)):
-        masks = [(remove_small((p >= LEVELS[k]).astype(np.uint8), int(AREAS[m]), rule), t) for p, t in made]
+        masks = [(remove_small((p >= THRESHOLDS[k]).astype(np.uint8), int(AREAS[m]), rule), t) for p, t in made]
         assert found[k, m] == pytest.approx(np.mean([dice(*counts(*pair)) for pair in masks]), abs=1e-12)
     if rule == "image":
         triplets = thresholds.surface(table, "triplet")
@@ -127,7 +127,7 @@ def test_halves_are_chosen_on_one_and_scored_on_the_other(small):
     for rule, chosen in thresholds.choose_all(table, patient, method="half", seed=4)["rules"].items():
         first, second = (thresholds.surface(table, rule, images=images) for images in (half, ~half))
         a, b = thresholds.best(first), thresholds.best(second)
-        assert chosen["thresholds"]["threshold"] == pytest.approx(LEVELS[a[-1] if rule == "triplet" else a[0]])
+        assert chosen["thresholds"]["threshold"] == pytest.approx(THRESHOLDS[a[-1] if rule == "triplet" else a[0]])
         assert chosen["in_sample"] == pytest.approx((n * first[a] + m * second[b]) / 15)
         assert chosen["held_out"] == pytest.approx((n * first[b] + m * second[a]) / 15)
         assert chosen["optimism"] == pytest.approx(chosen["in_sample"] - chosen["held_out"])
@@ -152,7 +152,7 @@ def test_printed_rows_add_up(small, method):
         assert int(chosen_on) + int(others) == 15
 
 
-def noise(n: int, seed: int) -> LevelCounts:
+def noise(n: int, seed: int) -> ThresholdCounts:
     """Counts without any relation between thresholds and truth."""
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, 20_000, n) * (rng.random(n) < 0.3)
@@ -161,7 +161,7 @@ def noise(n: int, seed: int) -> LevelCounts:
     kept = area[:, :, None] * (area[:, :, None] >= AREAS)
     ids = np.array([str(i) for i in range(n)])
     pixels = np.full(n, NATIVE_AREA)
-    return LevelCounts(LEVELS, AREAS, ids, pixels, truth, area, tp, kept, np.minimum(kept, tp[:, :, None]))
+    return ThresholdCounts(THRESHOLDS, AREAS, ids, pixels, truth, area, tp, kept, np.minimum(kept, tp[:, :, None]))
 
 
 def test_optimism_is_there_where_there_is_nothing_to_find():

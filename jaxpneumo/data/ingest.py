@@ -16,7 +16,7 @@ import numpy as np
 from jaxpneumo.data import dataset, finder, reconcile
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data.reconcile import Outcome
-from jaxpneumo.data.squash import squash
+from jaxpneumo.data.resize import resize_to_squares
 from jaxpneumo.dicom import frontal, patients
 from jaxpneumo.dicom.radiograph import UNREADABLE, WRONG_SIZE, Radiograph, RadiographError, file_id, read_file
 from jaxpneumo.process import run_report
@@ -240,7 +240,7 @@ def _refusal(radiograph: Radiograph, image_id: str, problem: str) -> tuple[str, 
 
 def _fill(row: int, image: np.ndarray, mask: np.ndarray | None) -> tuple[int, int]:
     """Writes one row of all arrays; returns their checksums."""
-    images = squash(image, tuple(_rows))
+    images = resize_to_squares(image, tuple(_rows))
     if mask is None:
         masks = [np.zeros((size, size // 8), np.uint8) for size in _rows]
     else:

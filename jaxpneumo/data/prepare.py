@@ -127,8 +127,8 @@ def prepare(
     partial = output.with_name(f"{output.name}.partial")
     tables = (labels, patients, patient_key)
     settings = repeat.settings(images, files, tables, sizes, native_size, require_frontal)
-    asked = settings | repeat.ending(files, split, validation_fraction, seed, duplicate_pixels, on_quarantine)
-    if repeat.is_finished(output, asked):
+    arguments = settings | repeat.ending(files, split, validation_fraction, seed, duplicate_pixels, on_quarantine)
+    if repeat.is_finished(output, arguments):
         return PreparedCounts(*repeat.counts(output), images_per_second=0.0, complete=True)
     space.check_space(partial, len(files), sizes)
 
@@ -166,7 +166,7 @@ def prepare(
             "patients": Path(patients).name if patients else None,
             "patients_from": patients_from,
             "patient_key_given": patient_key is not None,
-            "arguments": asked,
+            "arguments": arguments,
             "resize": "squashed; images by area average, masks by area average >= 0.5",
             "files": {"found": len(files), "used": len(kept)},
             "label_rows": {

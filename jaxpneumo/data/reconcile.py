@@ -147,8 +147,8 @@ def reconcile(
     pixels = {}
     for group in alike(outcomes):
         ids = Counter(outcome.image_id for outcome in group)
-        asked = [outcome for outcome in group if ids[outcome.image_id] > 1 or not keep_duplicate_pixels]
-        pixels |= {outcome.row: digest(outcome) for outcome in asked}
+        to_compare = [outcome for outcome in group if ids[outcome.image_id] > 1 or not keep_duplicate_pixels]
+        pixels |= {outcome.row: digest(outcome) for outcome in to_compare}
     problems = {outcome.row: (outcome.reason, outcome.detail) for outcome in outcomes if outcome.reason}
     problems |= _same_id([outcome for outcome in outcomes if outcome.row not in problems], pixels)
     if not keep_duplicate_pixels:

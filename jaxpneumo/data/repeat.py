@@ -52,12 +52,12 @@ def ending(
     }
 
 
-def is_finished(output: Path, asked: dict[str, Any]) -> bool:
+def is_finished(output: Path, arguments: dict[str, Any]) -> bool:
     """Whether `output` is a prepared data set made with these very arguments of these very files.
 
     Args:
       output: the folder to be made; it may be absent or empty.
-      asked: what decides about its content, as `made_from.arguments` of dataset.json keeps it; JSON.
+      arguments: what decides about its content, as `made_from.arguments` of dataset.json keeps it; JSON.
 
     Raises:
       InputError: it holds something else.
@@ -70,8 +70,8 @@ def is_finished(output: Path, asked: dict[str, Any]) -> bool:
         before = info["made_from"]["arguments"]
     except (InputError, KeyError, TypeError) as error:
         raise InputError(f"{output} exists and is not an empty folder. {way_out}") from error
-    if before != asked:
-        raise InputError(f"{output} exists and was prepared otherwise ({changes(before, asked)}). {way_out}")
+    if before != arguments:
+        raise InputError(f"{output} exists and was prepared otherwise ({changes(before, arguments)}). {way_out}")
     if gone := [name for name in info["sha256"] if not (output / name).is_file()]:
         raise InputError(f"{output} was prepared so, but {gone[0]} is missing there. {way_out}")
     return True

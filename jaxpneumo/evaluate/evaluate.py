@@ -18,7 +18,7 @@ from jaxpneumo.data.splits import read_splits, split_rows, words
 from jaxpneumo.evaluate import thresholds
 from jaxpneumo.evaluate.modes import IMAGE_SCORES, MODES, VIEWS, own_mode
 from jaxpneumo.evaluate.summary import summarise
-from jaxpneumo.predict import members
+from jaxpneumo.predict import workdir_options
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.predict.pictures import contact_sheet, overlay, write_png
 from jaxpneumo.predict.submission import write_submission
@@ -29,8 +29,8 @@ from jaxpneumo.process.errors import DONE, InputError
 from jaxpneumo.process.ranges import BATCH, REPLICATES, SEED
 from jaxpneumo.score import baseline, bootstrap, metrics
 from jaxpneumo.score.calibration import calibration
-from jaxpneumo.score.levels import write_levels
 from jaxpneumo.score.scores import DISTANCES, REGIONS
+from jaxpneumo.score.threshold_counts import write_counts
 
 # What needs JAX is imported where it is used: --help and wrong flags do without.
 if TYPE_CHECKING:
@@ -129,16 +129,16 @@ def evaluate(
         **results,
     }
     _write_metrics(output / "metrics.csv", measured, index, rows)
-    write_levels(output / "levels.npz", measured.levels)
+    write_counts(output / "levels.npz", measured.counts)
     cluster, _ = bootstrap.clusters(index.patient[rows])
-    positive, view = measured.levels.truth_area > 0, VIEWS[int(settings.tta)]
+    positive, view = measured.counts.truth_area > 0, VIEWS[int(settings.tta)]
     write_json(
         output / "calibration.json",
         {"view": view}
         | {name: calibration(measured.image_scores[view][name], positive, cluster) for name in IMAGE_SCORES},
     )
     if cluster.max() > 0:
-        write_json(output / "thresholds.json", thresholds.choose_all(measured.levels, index.patient[rows]))
+        write_json(output / "thresholds.json", thresholds.choose_all(measured.counts, index.patient[rows]))
     write_submission(output / "submission.csv", sorted(measured.codes.items()))
     dices = metrics.dice(*(measured.modes[mode][name] for name in ("tp", "fp", "fn")))
     _write_gallery(output / "gallery.png", dices, rows, measured.codes, labels, images, index)
@@ -253,7 +253,7 @@ def _write_metrics(path: Path, measured: "Measured", index: dataset.Index, rows:
     columns: dict[str, Iterable[Any]] = {
         "row": rows,
         "ImageId": index.image_id[rows],
-        "truth_area": measured.levels.truth_area,
+        "truth_area": measured.counts.truth_area,
         "patient": index.patient[rows],
         "sex": index.sex[rows],
         "age": ["" if np.isnan(age) else f"{age:g}" for age in index.age[rows]],
@@ -304,7 +304,7 @@ def _write_gallery(
 def main(arguments: Sequence[str]) -> int:
     """The verb: see HELP."""
     parser = Parser(prog="jaxpneumo evaluate", description=HELP)
-    members.add_arguments(parser)
+    workdir_options.add_arguments(parser)
     parser.add_argument("--data", type=places.path, help="prepared data set (default: the run's)")
     parser.add_argument(
         "--part",
@@ -322,8 +322,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=SEED, default=bootstrap.SEED, help="of the bootstrap")
     options = parser.parse_args(arguments)
 
-    workdirs = members.read_workdirs(options.workdir)
-    weights = members.read_weights(options.weights, len(workdirs))
+    workdirs = workdir_options.read_workdirs(options.workdir)
+    weights = workdir_options.read_weights(options.weights, len(workdirs))
     if len(workdirs) > 1 and options.output is None:
         raise InputError("several runs need a folder of their own for the scores: give --output FOLDER.")
     from jaxpneumo.predict.ensemble import load_ensemble

@@ -18,9 +18,16 @@ from jaxpneumo.predict.postprocess import NATIVE_AREA, remove_small
 from jaxpneumo.process.progress import COMPILING, progress
 from jaxpneumo.score import metrics
 from jaxpneumo.score.lesions import lesion_counts
-from jaxpneumo.score.levels import AREAS, LEVELS, LevelCounts, count_components, count_levels, image_scores
 from jaxpneumo.score.scores import DISTANCES, REGIONS
 from jaxpneumo.score.surface import surface_distances
+from jaxpneumo.score.threshold_counts import (
+    AREAS,
+    THRESHOLDS,
+    ThresholdCounts,
+    count_at_thresholds,
+    count_components,
+    image_scores,
+)
 
 TOP_AREA = 2048  # of the top_mean score, in pixels of a 1024x1024 image: the papers' removal threshold
 
@@ -35,14 +42,14 @@ class Measured:
       modes: of each mode the columns tp, fp, fn, REGIONS, DISTANCES, (N,) each.
       mean_shape: tp, fp, fn of predicting the mean shape for every image; None without one.
       image_scores: float64 (N,) by view, then by name of IMAGE_SCORES.
-      levels: counts at many thresholds.
+      counts: at many thresholds.
       codes: run-length codes of the run's own masks, by image id.
     """
 
     modes: dict[str, Table]
     mean_shape: Table | None
     image_scores: dict[str, Table]
-    levels: LevelCounts
+    counts: ThresholdCounts
     codes: dict[str, str]
 
 
@@ -81,7 +88,7 @@ def measure(
     @jax.jit
     def at_native_size(probability: jax.Array, grid: Grid, truth: jax.Array) -> dict[str, Any]:
         native = [to_native(view, grid) for view in probability]
-        reached, area, tp = count_levels(native[own_view], truth)
+        reached, area, tp = count_at_thresholds(native[own_view], truth)
         return {
             "masks": [jnp.packbits(view >= threshold, axis=-1) for view in native],
             "scores": [image_scores(view, top_pixels) for view in probability],
@@ -154,8 +161,8 @@ def _columns(records: list[dict[str, Any]], index: Index, rows: np.ndarray, code
         image_scores={
             view: {name: scores[:, v, s] for s, name in enumerate(IMAGE_SCORES)} for v, view in enumerate(VIEWS)
         },
-        levels=LevelCounts(
-            levels=LEVELS,
+        counts=ThresholdCounts(
+            thresholds=THRESHOLDS,
             areas=AREAS,
             image_id=index.image_id[rows],
             pixels=index.height[rows] * index.width[rows],

@@ -44,7 +44,7 @@ def summarise(
       image_level of each view and image-level score; strata of `own_mode` with their own intervals;
       intervals of all the others, under the same names, and how they were made; None where there is none.
     """
-    truth_area = measured.levels.truth_area
+    truth_area = measured.counts.truth_area
     positive = truth_area > 0
     empty = {"tp": np.zeros_like(truth_area), "fp": np.zeros_like(truth_area), "fn": truth_area}
     parts: dict[tuple, scores.Ratios] = {}
@@ -55,8 +55,8 @@ def summarise(
     if measured.mean_shape is not None:
         parts["mean_shape",] = scores.ratios(measured.mean_shape)
     groups = strata(index, rows)
-    for number, (_, _, members) in enumerate(groups):
-        selected = scores.select(parts["scores", own_mode], members)
+    for number, (_, _, in_group) in enumerate(groups):
+        selected = scores.select(parts["scores", own_mode], in_group)
         parts["strata", number] = {name: selected[name] for name in OF_STRATA}
 
     image_level = [(view, name, statistic) for view in VIEWS for name in IMAGE_SCORES for statistic in IMAGE_LEVEL]
@@ -93,13 +93,13 @@ def summarise(
             {
                 "stratum": stratum,
                 "group": group,
-                "n_images": int(members.sum()),
-                "n_positive": int((members & positive).sum()),
-                "all_empty": float((members & ~positive).sum() / members.sum()),
+                "n_images": int(in_group.sum()),
+                "n_positive": int((in_group & positive).sum()),
+                "all_empty": float((in_group & ~positive).sum() / in_group.sum()),
                 "scores": point["strata"][number],
                 "intervals": interval["strata"][number],
             }
-            for number, (stratum, group, members) in enumerate(groups)
+            for number, (stratum, group, in_group) in enumerate(groups)
         ],
         "intervals": {
             "method": "expanded percentile bootstrap",

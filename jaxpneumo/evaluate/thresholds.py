@@ -17,9 +17,9 @@ import numpy as np
 
 from jaxpneumo.data import dataset
 from jaxpneumo.evaluate.results import read_summary, rows_of
-from jaxpneumo.predict.members import read_workdirs
 from jaxpneumo.predict.postprocess import NATIVE_AREA
 from jaxpneumo.predict.saved_thresholds import path_of
+from jaxpneumo.predict.workdir_options import read_workdirs
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.atomic import write_json
@@ -30,7 +30,7 @@ from jaxpneumo.run.config import read_config
 from jaxpneumo.score import metrics
 from jaxpneumo.score.bootstrap import clusters
 from jaxpneumo.score.folds import folds
-from jaxpneumo.score.levels import LevelCounts, pool, read_levels
+from jaxpneumo.score.threshold_counts import ThresholdCounts, pool, read_counts
 
 RULES = ("image", "component", "triplet")
 SCORES = {"dice": metrics.dice, "iou": metrics.iou}
@@ -66,7 +66,7 @@ the validation images of all runs, and every run gets the same file.
 """
 
 
-def image_scores(counts: LevelCounts, rule: str, score: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def image_scores(counts: ThresholdCounts, rule: str, score: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each image's score where its mask is kept, where it is emptied, and what keeps it.
 
     Returns:
@@ -85,11 +85,11 @@ def image_scores(counts: LevelCounts, rule: str, score: str) -> tuple[np.ndarray
     return gain, empty, area[:, :, None] >= smallest[:, None, :]
 
 
-def surface(counts: LevelCounts, rule: str, score: str = "dice", images: np.ndarray | None = None) -> np.ndarray:
+def surface(counts: ThresholdCounts, rule: str, score: str = "dice", images: np.ndarray | None = None) -> np.ndarray:
     """Mean score at every combination of thresholds.
 
     Args:
-      counts: of `levels.read_levels`.
+      counts: of `threshold_counts.read_counts`.
       rule: of RULES.
       score: "dice" or "iou".
       images: (N,) bool, the images to average over; None is all.
@@ -119,11 +119,13 @@ def best(values: np.ndarray) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(np.nanargmax(values), values.shape))
 
 
-def choose(counts: LevelCounts, cluster: np.ndarray, rule: str, score: str, method: str, seed: int) -> dict[str, Any]:
+def choose(
+    counts: ThresholdCounts, cluster: np.ndarray, rule: str, score: str, method: str, seed: int
+) -> dict[str, Any]:
     """Chooses thresholds and scores them on patients that had no part in it.
 
     Args:
-      counts: of `levels.read_levels`.
+      counts: of `threshold_counts.read_counts`.
       cluster: (N,) numbers of the images' patients.
       rule: of RULES.
       score: "dice" or "iou".
@@ -170,7 +172,7 @@ def choose(counts: LevelCounts, cluster: np.ndarray, rule: str, score: str, meth
 
 
 def choose_all(
-    counts: LevelCounts,
+    counts: ThresholdCounts,
     patient: np.ndarray,
     score: str = "dice",
     method: str = "folds",
@@ -185,7 +187,7 @@ def choose_all(
         "seed": seed,
         **unit,
         "n_images": len(patient),
-        "levels": [round(float(level), 4) for level in counts.levels],
+        "levels": [round(float(level), 4) for level in counts.thresholds],
         "areas": counts.areas.tolist(),
         "all_empty": float(image_scores(counts, "image", score)[1].mean()),
         "surfaces": {rule: surface(counts, rule, score).round(6).tolist() for rule in ("image", "component")},
@@ -193,9 +195,9 @@ def choose_all(
     }
 
 
-def _named(counts: LevelCounts, rule: str, place: tuple[int, ...]) -> dict[str, float | int | str]:
+def _named(counts: ThresholdCounts, rule: str, place: tuple[int, ...]) -> dict[str, float | int | str]:
     """Thresholds under the names that predict's settings have."""
-    level = [round(float(value), 4) for value in counts.levels]
+    level = [round(float(value), 4) for value in counts.thresholds]
     area = [int(value) for value in counts.areas]
     if rule == "triplet":
         top, smallest, bottom = place
@@ -235,7 +237,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def read_pooled(workdirs: Sequence[Path]) -> tuple[LevelCounts, np.ndarray, dict[str, Any]]:
+def read_pooled(workdirs: Sequence[Path]) -> tuple[ThresholdCounts, np.ndarray, dict[str, Any]]:
     """The evaluated images of one run, or of several that were evaluated on different images.
 
     Returns:
@@ -245,7 +247,7 @@ def read_pooled(workdirs: Sequence[Path]) -> tuple[LevelCounts, np.ndarray, dict
       InputError: a run was not evaluated, or several do not belong together.
     """
     summaries = [read_summary(workdir) for workdir in workdirs]
-    counts = [read_levels(workdir / "evaluation/levels.npz") for workdir in workdirs]
+    counts = [read_counts(workdir / "evaluation/levels.npz") for workdir in workdirs]
     configs = [read_config(workdir) for workdir in workdirs]
     for workdir, summary, config in zip(workdirs[1:], summaries[1:], configs[1:], strict=True):
         one, other = configs[0].predict, config.predict

@@ -133,10 +133,10 @@ def read_entries(path: Path) -> Iterator[dict[str, Any]]:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def end_entry(sources: Iterable[str], here: int) -> dict[str, Any]:
+def end_entry(sources: Iterable[str], count: int) -> dict[str, Any]:
     """The manifest's last line: how many files it has, and what the whole listing was."""
     digest, listed = listing_digest(sources)
-    return {"end": {"files": here, "listed": listed, "listing": digest}}
+    return {"end": {"files": count, "listed": listed, "listing": digest}}
 
 
 def listing_digest(sources: Iterable[str]) -> tuple[str, int]:

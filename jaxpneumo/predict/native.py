@@ -97,10 +97,10 @@ def _to_native(probability: jax.Array, grid: Grid) -> jax.Array:
     last = probability.shape[0] - 1
     left, top = jnp.maximum(grid.column, 0), jnp.maximum(grid.row, 0)
     # Columns first: there are fewer rows then.
-    here, next_ = probability[:, left], probability[:, jnp.minimum(left + 1, last)]
-    wide = here + (next_ - here) * grid.column_share
-    here, next_ = wide[top], wide[jnp.minimum(top + 1, last)]
-    native = here + (next_ - here) * grid.row_share[:, None]
+    lower, upper = probability[:, left], probability[:, jnp.minimum(left + 1, last)]
+    wide = lower + (upper - lower) * grid.column_share
+    lower, upper = wide[top], wide[jnp.minimum(top + 1, last)]
+    native = lower + (upper - lower) * grid.row_share[:, None]
     return jnp.where((grid.row >= 0)[:, None] & (grid.column >= 0), native, OUTSIDE)
 
 

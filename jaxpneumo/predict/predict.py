@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from jaxpneumo.data import finder, ids, rle
-from jaxpneumo.predict import members, saved_thresholds
+from jaxpneumo.predict import saved_thresholds, workdir_options
 from jaxpneumo.predict.manifest import (
     MANIFEST,
     SYNTHETIC_NOTE,
@@ -257,7 +257,7 @@ def _is_newer(path: Path, picture: Picture) -> bool:
 def main(arguments: Sequence[str]) -> int:
     """The verb: see HELP. Returns 0, or 3 when files were set aside."""
     parser = Parser(prog="jaxpneumo predict", description=HELP)
-    members.add_arguments(parser)
+    workdir_options.add_arguments(parser)
     add = parser.add_argument
     add("--input", type=places.path, required=True, help="folder of radiographs, searched at any depth, or one file")
     add("--output", type=places.folder_to_fill, required=True, help="folder to write to")
@@ -294,8 +294,8 @@ def main(arguments: Sequence[str]) -> int:
         )
     part = choose_part(options.num_parts, options.part_id, os.environ)
     run_report.place(part_folder(options.output, part))
-    workdirs = members.read_workdirs(options.workdir)
-    weights = members.read_weights(options.weights, len(workdirs))
+    workdirs = workdir_options.read_workdirs(options.workdir)
+    weights = workdir_options.read_weights(options.weights, len(workdirs))
     found = finder.find(options.input, options.output)
     from jaxpneumo.predict.ensemble import load_ensemble
 

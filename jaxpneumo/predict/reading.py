@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxpneumo.data import ids, ingest
 from jaxpneumo.data.reconcile import NOT_FRONTAL
-from jaxpneumo.data.squash import squash
+from jaxpneumo.data.resize import resize_to_squares
 from jaxpneumo.dicom import frontal
 from jaxpneumo.dicom.radiograph import RadiographError, read_file
 from jaxpneumo.process import workers
@@ -141,19 +141,19 @@ def read(reading: Reading, source: str) -> Picture:
         return picture(f"{NOT_FRONTAL}: {wrong}")
     uid = ingest.own_id(radiograph, data, source, printable(ids.name_of(source, reading.repeated)))
     height, width = radiograph.image.shape
-    image = squash(radiograph.image, (reading.size,))[0]
+    image = resize_to_squares(radiograph.image, (reading.size,))[0]
     return picture(uid=uid, image=image, height=height, width=width, remarks=radiograph.remarks)
 
 
 def _read_in_threads(reading: Reading, sources: Sequence[str]) -> Iterator[Picture]:
     threads = min(8, cores())
     with ThreadPoolExecutor(threads) as pool:
-        ahead: deque = deque()
+        waiting: deque = deque()
         for source in sources:
-            ahead.append(pool.submit(read, reading, source))
-            if len(ahead) > 2 * threads:
-                yield ahead.popleft().result()
-        for picture in ahead:
+            waiting.append(pool.submit(read, reading, source))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        for picture in waiting:
             yield picture.result()
 
 

@@ -23,10 +23,10 @@ def sigterm_deferred() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    asked = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
+    requested = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: requested.set())
     try:
-        yield asked.is_set
+        yield requested.is_set
     finally:
         # None is a handler that Python did not set and cannot set again.
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

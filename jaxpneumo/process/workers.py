@@ -97,7 +97,7 @@ def run(
         workers = min(workers, len(tasks))
     coming, again, tried = enumerate(tasks), deque(), set()
     begun, more = 0, workers > 0
-    ahead = AHEAD if window is None else min(AHEAD, -(-window // max(workers, 1)))
+    most_queued = AHEAD if window is None else min(AHEAD, -(-window // max(workers, 1)))
 
     def launch() -> _Worker:
         ours, theirs = context.Pipe()
@@ -119,7 +119,7 @@ def run(
         return task
 
     def feed(worker: _Worker) -> None:
-        while len(worker.tasks) < ahead and (task := following()) is not None:
+        while len(worker.tasks) < most_queued and (task := following()) is not None:
             if not worker.tasks:
                 worker.since = time.monotonic()
             worker.tasks.append(task)

@@ -51,7 +51,7 @@ def open_checkpoints(stage_directory: Path) -> Iterator[ocp.CheckpointManager]:
     directory = (stage_directory / "checkpoints").absolute()
     if jax.process_index() == 0:
         _check_metrics(directory)
-    meet(f"open {directory}")
+    wait_for_all_processes(f"open {directory}")
     policy = checkpoint_managers.AnyPreservationPolicy(
         [
             checkpoint_managers.LatestN(n=2),
@@ -132,7 +132,7 @@ def restore_newest(
             return replace(state, **restored["model"], **restored["training"]), restored["progress"]
         except DamagedError as error:
             _set_aside(Path(manager.directory) / str(step), error)
-            meet(f"set aside {step}")
+            wait_for_all_processes(f"set aside {step}")
             manager.reload()
     return None
 
@@ -150,7 +150,7 @@ def restore_best(
             return step, _restore(functools.partial(manager.restore, step), templates)["model"]
         except DamagedError as error:
             _set_aside(Path(manager.directory) / str(step), error)
-            meet(f"set aside {step}")
+            wait_for_all_processes(f"set aside {step}")
             manager.reload()
     raise TrainingError(f"{manager.directory} holds no undamaged checkpoint. Start the same command again.")
 
@@ -210,11 +210,11 @@ def restore_result(stage_directory: Path, variables: dict[str, Any], sharding: S
         return restore_final(stage_directory, variables, sharding)[0]
     except InputError as error:
         _set_aside(directory, error)
-        meet(f"set aside {directory}")
+        wait_for_all_processes(f"set aside {directory}")
         return None
 
 
-def meet(name: str, seconds: int = 24 * 3600) -> None:
+def wait_for_all_processes(name: str, seconds: int = 24 * 3600) -> None:
     """Waits until all processes have come here. Orbax has the meeting point that keeps no device busy."""
     if jax.process_count() > 1:
         ocp.multihost.sync_global_processes(name, timeout=seconds)

@@ -146,13 +146,21 @@ def training_feed(
       An iterator; for a call of k steps {"index": (k, B)}, or {"image": (k, B, S, S), "mask": (k, B, S, S / 8),
       "weight": (k, B)}, split over the devices along B.
     """
-    here = (jax.process_index(), jax.process_count())
+    process = (jax.process_index(), jax.process_count())
     rows = data.train_rows
     if resident:
-        batches = index_batches(len(rows), stage.batch_size, config.seed, *here, start)
+        batches = index_batches(len(rows), stage.batch_size, config.seed, *process, start)
     else:
         batches = train_batches(
-            data.directory, stage.size, rows, stage.batch_size, config.seed, augment, config.data.workers, *here, start
+            data.directory,
+            stage.size,
+            rows,
+            stage.batch_size,
+            config.seed,
+            augment,
+            config.data.workers,
+            *process,
+            start,
         )
 
     def calls() -> Iterator[Any]:
@@ -167,12 +175,12 @@ def training_feed(
             yield place(jax.tree.map(lambda *x: np.stack(x), *steps), split_calls(mesh))
 
     try:
-        yield ahead(calls())
+        yield prefetch(calls())
     finally:
         batches.close()
 
 
-def ahead(items: Iterable[Item], count: int = AHEAD) -> Iterator[Item]:
+def prefetch(items: Iterable[Item], count: int = AHEAD) -> Iterator[Item]:
     """The same items, each asked for `count` items before it is handed out."""
     waiting: deque[Item] = deque()
     for item in items:

@@ -30,7 +30,7 @@ from jaxpneumo.run.config import Augment, Config, Stage
 from jaxpneumo.run.network import batch_norm_momentum, make_model
 from jaxpneumo.run.sharding import is_first, make_mesh, place, place_flag, replicated, split, split_calls
 from jaxpneumo.run.state import TrainState, create_train_state, update_average
-from jaxpneumo.train.feed import StageData, ahead, load_resident, plan_calls, remaining, training_feed
+from jaxpneumo.train.feed import StageData, load_resident, plan_calls, prefetch, remaining, training_feed
 from jaxpneumo.train.log import MetricsLog
 from jaxpneumo.train.optimizer import Plateau, learning_rate_fn, make_optimizer, reduce_on_plateau
 from jaxpneumo.train.step import make_eval_step, make_statistics_call, make_train_call, make_train_step
@@ -98,7 +98,7 @@ def train_stage(
     # Compiled now: no epoch but the first is to wait for a compilation.
     average_step = jax.jit(update_average, out_shardings=everywhere, donate_argnums=0).lower(state).compile()
     start = {"epoch": 0, "steps": 0, "totals": {}, "plateau": Plateau(stage.learning_rate)._asdict()}
-    with sigterm_deferred() as asked, checkpoint.open_checkpoints(directory) as manager:
+    with sigterm_deferred() as stop_requested, checkpoint.open_checkpoints(directory) as manager:
         restored = checkpoint.restore_newest(manager, state, everywhere)
         if restored is not None:
             state, start = restored
@@ -119,7 +119,7 @@ def train_stage(
                 rate = learning_rate_fn(stage, epoch, plateau)
                 started, before = time.perf_counter(), steps
                 state, steps, totals, stopped = _train_epoch(
-                    train_call, state, resident, feed, calls, rate, steps, totals, asked, mesh,
+                    train_call, state, resident, feed, calls, rate, steps, totals, stop_requested, mesh,
                     f"{name} epoch {epoch + 1}/{stage.epochs}", stage.batch_size, compiled,
                 )  # fmt: skip
                 seconds = time.perf_counter() - started
@@ -127,7 +127,7 @@ def train_stage(
                 # --- validation, log, checkpoint: in this order, so that a resumed run repeats none of them
                 if epoch == start["epoch"]:
                     logger.info("%s: validation (%s)", name, COMPILING)
-                scores = None if stopped else _evaluate(eval_step, state, data, stage, asked, mesh)
+                scores = None if stopped else _evaluate(eval_step, state, data, stage, stop_requested, mesh)
                 if scores is None:
                     place_of_stop = {"epoch": epoch, "steps": steps, "totals": totals, "plateau": plateau._asdict()}
                     checkpoint.save(manager, epoch * steps_per_epoch + steps, state, place_of_stop)
@@ -162,12 +162,12 @@ def train_stage(
         # --- the stage's result
         if stage.swa_epochs:
             chosen = {"weights": f"average of the last {int(jax.device_get(state.swa_count))} epochs"}
-            batch_stats = _statistics(model, config, state, data, stage, resident, calls, asked, mesh)
+            batch_stats = _statistics(model, config, state, data, stage, resident, calls, stop_requested, mesh)
             result = {"params": state.swa_params, "batch_stats": batch_stats}
         else:
             best, result = checkpoint.restore_best(manager, variables, everywhere)
             chosen = {"weights": f"epoch {best // steps_per_epoch}, the best validation IoU"}
-        scores = _evaluate(eval_step, replace(state, **result), data, stage, asked, mesh)
+        scores = _evaluate(eval_step, replace(state, **result), data, stage, stop_requested, mesh)
         if scores is None:
             raise Stopped
         checkpoint.save_final(directory, result, {"stage": name, **chosen, **scores})
@@ -199,7 +199,7 @@ def _train_epoch(
     learning_rate: float,
     steps: int,
     totals: dict[str, float],
-    asked: Callable[[], bool],
+    stop_requested: Callable[[], bool],
     mesh: Mesh,
     description: str,
     batch_size: int,
@@ -239,7 +239,7 @@ def _train_epoch(
             if length not in compiled:
                 bar.set_postfix_str(COMPILING)
                 compiled.add(length)
-            state, metrics = train_call(state, resident, next(feed), rate, place_flag(asked(), mesh))
+            state, metrics = train_call(state, resident, next(feed), rate, place_flag(stop_requested(), mesh))
             steps += length
             # The call before is read while the device works on this one, so that neither waits.
             stop = pending is not None and note(pending)
@@ -251,16 +251,16 @@ def _train_epoch(
 
 
 def _evaluate(
-    eval_step: Any, state: TrainState, data: StageData, stage: Stage, asked: Callable[[], bool], mesh: Mesh
+    eval_step: Any, state: TrainState, data: StageData, stage: Stage, stop_requested: Callable[[], bool], mesh: Mesh
 ) -> dict[str, float] | None:
     """Mean loss, IoU and Dice over the validation images at the stage's size, each counted once; None: stop."""
-    here = (jax.process_index(), jax.process_count())
-    batches = eval_batches(data.directory, stage.size, data.validation_rows, stage.batch_size, *here)
+    process = (jax.process_index(), jax.process_count())
+    batches = eval_batches(data.directory, stage.size, data.validation_rows, stage.batch_size, *process)
     keys = ("image", "mask", "weight")
-    placed = ahead(place({key: batch[key] for key in keys}, split(mesh)) for batch in batches)
-    sums = (eval_step(state.params, state.batch_stats, batch, place_flag(asked(), mesh)) for batch in placed)
+    placed = prefetch(place({key: batch[key] for key in keys}, split(mesh)) for batch in batches)
+    sums = (eval_step(state.params, state.batch_stats, batch, place_flag(stop_requested(), mesh)) for batch in placed)
     totals: dict[str, float] = {}
-    for metrics in ahead(sums, 1):
+    for metrics in prefetch(sums, 1):
         for key, value in jax.device_get(metrics).items():
             totals[key] = totals.get(key, 0.0) + float(value)
         if totals["stop"]:
@@ -278,7 +278,7 @@ def _statistics(
     stage: Stage,
     resident: dict[str, jax.Array],
     calls: list[int],
-    asked: Callable[[], bool],
+    stop_requested: Callable[[], bool],
     mesh: Mesh,
 ) -> Any:
     """BatchNorm statistics of the averaged weights: the mean over one pass of training data, not augmented.
@@ -303,7 +303,7 @@ def _statistics(
         stop = place(np.bool_(False), everywhere)
         for length, part in zip(calls, feed, strict=True):
             before = stop
-            carry, stop = statistics_call(state.swa_params, carry, resident, part, place_flag(asked(), mesh))
+            carry, stop = statistics_call(state.swa_params, carry, resident, part, place_flag(stop_requested(), mesh))
             if jax.device_get(before):
                 raise Stopped
             bar.set_postfix_str("", refresh=False)

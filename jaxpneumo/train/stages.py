@@ -56,7 +56,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     check_batch_size(config.predict.batch_size, jax.local_device_count(), "predict")
     if is_first():
         make_synthetic_data(config)
-    checkpoint.meet("data")
+    checkpoint.wait_for_all_processes("data")
     for stage in config.stages:
         dataset.open_arrays(config.data.directory, stage.size)
         augmentations(config.augment, stage.size)
@@ -64,7 +64,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     data, split = _read_split(config, workdir / "splits.json" if resumed else None)
     variables = first_variables(config)
     # Only now: a start that was refused leaves nothing behind that stands in the next one's way.
-    checkpoint.meet("checks")
+    checkpoint.wait_for_all_processes("checks")
     if is_first():
         if not resumed:
             _write_split(config, workdir / "splits.json", data, split)

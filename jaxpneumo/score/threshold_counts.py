@@ -1,8 +1,8 @@
 """Counts of pixels at many probability and removal thresholds, made in the one pass of the evaluation.
 
-For each image and each probability level the device counts the pixels inside and outside the truth. Later steps
-need only these counts, no pixels. The rule by component needs the regions themselves. The host finds them level by
-level in a byte map of the levels, inside the bounding box of each level.
+For each image and each threshold the device counts the pixels inside and outside the truth. Later steps
+need only these counts, no pixels. The rule by component needs the regions themselves. The host finds them
+threshold by threshold in a byte map, inside the bounding box of each.
 """
 
 import zlib
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import jax
 
 # Probabilities, for the lower (B-TH) and for the top threshold
-LEVELS = np.array([*(k / 20 for k in range(1, 20)), 0.99], np.float32)
+THRESHOLDS = np.array([*(k / 20 for k in range(1, 20)), 0.99], np.float32)
 # Removal thresholds (R-TH) in pixels of a 1024x1024 image: finest where the papers' 2048 lies
 AREAS = np.array(
     [0, 128, 256, 512, *range(768, 2049, 256), *range(2560, 4097, 512), *range(5120, 8193, 1024), 10240, 12288],
@@ -33,20 +33,20 @@ AREAS = np.array(
 
 
 @dataclass(frozen=True)
-class LevelCounts:
-    """Counts of N images at K levels and M areas, of the view (with or without TTA) that the run predicts with.
+class ThresholdCounts:
+    """Counts of N images at K thresholds and M areas, of the view (with or without TTA) that the run predicts with.
 
     Attributes:
-      levels: float32 (K,) probabilities, ascending.
+      thresholds: float32 (K,) probabilities, ascending.
       areas: int64 (M,) removal thresholds in pixels of a 1024x1024 image, ascending.
       image_id: str (N,).
       pixels: int64 (N,) native height * width.
       truth_area: int64 (N,) native pixels.
-      area, tp: int64 (N, K) pixels >= the level, and those of them that are true.
+      area, tp: int64 (N, K) pixels >= the threshold, and those of them that are true.
       component_area, component_tp: int64 (N, K, M) the same after removing the components below each area.
     """
 
-    levels: np.ndarray
+    thresholds: np.ndarray
     areas: np.ndarray
     image_id: np.ndarray
     pixels: np.ndarray
@@ -57,23 +57,23 @@ class LevelCounts:
     component_tp: np.ndarray
 
 
-def count_levels(native: "jax.Array", truth: "jax.Array") -> "tuple[jax.Array, jax.Array, jax.Array]":
-    """Counts native pixels at all LEVELS; to be compiled.
+def count_at_thresholds(native: "jax.Array", truth: "jax.Array") -> "tuple[jax.Array, jax.Array, jax.Array]":
+    """Counts native pixels at all THRESHOLDS; to be compiled.
 
     Args:
-      native: float32 (B, H, W) probabilities, as `native.to_native` gives them: below all levels beyond the images.
+      native: float32 (B, H, W) probabilities, as `native.to_native` gives them: below all thresholds beyond the images.
       truth: uint8 (B, H, W / 8), bits along the rows.
 
     Returns:
-      uint8 (B, H, W): how many of the levels each pixel reaches; int32 (B, K) pixels that reach each
-      level, and those of them in the truth.
+      uint8 (B, H, W): how many of the thresholds each pixel reaches; int32 (B, K) pixels that reach each
+      threshold, and those of them in the truth.
     """
     import jax.numpy as jnp
 
-    reached = jnp.asarray(sum((native >= level).astype(jnp.uint8) for level in LEVELS))
+    reached = jnp.asarray(sum((native >= threshold).astype(jnp.uint8) for threshold in THRESHOLDS))
     true = jnp.unpackbits(truth, axis=-1)
-    # One histogram over image, truth and level; sums at each level one by one take six times as long on a CPU.
-    batch, bins = len(native), len(LEVELS) + 1
+    # One histogram over image, truth and threshold; sums at each threshold one by one take six times as long on a CPU.
+    batch, bins = len(native), len(THRESHOLDS) + 1
     image = jnp.arange(batch)[:, None, None]
     place = (2 * image + true) * bins + reached
     histogram = jnp.zeros(batch * 2 * bins, jnp.int32).at[place.ravel()].add(1).reshape(batch, 2, bins)
@@ -100,16 +100,16 @@ def image_scores(probability: "jax.Array", top_pixels: int) -> "jax.Array":
 
 
 def count_components(reached: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of one image after the rule by component, for all LEVELS and AREAS.
+    """Counts of one image after the rule by component, for all THRESHOLDS and AREAS.
 
     Args:
-      reached: uint8 (H, W) of `count_levels`.
+      reached: uint8 (H, W) of `count_at_thresholds`.
       truth: uint8 (H, W) 0/1.
 
     Returns:
       int64 (K, M) kept pixels and true kept pixels; as `postprocess.remove_small` keeps them.
     """
-    area = np.zeros((len(LEVELS), len(AREAS)), np.int64)
+    area = np.zeros((len(THRESHOLDS), len(AREAS)), np.int64)
     tp = np.zeros_like(area)
     smallest = AREAS * reached.size / NATIVE_AREA
     for k in range(int(reached.max())):
@@ -125,26 +125,26 @@ def count_components(reached: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray
     return area, tp
 
 
-def pool(tables: Sequence[LevelCounts]) -> LevelCounts:
-    """The images of several tables one after the other. Raises InputError when levels or areas differ."""
+def pool(tables: Sequence[ThresholdCounts]) -> ThresholdCounts:
+    """The images of several tables one after the other. Raises InputError when thresholds or areas differ."""
     first = tables[0]
     for other in tables[1:]:
-        if not (np.array_equal(first.levels, other.levels) and np.array_equal(first.areas, other.areas)):
+        if not (np.array_equal(first.thresholds, other.thresholds) and np.array_equal(first.areas, other.areas)):
             raise InputError(
-                "The evaluations counted at different levels: run `jaxpneumo evaluate` again for all runs."
+                "The evaluations counted at different thresholds: run `jaxpneumo evaluate` again for all runs."
             )
-    per_image = [field.name for field in fields(LevelCounts) if field.name not in ("levels", "areas")]
+    per_image = [field.name for field in fields(ThresholdCounts) if field.name not in ("thresholds", "areas")]
     joined = {name: np.concatenate([getattr(table, name) for table in tables]) for name in per_image}
-    return LevelCounts(first.levels, first.areas, **joined)
+    return ThresholdCounts(first.thresholds, first.areas, **joined)
 
 
-def write_levels(path: Path, counts: LevelCounts) -> None:
+def write_counts(path: Path, counts: ThresholdCounts) -> None:
     """Writes the tables as a compressed npz file, atomically."""
     with write_atomically(path, "wb") as file:
-        np.savez_compressed(file, **{field.name: getattr(counts, field.name) for field in fields(LevelCounts)})
+        np.savez_compressed(file, **{field.name: getattr(counts, field.name) for field in fields(ThresholdCounts)})
 
 
-def read_levels(path: Path) -> LevelCounts:
+def read_counts(path: Path) -> ThresholdCounts:
     """Reads the tables. Raises InputError when they are missing or damaged."""
     if not path.is_file():
         raise InputError(
@@ -153,6 +153,9 @@ def read_levels(path: Path) -> LevelCounts:
         )
     try:
         with np.load(path, allow_pickle=False) as file:
-            return LevelCounts(**{field.name: file[field.name] for field in fields(LevelCounts)})
+            names = {field.name: field.name for field in fields(ThresholdCounts)}
+            if "levels" in file:  # the name in the files of earlier evaluations
+                names["thresholds"] = "levels"
+            return ThresholdCounts(**{name: file[saved] for name, saved in names.items()})
     except (OSError, ValueError, KeyError, BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is damaged ({error}). Run `jaxpneumo evaluate` again.") from error

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 
-def squash(image: np.ndarray, sizes: tuple[int, ...]) -> list[np.ndarray]:
+def resize_to_squares(image: np.ndarray, sizes: tuple[int, ...]) -> list[np.ndarray]:
     """Resizes an image to squares of several sizes.
 
     Args:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxpneumo.data.squash import squash
+from jaxpneumo.data.resize import resize_to_squares
 from jaxpneumo.dicom import dicom
 
 
@@ -15,7 +15,7 @@ def by_opencv(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def check(image: np.ndarray, sizes: tuple[int, ...]) -> None:
-    for size, made in zip(sizes, squash(image, sizes), strict=True):
+    for size, made in zip(sizes, resize_to_squares(image, sizes), strict=True):
         np.testing.assert_array_equal(made, by_opencv(image, size), str(size))
         assert made.dtype == np.uint8
         assert made.flags.c_contiguous

@@ -10,15 +10,15 @@ import pytest
 from jaxpneumo.predict.native import native_grid, to_native
 from jaxpneumo.predict.postprocess import remove_small
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.score.levels import (
+from jaxpneumo.score.threshold_counts import (
     AREAS,
-    LEVELS,
-    LevelCounts,
+    THRESHOLDS,
+    ThresholdCounts,
+    count_at_thresholds,
     count_components,
-    count_levels,
     image_scores,
-    read_levels,
-    write_levels,
+    read_counts,
+    write_counts,
 )
 
 
@@ -35,11 +35,11 @@ def test_counts_of_a_batch_are_those_of_comparisons(height, width):
     native = np.asarray(to_native(probability, grid))
     packed = np.zeros((*native.shape[:2], native.shape[2] // 8), np.uint8)
     packed[:, :height, : -(-width // 8)] = np.packbits(truth, axis=-1)
-    reached, area, tp = jax.jit(count_levels)(native, packed)
+    reached, area, tp = jax.jit(count_at_thresholds)(native, packed)
     assert not np.any(np.asarray(reached)[:, height:])
     assert not np.any(np.asarray(reached)[:, :, width:])
     reached, native = np.asarray(reached)[:, :height, :width], native[:, :height, :width]
-    at_least = native[:, None] >= LEVELS[None, :, None, None]
+    at_least = native[:, None] >= THRESHOLDS[None, :, None, None]
     np.testing.assert_array_equal(reached, at_least.sum(axis=1))
     np.testing.assert_array_equal(area, at_least.sum(axis=(2, 3)))
     np.testing.assert_array_equal(tp, (at_least & truth[:, None]).sum(axis=(2, 3)))
@@ -48,11 +48,11 @@ def test_counts_of_a_batch_are_those_of_comparisons(height, width):
 
 def test_components_are_removed_as_prediction_removes_them():
     probability = blobs(5, 200, sigma=6)
-    reached = (probability[None] >= LEVELS[:, None, None]).sum(axis=0).astype(np.uint8)
+    reached = (probability[None] >= THRESHOLDS[:, None, None]).sum(axis=0).astype(np.uint8)
     truth = (blobs(6, 200) > 0.5).astype(np.uint8)
     area, tp = count_components(reached, truth)
-    assert area.shape == tp.shape == (len(LEVELS), len(AREAS))
-    for k in range(0, len(LEVELS), 3):
+    assert area.shape == tp.shape == (len(THRESHOLDS), len(AREAS))
+    for k in range(0, len(THRESHOLDS), 3):
         for m, threshold in enumerate(AREAS):
             kept = remove_small((reached > k).astype(np.uint8), int(threshold), "component")
             assert (area[k, m], tp[k, m]) == (kept.sum(), (kept & truth).sum())
@@ -69,26 +69,29 @@ def test_image_scores_by_hand():
 
 def test_files_read_back_and_bad_ones_are_refused(tmp_path):
     n, k, m = 3, 2, 4
-    shapes = {"levels": k, "areas": m, "area": (n, k), "tp": (n, k)}
+    shapes = {"thresholds": k, "areas": m, "area": (n, k), "tp": (n, k)}
     shapes |= {"component_area": (n, k, m), "component_tp": (n, k, m)}
-    counts = LevelCounts(
+    counts = ThresholdCounts(
         image_id=np.array(["1.2", "x", "y"]),
         **{f.name: np.arange(np.prod(shapes.get(f.name, n))).reshape(shapes.get(f.name, n))
-           for f in fields(LevelCounts) if f.name != "image_id"},
+           for f in fields(ThresholdCounts) if f.name != "image_id"},
     )  # fmt: skip
     path = tmp_path / "run" / "evaluation" / "levels.npz"
     with pytest.raises(InputError, match="jaxpneumo evaluate --workdir"):
-        read_levels(path)
-    write_levels(path, counts)
-    again = read_levels(path)
-    for field in fields(LevelCounts):
+        read_counts(path)
+    write_counts(path, counts)
+    again = read_counts(path)
+    for field in fields(ThresholdCounts):
         np.testing.assert_array_equal(getattr(again, field.name), getattr(counts, field.name))
+    earlier = {field.name: getattr(counts, field.name) for field in fields(ThresholdCounts)}
+    np.savez(path, levels=earlier.pop("thresholds"), **earlier)
+    np.testing.assert_array_equal(read_counts(path).thresholds, counts.thresholds)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(InputError, match="damaged"):
-        read_levels(path)
-    np.savez(path, levels=LEVELS)
+        read_counts(path)
+    np.savez(path, thresholds=THRESHOLDS)
     with pytest.raises(InputError, match="damaged"):
-        read_levels(path)
-    np.savez(path, **{field.name: np.array([{}], object) for field in fields(LevelCounts)})
+        read_counts(path)
+    np.savez(path, **{field.name: np.array([{}], object) for field in fields(ThresholdCounts)})
     with pytest.raises(InputError, match="damaged"):  # pickled objects are not read
-        read_levels(path)
+        read_counts(path)
