@@ -73,9 +73,12 @@ def test_files_read_back_and_bad_ones_are_refused(tmp_path):
     shapes |= {"component_area": (n, k, m), "component_tp": (n, k, m)}
     counts = ThresholdCounts(
         image_id=np.array(["1.2", "x", "y"]),
-        **{f.name: np.arange(np.prod(shapes.get(f.name, n))).reshape(shapes.get(f.name, n))
-           for f in fields(ThresholdCounts) if f.name != "image_id"},
-    )  # fmt: skip
+        **{
+            f.name: np.arange(np.prod(shapes.get(f.name, n))).reshape(shapes.get(f.name, n))
+            for f in fields(ThresholdCounts)
+            if f.name != "image_id"
+        },
+    )
     path = tmp_path / "run" / "evaluation" / "levels.npz"
     with pytest.raises(InputError, match="jaxpneumo evaluate --workdir"):
         read_counts(path)

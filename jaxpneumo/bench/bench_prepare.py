@@ -26,7 +26,7 @@ from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
 from jaxpneumo.process.machine import cores, peak_memory
-from jaxpneumo.process.progress import progress
+from jaxpneumo.process.progress import progress_bar
 from jaxpneumo.process.ranges import COUNT, REPEATS, whole
 from jaxpneumo.process.workers import keep_memory
 
@@ -82,7 +82,7 @@ def bench_prepare(
     try:
         files = repeat_files(Path(images), labels_path, folder, count, quiet)
         os.sync()  # so that the copies are not still being written while something is measured
-        for _ in progress(range(repeats), unit="repeat", description="decode and prepare", quiet=quiet):
+        for _ in progress_bar(range(repeats), unit="repeat", description="decode and prepare", quiet=quiet):
             measured = {"decode": _decode_rate(files, team, False), "kept": _decode_rate(files, team, True)}
             rate, processor, took, parent, worker = _in_fresh_process(_prepare_once, folder, sizes, team)
             measured["prepare"] = rate, processor
@@ -125,7 +125,7 @@ def repeat_files(images: Path, labels_path: Path | None, folder: Path, count: in
     with open(folder / "labels.csv", "w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["ImageId", "EncodedPixels"])
-        for number in progress(range(count), total=count, description="copy", quiet=quiet):
+        for number in progress_bar(range(count), total=count, description="copy", quiet=quiet):
             original = originals[number % len(originals)]
             data = original.read_bytes()
             uid = dicom.read_uid(data)

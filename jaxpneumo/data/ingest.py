@@ -23,7 +23,7 @@ from jaxpneumo.process import run_report
 from jaxpneumo.process import workers as processes
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import is_unchanged, printable
-from jaxpneumo.process.progress import progress
+from jaxpneumo.process.progress import progress_bar
 from jaxpneumo.process.runtime import one_thread_each
 
 
@@ -123,7 +123,7 @@ def recover(entries: list[dict[str, Any]], files: list[Path], job: Job, quiet: b
     latest = {entry["row"]: entry for entry in entries}
     found: dict[int, Outcome] = {}
     rows = dataset.open_rows(job.folder, job.sizes) if latest else {}
-    bar = progress(latest.values(), description="check what is there", quiet=quiet or not latest)
+    bar = progress_bar(latest.values(), description="check what is there", quiet=quiet or not latest)
     for outcome in (Outcome(**{**entry, "stamp": tuple(entry["stamp"])}) for entry in bar):
         same = is_unchanged(files[outcome.row], outcome.stamp)
         if same and (outcome.reason or checksums(rows, outcome.row)[1] == outcome.checksum):

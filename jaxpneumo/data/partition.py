@@ -16,7 +16,7 @@ from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
-from jaxpneumo.process.progress import progress
+from jaxpneumo.process.progress import progress_bar
 from jaxpneumo.process.ranges import FRACTION, SEED, whole
 
 Sides = tuple[np.ndarray, np.ndarray]  # training and validation rows
@@ -108,7 +108,7 @@ def main(argv: list[str]) -> int:
     pairs = None
     if args.data:
         images, _ = dataset.open_arrays(args.data, min(dataset.read_info(args.data)["sizes"]))
-        pairs = leaks.near_duplicates(progress(images, len(images), description="compare"))
+        pairs = leaks.near_duplicates(progress_bar(images, len(images), description="compare"))
     report = leak_report(index, sides, pairs)
     write_json(report_file, report)
     print(text(report))

@@ -33,7 +33,7 @@ from jaxpneumo.process.atomic import take_name
 from jaxpneumo.process.errors import BAD_INPUT, DONE, FAILED, PARTIAL, InputError, tell
 from jaxpneumo.process.files import printable
 from jaxpneumo.process.machine import cores
-from jaxpneumo.process.progress import progress
+from jaxpneumo.process.progress import progress_bar
 from jaxpneumo.process.ranges import FRACTION, NATIVE, SECONDS, SEED, SIDE, TEAM, Several
 
 MAX_SECONDS = 60.0  # for one file; a stalled network drive may need some
@@ -141,7 +141,7 @@ def prepare(
         outcomes = ingest.recover(entries, files, job, quiet)
         resumed, spans, peaks, collecting = len(outcomes), [], [], 0.0
         tasks = [(row, path) for row, path in enumerate(files) if row not in outcomes]
-        with progress(total=len(files), description="prepare", quiet=quiet) as bar:
+        with progress_bar(total=len(files), description="prepare", quiet=quiet) as bar:
             bar.update(resumed)
             for outcome, span in _run(job, tasks, team, time_limit, peaks):
                 collecting = collecting or time.process_time()  # without starting the processes

@@ -22,7 +22,7 @@ from jaxpneumo.process import places
 from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.errors import DONE, FAILED, InputError
 from jaxpneumo.process.files import read_json
-from jaxpneumo.process.progress import progress
+from jaxpneumo.process.progress import progress_bar
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -95,7 +95,7 @@ def verify(directory: Path | str, quiet: bool = False) -> list[Problem]:
     truth, found = _check_tables(directory, count)
     problems += found
 
-    with progress(total=count * len(arrays), unit="row", description="verify", quiet=quiet) as bar:
+    with progress_bar(total=count * len(arrays), unit="row", description="verify", quiet=quiet) as bar:
         for path, shape in arrays:
             expected = (lambda row, size=shape[1]: _bits(truth, row, size)) if path.name.startswith("masks") else None
             problems += _check_array(path, shape, digests, checksums.get(path.stem), truth.names, expected, bar)

@@ -20,7 +20,7 @@ from jaxpneumo.predict.postprocess import NATIVE_AREA
 from jaxpneumo.process import places
 from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.errors import DONE, InputError
-from jaxpneumo.process.progress import progress
+from jaxpneumo.process.progress import progress_bar
 from jaxpneumo.process.ranges import AREA
 from jaxpneumo.score import metrics
 
@@ -53,7 +53,7 @@ def describe_data(directory: Path | str, threshold: int = THRESHOLD, quiet: bool
         train, validation, _ = splits.split_rows(index, directory / "splits.json", 0.0, 0)
         parts |= {"training": _select(index, train), "validation": _select(index, validation)}
     images, _ = dataset.open_arrays(directory, min(info["sizes"]))
-    pairs = leaks.near_duplicates(progress(images, len(images), description="compare", quiet=quiet))
+    pairs = leaks.near_duplicates(progress_bar(images, len(images), description="compare", quiet=quiet))
     nearest = np.argsort(pairs.distance, kind="stable")[:PAIRS]
     same_file = Counter(index.sha256.tolist())
     rows = label_files.read_rows(directory / "quarantine.csv", ("reason",))

@@ -15,7 +15,7 @@ from jaxpneumo.evaluate.modes import IMAGE_SCORES, MODES, VIEWS
 from jaxpneumo.predict.infer import Batch, Predictor, predict_native
 from jaxpneumo.predict.native import Grid, to_native
 from jaxpneumo.predict.postprocess import NATIVE_AREA, remove_small
-from jaxpneumo.process.progress import COMPILING, progress
+from jaxpneumo.process.progress import COMPILING, progress_bar
 from jaxpneumo.score import metrics
 from jaxpneumo.score.lesions import lesion_counts
 from jaxpneumo.score.scores import DISTANCES, REGIONS
@@ -107,7 +107,9 @@ def measure(
 
     records: dict[int, dict[str, Any]] = {}
     codes: dict[str, str] = {}
-    bar = progress(predict_native(predictor, stream(), True, native), len(rows), description="evaluate", quiet=quiet)
+    bar = progress_bar(
+        predict_native(predictor, stream(), True, native), len(rows), description="evaluate", quiet=quiet
+    )
     bar.set_postfix_str(COMPILING)
     for row, size, found in bar:
         bar.set_postfix_str("", refresh=False)

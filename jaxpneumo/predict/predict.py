@@ -40,7 +40,7 @@ from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.errors import DONE, PARTIAL, InputError
 from jaxpneumo.process.files import printable, safe_name
 from jaxpneumo.process.machine import cores
-from jaxpneumo.process.progress import COMPILING, progress
+from jaxpneumo.process.progress import COMPILING, progress_bar
 from jaxpneumo.process.ranges import BATCH, WORKERS, whole
 from jaxpneumo.run.config import VALUES
 
@@ -135,7 +135,7 @@ def predict_files(
                 else:
                     yield picture
 
-        with progress(None, total=len(sources), description="predict", quiet=quiet) as bar:
+        with progress_bar(None, total=len(sources), description="predict", quiet=quiet) as bar:
             bar.update(len(sources) - len(left))
             bar.set_postfix_str(COMPILING if left else "")
             for picture, code, area, undrawn in predict_codes(predictor, root, usable(), folder / "overlays", overlays):

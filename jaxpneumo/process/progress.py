@@ -13,7 +13,7 @@ silent = False
 COMPILING = "compiling, once"
 
 
-def progress(
+def progress_bar(
     items: Iterable | None = None,
     total: int | None = None,
     unit: str = "image",

@@ -96,33 +96,37 @@ def write_report(
     gallery = make_gallery(workdir, data, config.predict.size, mode, images)
     figures, lacking = _figures(workdir, config, summary, metrics, thresholds, calibration, logs)
 
-    page = _environment().get_template("template.html").render(
-        name=workdir.resolve().name,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        summary=summary,
-        split=words(summary["split"]),
-        split_facts=_flat(summary["split"]),
-        mode=mode,
-        modes=MODES,
-        own=summary["scores"][mode],
-        own_ends=summary["intervals"]["scores"][mode],
-        view="tta" if mode.startswith("tta") else "plain",
-        gain=_gain_over_nothing(metrics, mode),
-        papers=_papers(experiment or workdir.resolve().name),
-        experiment=experiment or workdir.resolve().name,
-        experiments=EXPERIMENTS,
-        thresholds=thresholds,
-        calibration=calibration and calibration.get("top_mean"),
-        figures=figures,
-        lacking=lacking,
-        gallery=gallery,
-        filters=FILTERS,
-        config=_flat(config.to_dict()),
-        info=info,
-        starts=read_starts(workdir),
-        software=software(),
-        workdir=workdir,
-    )  # fmt: skip
+    page = (
+        _environment()
+        .get_template("template.html")
+        .render(
+            name=workdir.resolve().name,
+            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            summary=summary,
+            split=words(summary["split"]),
+            split_facts=_flat(summary["split"]),
+            mode=mode,
+            modes=MODES,
+            own=summary["scores"][mode],
+            own_ends=summary["intervals"]["scores"][mode],
+            view="tta" if mode.startswith("tta") else "plain",
+            gain=_gain_over_nothing(metrics, mode),
+            papers=_papers(experiment or workdir.resolve().name),
+            experiment=experiment or workdir.resolve().name,
+            experiments=EXPERIMENTS,
+            thresholds=thresholds,
+            calibration=calibration and calibration.get("top_mean"),
+            figures=figures,
+            lacking=lacking,
+            gallery=gallery,
+            filters=FILTERS,
+            config=_flat(config.to_dict()),
+            info=info,
+            starts=read_starts(workdir),
+            software=software(),
+            workdir=workdir,
+        )
+    )
     path = workdir / "report.html"
     with write_atomically(path) as file:
         file.write(page)

@@ -25,7 +25,7 @@ from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.atomic import take_name, write_atomically
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.machine import cores
-from jaxpneumo.process.progress import progress
+from jaxpneumo.process.progress import progress_bar
 from jaxpneumo.process.ranges import AREA_SCALE, COUNT, PROBABILITY, SEED, TEAM, whole
 from jaxpneumo.process.runtime import one_thread_each
 from jaxpneumo.synthetic import anatomy
@@ -265,7 +265,7 @@ def write(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         job = partial(_write_case, temporary, size, area_scale)
-        drawn = progress(_run(job, cases, workers), total=count, description="drawing", quiet=quiet)
+        drawn = progress_bar(_run(job, cases, workers), total=count, description="drawing", quiet=quiet)
         rows = list(drawn)
         with write_atomically(temporary / "labels.csv") as file:
             file.write("ImageId, EncodedPixels\n")

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from jaxpneumo.augment import device
 from jaxpneumo.data.source import eval_batches
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.process.errors import InputError, Stopped, TrainingError
-from jaxpneumo.process.progress import COMPILING, progress
+from jaxpneumo.process.progress import COMPILING, progress_bar
 from jaxpneumo.process.stop import sigterm_deferred
 from jaxpneumo.run import checkpoint
 from jaxpneumo.run.config import Augment, Config, Stage
@@ -36,6 +36,55 @@ from jaxpneumo.train.optimizer import Plateau, learning_rate_fn, make_optimizer,
 from jaxpneumo.train.step import make_eval_step, make_statistics_call, make_train_call, make_train_step
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What stays the same while a stage is trained.
+
+    Attributes:
+      config: the run's config.
+      stage: the one of its stages.
+      data: the prepared data set and its rows.
+      mesh: the devices.
+      resident: of `load_resident`.
+      calls: steps of each compiled call of an epoch.
+      stop_requested: whether this process has been asked to stop.
+    """
+
+    config: Config
+    stage: Stage
+    data: StageData
+    mesh: Mesh
+    resident: dict[str, jax.Array]
+    calls: list[int]
+    stop_requested: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is; its checkpoints hold this as JSON.
+
+    Attributes:
+      epoch: epochs finished.
+      steps: steps taken of the next epoch.
+      totals: sums of these steps' metrics.
+      plateau: state of the schedule "plateau".
+    """
+
+    epoch: int
+    steps: int
+    totals: dict[str, float]
+    plateau: Plateau
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "Progress":
+        """Of what `to_json` gave; whatever else was saved beside it is passed over."""
+        return cls(saved["epoch"], saved["steps"], saved["totals"], Plateau(**saved["plateau"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain dictionaries and numbers."""
+        return {"epoch": self.epoch, "steps": self.steps, "totals": self.totals, "plateau": self.plateau._asdict()}
 
 
 def train_stage(
@@ -97,77 +146,71 @@ def train_stage(
     state = create(place(jax.device_get(variables), everywhere))
     # Compiled now: no epoch but the first is to wait for a compilation.
     average_step = jax.jit(update_average, out_shardings=everywhere, donate_argnums=0).lower(state).compile()
-    start = {"epoch": 0, "steps": 0, "totals": {}, "plateau": Plateau(stage.learning_rate)._asdict()}
+    progress = Progress(0, 0, {}, Plateau(stage.learning_rate))
     with sigterm_deferred() as stop_requested, checkpoint.open_checkpoints(directory) as manager:
+        run = StageRun(config, stage, data, mesh, resident, calls, stop_requested)
         restored = checkpoint.restore_newest(manager, state, everywhere)
         if restored is not None:
-            state, start = restored
-            within = f" and {start['steps']} of the next one's {steps_per_epoch} steps" if start["steps"] else ""
-            logger.info("%s goes on after epoch %d of %d%s", name, start["epoch"], stage.epochs, within)
+            state, progress = restored[0], Progress.from_json(restored[1])
+            within = f" and {progress.steps} of the next one's {steps_per_epoch} steps" if progress.steps else ""
+            logger.info("%s goes on after epoch %d of %d%s", name, progress.epoch, stage.epochs, within)
         elif (directory / "log.jsonl").exists():
             logger.warning("no undamaged checkpoint is left: %s starts from the beginning", name)
-        steps, totals, plateau = start["steps"], start["totals"], Plateau(**start["plateau"])
-        lengths = [*remaining(calls, steps), *(calls * (stage.epochs - start["epoch"] - 1))]
-        taken = start["epoch"] * steps_per_epoch + steps
+        first_epoch = progress.epoch
+        lengths = [*remaining(calls, progress.steps), *(calls * (stage.epochs - first_epoch - 1))]
+        taken = first_epoch * steps_per_epoch + progress.steps
         compiled: set[int] = set()
         with (
             training_feed(config, data, stage, resident, on_host, lengths, taken, mesh) as feed,
-            MetricsLog(directory, start["epoch"]) if is_first() else nullcontext() as log,
+            MetricsLog(directory, first_epoch) if is_first() else nullcontext() as log,
         ):
-            for epoch in range(start["epoch"], stage.epochs):
+            for epoch in range(first_epoch, stage.epochs):
                 # --- one epoch of steps, or what an earlier start has left of it
-                rate = learning_rate_fn(stage, epoch, plateau)
-                started, before = time.perf_counter(), steps
-                state, steps, totals, stopped = _train_epoch(
-                    train_call, state, resident, feed, calls, rate, steps, totals, stop_requested, mesh,
-                    f"{name} epoch {epoch + 1}/{stage.epochs}", stage.batch_size, compiled,
-                )  # fmt: skip
+                rate = learning_rate_fn(stage, epoch, progress.plateau)
+                started, steps_before = time.perf_counter(), progress.steps
+                state, progress, stopped = _train_epoch(run, train_call, state, feed, rate, progress, compiled)
                 seconds = time.perf_counter() - started
 
                 # --- validation, log, checkpoint: in this order, so that a resumed run repeats none of them
-                if epoch == start["epoch"]:
+                if epoch == first_epoch:
                     logger.info("%s: validation (%s)", name, COMPILING)
-                scores = None if stopped else _evaluate(eval_step, state, data, stage, stop_requested, mesh)
+                scores = None if stopped else _evaluate(run, eval_step, state)
                 if scores is None:
-                    place_of_stop = {"epoch": epoch, "steps": steps, "totals": totals, "plateau": plateau._asdict()}
-                    checkpoint.save(manager, epoch * steps_per_epoch + steps, state, place_of_stop)
+                    checkpoint.save(manager, epoch * steps_per_epoch + progress.steps, state, progress.to_json())
                     checkpoint.wait(manager)
                     raise Stopped
                 if epoch >= stage.epochs - stage.swa_epochs:
                     state = average_step(state)
+                plateau = progress.plateau
                 if stage.schedule == "plateau":
                     factor, patience = stage.plateau_factor, stage.plateau_patience
                     plateau = reduce_on_plateau(plateau, scores["validation_loss"], factor, patience)
-                train_metrics = {f"train_{key}": total / steps_per_epoch for key, total in totals.items()}
                 record = {
                     "epoch": epoch,
                     "step": (epoch + 1) * steps_per_epoch,
                     "learning_rate": rate,
-                    **train_metrics,
+                    **{f"train_{key}": total / steps_per_epoch for key, total in progress.totals.items()},
                     **scores,
-                    "images_per_second": round((steps - before) * stage.batch_size / seconds, 2),
+                    "images_per_second": round((progress.steps - steps_before) * stage.batch_size / seconds, 2),
                 }
                 if log is not None:
                     log.write(record)
-                logger.info(
-                    "%s epoch %d/%d: loss %.4f, validation loss %.4f, IoU %.4f",
-                    name, epoch + 1, stage.epochs, train_metrics["train_loss"],
-                    scores["validation_loss"], scores["validation_iou"],
-                )  # fmt: skip
-                steps, totals = 0, {}
-                finished = {"epoch": epoch + 1, "steps": 0, "totals": {}, "plateau": plateau._asdict(), **scores}
-                checkpoint.save(manager, (epoch + 1) * steps_per_epoch, state, finished)
+                losses = record["train_loss"], scores["validation_loss"], scores["validation_iou"]
+                described = "%s epoch %d/%d: loss %.4f, validation loss %.4f, IoU %.4f"
+                logger.info(described, name, epoch + 1, stage.epochs, *losses)
+                progress = Progress(epoch + 1, 0, {}, plateau)
+                checkpoint.save(manager, (epoch + 1) * steps_per_epoch, state, {**progress.to_json(), **scores})
         checkpoint.wait(manager)
 
         # --- the stage's result
         if stage.swa_epochs:
             chosen = {"weights": f"average of the last {int(jax.device_get(state.swa_count))} epochs"}
-            batch_stats = _statistics(model, config, state, data, stage, resident, calls, stop_requested, mesh)
+            batch_stats = _statistics(run, model, state)
             result = {"params": state.swa_params, "batch_stats": batch_stats}
         else:
             best, result = checkpoint.restore_best(manager, variables, everywhere)
             chosen = {"weights": f"epoch {best // steps_per_epoch}, the best validation IoU"}
-        scores = _evaluate(eval_step, replace(state, **result), data, stage, stop_requested, mesh)
+        scores = _evaluate(run, eval_step, replace(state, **result))
         if scores is None:
             raise Stopped
         checkpoint.save_final(directory, result, {"stage": name, **chosen, **scores})
@@ -191,33 +234,34 @@ def augmentations(settings: Augment, size: int) -> tuple[Any, Any]:
 
 
 def _train_epoch(
+    run: StageRun,
     train_call: Any,
     state: TrainState,
-    resident: dict[str, jax.Array],
     feed: Iterator[Any],
-    calls: list[int],
     learning_rate: float,
-    steps: int,
-    totals: dict[str, float],
-    stop_requested: Callable[[], bool],
-    mesh: Mesh,
-    description: str,
-    batch_size: int,
+    progress: Progress,
     compiled: set[int],
-) -> tuple[TrainState, int, dict[str, float], bool]:
-    """Takes the calls of an epoch that are left after `steps` steps, or those until a process is asked to stop.
+) -> tuple[TrainState, Progress, bool]:
+    """Takes the calls that are left of an epoch, or those until a process is asked to stop.
 
-    Args (those that do not speak for themselves):
-      compiled: lengths of the calls so far; the first of each length is compiled, which the bar says.
+    Args:
+      run: what stays the same.
+      train_call: compiled for every length of a call when it first comes.
+      state: after `progress`.
+      feed: the input of one call after the other.
+      learning_rate: of this epoch.
+      progress: how far the stage is.
+      compiled: lengths of the calls so far; the bar says when another one is compiled. New ones are added.
 
     Returns:
-      The state, the epoch's steps so far, the sums of their metrics, and whether to stop.
+      The state, the progress, and whether to stop.
     """
+    stage, mesh = run.stage, run.mesh
     rate = place(np.float32(learning_rate), replicated(mesh))
-    totals = dict(totals)
-    pending = None
-    total, initial = sum(calls) * batch_size, steps * batch_size
-    with progress(None, total, description=description, quiet=not is_first(), initial=initial) as bar:
+    steps, totals, pending = progress.steps, dict(progress.totals), None
+    description = f"{stage.name} epoch {progress.epoch + 1}/{stage.epochs}"
+    total, initial = sum(run.calls) * stage.batch_size, steps * stage.batch_size
+    with progress_bar(None, total, description=description, quiet=not is_first(), initial=initial) as bar:
 
         def note(metrics: dict[str, jax.Array]) -> bool:
             values = jax.device_get(metrics)
@@ -231,15 +275,15 @@ def _train_epoch(
                 for key, value in values.items():
                     totals[key] = totals.get(key, 0.0) + float(value[i])
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-                bar.update(batch_size)
+                bar.update(stage.batch_size)
             return stop
 
         stop = False
-        for length in remaining(calls, steps):
+        for length in remaining(run.calls, steps):
             if length not in compiled:
                 bar.set_postfix_str(COMPILING)
                 compiled.add(length)
-            state, metrics = train_call(state, resident, next(feed), rate, place_flag(stop_requested(), mesh))
+            state, metrics = train_call(state, run.resident, next(feed), rate, place_flag(run.stop_requested(), mesh))
             steps += length
             # The call before is read while the device works on this one, so that neither waits.
             stop = pending is not None and note(pending)
@@ -247,18 +291,19 @@ def _train_epoch(
             if stop:
                 break
         stop = (pending is not None and note(pending)) or stop
-    return state, steps, totals, stop
+    return state, replace(progress, steps=steps, totals=totals), stop
 
 
-def _evaluate(
-    eval_step: Any, state: TrainState, data: StageData, stage: Stage, stop_requested: Callable[[], bool], mesh: Mesh
-) -> dict[str, float] | None:
+def _evaluate(run: StageRun, eval_step: Any, state: TrainState) -> dict[str, float] | None:
     """Mean loss, IoU and Dice over the validation images at the stage's size, each counted once; None: stop."""
     process = (jax.process_index(), jax.process_count())
+    data, stage, mesh = run.data, run.stage, run.mesh
     batches = eval_batches(data.directory, stage.size, data.validation_rows, stage.batch_size, *process)
     keys = ("image", "mask", "weight")
     placed = prefetch(place({key: batch[key] for key in keys}, split(mesh)) for batch in batches)
-    sums = (eval_step(state.params, state.batch_stats, batch, place_flag(stop_requested(), mesh)) for batch in placed)
+    sums = (
+        eval_step(state.params, state.batch_stats, batch, place_flag(run.stop_requested(), mesh)) for batch in placed
+    )
     totals: dict[str, float] = {}
     for metrics in prefetch(sums, 1):
         for key, value in jax.device_get(metrics).items():
@@ -270,25 +315,15 @@ def _evaluate(
     return {f"validation_{key}": total / count for key, total in totals.items()}
 
 
-def _statistics(
-    model: UNet,
-    config: Config,
-    state: TrainState,
-    data: StageData,
-    stage: Stage,
-    resident: dict[str, jax.Array],
-    calls: list[int],
-    stop_requested: Callable[[], bool],
-    mesh: Mesh,
-) -> Any:
+def _statistics(run: StageRun, model: UNet, state: TrainState) -> Any:
     """BatchNorm statistics of the averaged weights: the mean over one pass of training data, not augmented.
 
     The running statistics belong to the weights of single epochs; averaged weights have none until then.
     Raises Stopped when a process is asked to stop: the last checkpoint holds everything.
     """
-    everywhere = replicated(mesh)
+    mesh, everywhere = run.mesh, replicated(run.mesh)
     statistics_call = jax.jit(
-        make_statistics_call(model, batch_norm_momentum(config.model)),
+        make_statistics_call(model, batch_norm_momentum(run.config.model)),
         in_shardings=(everywhere, everywhere, everywhere, split_calls(mesh), split(mesh)),
         out_shardings=everywhere,
         donate_argnums=1,
@@ -296,14 +331,16 @@ def _statistics(
     zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), state.batch_stats)
     carry = place((zeros, np.int32(0)), everywhere)
     with (
-        training_feed(config, data, stage, resident, None, calls, 0, mesh) as feed,
-        progress(None, sum(calls), "batch", "BatchNorm statistics", quiet=not is_first()) as bar,
+        training_feed(run.config, run.data, run.stage, run.resident, None, run.calls, 0, mesh) as feed,
+        progress_bar(None, sum(run.calls), "batch", "BatchNorm statistics", quiet=not is_first()) as bar,
     ):
         bar.set_postfix_str(COMPILING)
         stop = place(np.bool_(False), everywhere)
-        for length, part in zip(calls, feed, strict=True):
+        for length, part in zip(run.calls, feed, strict=True):
             before = stop
-            carry, stop = statistics_call(state.swa_params, carry, resident, part, place_flag(stop_requested(), mesh))
+            carry, stop = statistics_call(
+                state.swa_params, carry, run.resident, part, place_flag(run.stop_requested(), mesh)
+            )
             if jax.device_get(before):
                 raise Stopped
             bar.set_postfix_str("", refresh=False)
