@@ -129,6 +129,15 @@ class TestNumbersOfTheConfig:
         with pytest.raises(InputError, match=rf"a\.json cannot be used: {key} must be .*, not .*Choose the thresholds"):
             saved_thresholds.use(tmp_path, "a", settings)
 
+    @pytest.mark.parametrize(("key", "value"), [("top_threshold", 0.9), ("top_area", 512)])
+    def test_one_value_of_the_triplet_rule_alone(self, tmp_path, key, value):
+        """Alone it would be left out of the prediction, and nobody would know."""
+        saved = {"threshold": 0.5, "removal_threshold": 0, "removal_rule": "image", "tta": True, "size": 32, key: value}
+        (tmp_path / "thresholds").mkdir()
+        (tmp_path / "thresholds/a.json").write_text(json.dumps(saved))
+        with pytest.raises(InputError, match=r"a\.json cannot be used: top_threshold and top_area belong together"):
+            saved_thresholds.use(tmp_path, "a", replace(as_typed(load_config("exp2")).predict, size=32))
+
 
 EARLIER = sorted((REPOSITORY / "tests/earlier_configs").glob("*.json"))
 

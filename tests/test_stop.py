@@ -76,8 +76,8 @@ def before_epoch(monkeypatch):
     train_epoch, actions = loop._train_epoch, {}
 
     def wrapped(*arguments):
-        description = next(each for each in arguments if isinstance(each, str))
-        actions.pop(int(description.split()[2].split("/")[0]), lambda: None)()
+        progress = next(each for each in arguments if isinstance(each, loop.Progress))
+        actions.pop(progress.epoch + 1, lambda: None)()
         return train_epoch(*arguments)
 
     monkeypatch.setattr(loop, "_train_epoch", wrapped)
@@ -191,7 +191,13 @@ def interrupted(prepared, tmp_path_factory):
     folder = tmp_path_factory.mktemp("interrupted")
     with pytest.MonkeyPatch.context() as patch:
         train_epoch = loop._train_epoch
-        patch.setattr(loop, "_train_epoch", lambda *a: [terminate() if " 3/3" in str(a) else 0, train_epoch(*a)][1])
+
+        def stopped_in_the_last(*arguments):
+            if next(each for each in arguments if isinstance(each, loop.Progress)).epoch == 2:
+                terminate()
+            return train_epoch(*arguments)
+
+        patch.setattr(loop, "_train_epoch", stopped_in_the_last)
         with pytest.raises(Stopped):
             run(make_config(prepared), folder)
     assert steps_saved(folder)[-2:] == ["6", "8"]
