@@ -23,13 +23,19 @@ def test_batch_reduction_pools_all_pixels():
     assert soft_dice_loss(PROBABILITY, MASK, ONES, "batch") == pytest.approx(1 - (2 * 1 + 1) / (6 + 1 + 1))
 
 
+def test_positive_reduction_leaves_images_without_a_finding_to_the_cross_entropy():
+    first = 1 - (2 * 1 + 1) / (2 + 1 + 1)
+    assert soft_dice_loss(PROBABILITY, MASK, ONES, "positive") == pytest.approx(first)
+    assert soft_dice_loss(PROBABILITY[1:], MASK[1:], jnp.ones(1), "positive") == 0
+
+
 def test_empty_prediction_on_empty_truth_costs_nothing():
     zeros = jnp.zeros((1, 4, 4))
-    for reduction in ("image", "batch"):
+    for reduction in ("image", "batch", "positive"):
         assert soft_dice_loss(zeros, zeros, jnp.ones(1), reduction) == 0
 
 
-@pytest.mark.parametrize("dice", ["image", "batch"])
+@pytest.mark.parametrize("dice", ["image", "batch", "positive"])
 def test_padding_changes_neither_loss_nor_gradient(dice):
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(size=(3, 8, 8)), jnp.float32)
@@ -59,5 +65,5 @@ def test_bce_is_the_mean_over_pixels():
 
 
 def test_unknown_reduction_is_refused():
-    with pytest.raises(ValueError, match='"image" or "batch"'):
+    with pytest.raises(ValueError, match='"batch", "image" or "positive"'):
         soft_dice_loss(PROBABILITY, MASK, ONES, "pixel")

@@ -1,6 +1,7 @@
 """A stage trains: averaging and its statistics, resuming to the same bits, devices, and what it refuses."""
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -23,8 +24,8 @@ from jaxpneumo.run import checkpoint
 from jaxpneumo.run.network import batch_norm_momentum, make_model
 from jaxpneumo.run.sharding import check_batch_size
 from jaxpneumo.run.state import create_train_state, initialise, update_average
+from jaxpneumo.train import loop
 from jaxpneumo.train.feed import StageData
-from jaxpneumo.train.loop import train_stage
 from jaxpneumo.train.optimizer import make_optimizer
 from jaxpneumo.train.stages import _read_split, train
 from jaxpneumo.train.step import make_statistics_call, make_train_step, unpack
@@ -44,7 +45,7 @@ def test_average_is_the_mean_of_the_states_it_saw():
     variables = {"params": {"w": jnp.array([1.0, -2.0])}, "batch_stats": {}}
     state = create_train_state(variables, make_optimizer())
     for value in ([1.0, -2.0], [3.0, 0.0], [8.0, 5.0]):
-        state = update_average(state.replace(params={"w": jnp.array(value)}))
+        state = update_average(dataclasses.replace(state, params={"w": jnp.array(value)}))
     np.testing.assert_allclose(state.swa_params["w"], [4.0, 1.0], rtol=1e-6)
     assert state.swa_count == 3
 
@@ -95,7 +96,8 @@ def test_result_is_the_average_with_its_own_statistics(prepared, tmp_path):
     final, progress = checkpoint.restore_final(tmp_path / "stage1", template, sharding)
     with checkpoint.open_checkpoints(tmp_path / "stage1") as manager:
         model = {"model": checkpoint._abstract(template, sharding)}
-        epochs = [checkpoint._restore(manager, step, model)["model"] for step in manager.all_steps()]
+        steps = [functools.partial(manager.restore, step) for step in manager.all_steps()]
+        epochs = [checkpoint._restore(restore, model)["model"] for restore in steps]
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *(epoch["params"] for epoch in epochs))
     for a, b in zip(jax.tree.leaves(final["params"]), jax.tree.leaves(mean), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
@@ -105,6 +107,37 @@ def test_result_is_the_average_with_its_own_statistics(prepared, tmp_path):
 
     images, _ = dataset.open_arrays(prepared, 32)
     assert 0.5 < float(own[0]) / (images.mean() / 255) < 2
+
+
+def test_a_network_that_outlines_nothing_is_told(prepared, tmp_path, caplog):
+    """Once while it trains, also over a restart, and once of its result; a network that outlines something is not."""
+    config = small(prepared, epochs=loop.COLLAPSED_AFTER + 1)
+    del config.stage2
+    config.predict.threshold = 1.0  # which no probability reaches
+    stopped = dataclasses.replace(as_typed(config))
+    original = checkpoint.save
+
+    def save_then_stop(manager, step, state, progress):
+        original(manager, step, state, progress)
+        if progress["epoch"] == 2:
+            manager.wait_until_finished()
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_then_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(as_typed(config), tmp_path / "run")
+    train(as_typed(config), tmp_path / "run")
+    warnings = [record.message for record in caplog.records if "outline" in record.message]
+    assert len(warnings) == 2
+    assert f"stage1 outlined nothing in {loop.COLLAPSED_AFTER} epochs in a row, although" in warnings[0]
+    assert "the result of stage1 outlines nothing" in warnings[1]
+    assert {record["validation_outlined"] for record in epoch_records(tmp_path / "run/stage1")} == {0.0}
+    caplog.clear()
+    config.predict.threshold = 1e-9
+    train(as_typed(config), tmp_path / "other")
+    assert {record["validation_outlined"] for record in epoch_records(tmp_path / "other/stage1")} == {1.0}
+    assert "outline" not in caplog.text
 
 
 def test_same_seed_gives_the_same_bits_also_in_two_parts(prepared, tmp_path):
@@ -175,7 +208,7 @@ def test_loss_that_is_not_finite_stops_with_words(prepared, tmp_path):
     data = StageData(str(prepared), np.arange(12), np.arange(12, 24))
     variables = initialise(make_model(config.model), 0)
     with pytest.raises(TrainingError, match=r"stage1 epoch 1/3: the loss became .* learning_rate"):
-        train_stage(config, stage, data, tmp_path / "stage1", variables)
+        loop.train_stage(config, stage, data, tmp_path / "stage1", variables)
     assert not (tmp_path / "stage1/final").exists()
 
 
@@ -210,7 +243,7 @@ def test_batch_larger_than_the_data_is_refused(prepared, tmp_path):
     data = StageData(str(prepared), np.arange(3), np.arange(3, 6))
     config = as_typed(small(prepared))
     with pytest.raises(InputError, match="more than the 3 training images"):
-        train_stage(config, config.stages[0], data, tmp_path, initialise(make_model(config.model), 0))
+        loop.train_stage(config, config.stages[0], data, tmp_path, initialise(make_model(config.model), 0))
 
 
 def test_folder_of_another_config_is_refused(prepared, tmp_path):

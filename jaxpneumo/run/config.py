@@ -35,7 +35,7 @@ VALUES = {
     "model.depths": ranges.DEPTHS,
     "model.width": ranges.WIDTH,
     "model.remat": SWITCH,
-    "loss.dice": Words(("image", "batch")),
+    "loss.dice": Words(("image", "batch", "positive")),
     "augment.engine": Words(("device", "host")),
     "augment.flip": ranges.PROBABILITY,
     "augment.intensity": ranges.PROBABILITY,

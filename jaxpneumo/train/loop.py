@@ -37,6 +37,8 @@ from jaxpneumo.train.step import make_eval_step, make_statistics_call, make_trai
 
 logger = logging.getLogger(__name__)
 
+COLLAPSED_AFTER = 5  # validations in a row that outline nothing: the first of a run may, so many rarely do
+
 
 @dataclass(frozen=True)
 class StageRun:
@@ -70,21 +72,24 @@ class Progress:
       steps: steps taken of the next epoch.
       totals: sums of these steps' metrics.
       plateau: state of the schedule "plateau".
+      empty: validations in a row that outlined nothing although there were findings.
     """
 
     epoch: int
     steps: int
     totals: dict[str, float]
     plateau: Plateau
+    empty: int = 0
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "Progress":
-        """Of what `to_json` gave; whatever else was saved beside it is passed over."""
-        return cls(saved["epoch"], saved["steps"], saved["totals"], Plateau(**saved["plateau"]))
+        """Of what `to_json` gave, also of earlier versions; whatever else was saved beside it is passed over."""
+        plateau = Plateau(**saved["plateau"])
+        return cls(saved["epoch"], saved["steps"], saved["totals"], plateau, saved.get("empty", 0))
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain dictionaries and numbers."""
-        return {"epoch": self.epoch, "steps": self.steps, "totals": self.totals, "plateau": self.plateau._asdict()}
+        return {**vars(self), "plateau": self.plateau._asdict()}
 
 
 def train_stage(
@@ -198,7 +203,10 @@ def train_stage(
                 losses = record["train_loss"], scores["validation_loss"], scores["validation_iou"]
                 described = "%s epoch %d/%d: loss %.4f, validation loss %.4f, IoU %.4f"
                 logger.info(described, name, epoch + 1, stage.epochs, *losses)
-                progress = Progress(epoch + 1, 0, {}, plateau)
+                empty = progress.empty + 1 if scores.get("validation_outlined") == 0 else 0
+                if empty == COLLAPSED_AFTER:
+                    logger.warning("%s", collapsed(f"{name} outlined nothing in {empty} epochs in a row", config))
+                progress = Progress(epoch + 1, 0, {}, plateau, empty)
                 checkpoint.save(manager, (epoch + 1) * steps_per_epoch, state, {**progress.to_json(), **scores})
         checkpoint.wait(manager)
 
@@ -215,7 +223,18 @@ def train_stage(
             raise Stopped
         checkpoint.save_final(directory, result, {"stage": name, **chosen, **scores})
         logger.info("%s is complete (%s): validation IoU %.4f", name, chosen["weights"], scores["validation_iou"])
+        if scores.get("validation_outlined") == 0:
+            logger.warning("%s", collapsed(f"the result of {name} outlines nothing", config))
         return result
+
+
+def collapsed(what: str, config: Config) -> str:
+    """The warning that a network predicts nothing, with the way out."""
+    loss = "" if config.loss.dice == "batch" else "--config.loss.dice=batch, "
+    return (
+        f"{what}, although validation images show pneumothorax: it may have settled on predicting nothing. Ways out: "
+        f"{loss}a lower learning rate, --config.model.pretrained, a lower --config.predict.threshold."
+    )
 
 
 def augmentations(settings: Augment, size: int) -> tuple[Any, Any]:
@@ -260,6 +279,8 @@ def _train_epoch(
     rate = place(np.float32(learning_rate), replicated(mesh))
     steps, totals, pending = progress.steps, dict(progress.totals), None
     description = f"{stage.name} epoch {progress.epoch + 1}/{stage.epochs}"
+    if progress.empty >= COLLAPSED_AFTER:
+        description += " (outlines nothing)"
     total, initial = sum(run.calls) * stage.batch_size, steps * stage.batch_size
     with progress_bar(None, total, description=description, quiet=not is_first(), initial=initial) as bar:
 
@@ -295,7 +316,10 @@ def _train_epoch(
 
 
 def _evaluate(run: StageRun, eval_step: Any, state: TrainState) -> dict[str, float] | None:
-    """Mean loss, IoU and Dice over the validation images at the stage's size, each counted once; None: stop."""
+    """Scores of the validation images at the stage's size, each image counted once; None: stop.
+
+    Mean loss, IoU and Dice; and where there are images with a finding, the share of them in which anything is outlined.
+    """
     process = (jax.process_index(), jax.process_count())
     data, stage, mesh = run.data, run.stage, run.mesh
     batches = eval_batches(data.directory, stage.size, data.validation_rows, stage.batch_size, *process)
@@ -310,9 +334,10 @@ def _evaluate(run: StageRun, eval_step: Any, state: TrainState) -> dict[str, flo
             totals[key] = totals.get(key, 0.0) + float(value)
         if totals["stop"]:
             return None
-    count = totals.pop("weight")
+    count, positive, outlined = (totals.pop(key) for key in ("weight", "positive", "outlined"))
     del totals["stop"]
-    return {f"validation_{key}": total / count for key, total in totals.items()}
+    scores = {f"validation_{key}": total / count for key, total in totals.items()}
+    return scores | ({"validation_outlined": outlined / positive} if positive else {})
 
 
 def _statistics(run: StageRun, model: UNet, state: TrainState) -> Any:

@@ -14,20 +14,23 @@ def soft_dice_loss(probability: jax.Array, mask: jax.Array, weight: jax.Array, r
       probability: (B, H, W) in [0, 1].
       mask: (B, H, W), 0 or 1.
       weight: (B,), 0 for an example that only fills the batch.
-      reduction: "image": one coefficient an image, then their mean (our choice); "batch": one coefficient over
-        all pixels of the batch (the challenge's public kernels).
+      reduction: "batch": one coefficient over all pixels of the batch (the challenge's public kernels); "image": one
+        coefficient an image, then their mean; "positive": the same over the images with a finding, 0 without any.
 
     Raises:
-      ValueError: the reduction is neither.
+      ValueError: the reduction is none of these.
     """
     intersection = (probability * mask).sum((1, 2)) * weight
     total = (probability.sum((1, 2)) + mask.sum((1, 2))) * weight
     if reduction == "batch":
         return 1.0 - (2.0 * intersection.sum() + _SMOOTH) / (total.sum() + _SMOOTH)
+    dice = (2.0 * intersection + _SMOOTH) / (total + _SMOOTH)
     if reduction == "image":
-        dice = (2.0 * intersection + _SMOOTH) / (total + _SMOOTH)
         return 1.0 - (dice * weight).sum() / jnp.maximum(weight.sum(), 1.0)
-    raise ValueError(f'loss.dice must be "image" or "batch", not {reduction!r}')
+    if reduction == "positive":
+        positive = (mask.sum((1, 2)) > 0) * weight
+        return ((1.0 - dice) * positive).sum() / jnp.maximum(positive.sum(), 1.0)
+    raise ValueError(f'loss.dice must be "batch", "image" or "positive", not {reduction!r}')
 
 
 def bce_dice_loss(
@@ -39,7 +42,7 @@ def bce_dice_loss(
       logits: float32 (B, H, W).
       mask: float32 (B, H, W), 0 or 1.
       weight: float32 (B,), 0 for an example that only fills the batch.
-      dice: the Dice reduction, "image" or "batch".
+      dice: the Dice reduction, of `soft_dice_loss`.
 
     Returns:
       The loss and its parts {"bce", "dice_loss"}, all scalars.

@@ -114,10 +114,11 @@ def _scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, feed: Batch) 
 
 
 def make_eval_step(model: UNet, dice: str, threshold: float) -> Callable[..., Metrics]:
-    """Builds eval_step(params, batch_stats, batch, stop) -> sums over the batch of loss, IoU, Dice and weight, "stop".
+    """Builds eval_step(params, batch_stats, batch, stop) -> sums over the batch, "stop".
 
-    IoU and Dice are per image at the stage's size, at probability `threshold`; empty on empty scores 1 (the
-    challenge's rule). Divide the sums of all batches by the sum of the weights.
+    The sums are of loss, IoU, Dice and weight, of the images with a finding ("positive") and of those among them in
+    which something is outlined. IoU and Dice are per image at the stage's size, at probability `threshold`; empty on
+    empty scores 1 (the challenge's rule). Divide the sums of all batches by the sum of the weights.
     """
 
     def eval_step(params: Any, batch_stats: Any, batch: Batch, stop: jax.Array) -> Metrics:
@@ -131,11 +132,13 @@ def make_eval_step(model: UNet, dice: str, threshold: float) -> Callable[..., Me
         empty = total == 0
         iou = jnp.where(empty, 1.0, intersection / jnp.where(empty, 1.0, total - intersection))
         dice_score = jnp.where(empty, 1.0, 2.0 * intersection / jnp.where(empty, 1.0, total))
-        count = weight.sum()
+        count, positive = weight.sum(), (mask.sum((1, 2)) > 0) * weight
         return {
             "loss": loss * count,
             "iou": (iou * weight).sum(),
             "dice": (dice_score * weight).sum(),
+            "outlined": ((prediction.sum((1, 2)) > 0) * positive).sum(),
+            "positive": positive.sum(),
             "weight": count,
             "stop": stop.any(),
         }
