@@ -114,7 +114,6 @@ def test_a_network_that_outlines_nothing_is_told(prepared, tmp_path, caplog):
     config = small(prepared, epochs=loop.COLLAPSED_AFTER + 1)
     del config.stage2
     config.predict.threshold = 1.0  # which no probability reaches
-    stopped = dataclasses.replace(as_typed(config))
     original = checkpoint.save
 
     def save_then_stop(manager, step, state, progress):
