@@ -1,8 +1,8 @@
 """Our half of the comparison in learning: trains on a prepared data set and a split, and scores both parts.
 
-It has the peer's options and prints the peer's lines (`../shared/peers/torch_train.py`): one JSON object for some epochs,
-then one with the mean Dice of all and of positive images. That is of averaged weights, with flip TTA, at threshold 0.5
-and at the last stage's size. The recipe is configs/exp5.py with flips only and without pretrained weights.
+It has the options of the peer, `../shared/peers/torch_train.py`, and prints the same lines: one JSON object for some
+epochs, then one with the mean Dice of all and of positive images, of averaged weights, with flip TTA, at threshold 0.5
+and at the size of the last stage. The recipe is configs/exp5.py with flips only and without pretrained weights.
 
     python benchmarks/learn.py --data data/siim --splits splits.json --sizes 96,128 --epochs 50,30 --dice batch
 """
