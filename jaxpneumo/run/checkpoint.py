@@ -92,7 +92,9 @@ def save(manager: ocp.CheckpointManager, step: int, state: TrainState, progress:
     with _written(Path(manager.directory)):
         if step in manager.all_steps():
             manager.delete(step)
-        model, training = _separate(state)
+        # One copy on the host, for the checksums and for Orbax: from arrays on several devices, Orbax would compile a
+        # program for every shape to have each device write a part.
+        model, training = _separate(jax.device_get(state))
         iou = progress.get("validation_iou")
         manager.save(
             step,
@@ -160,7 +162,7 @@ def save_final(stage_directory: Path, variables: dict[str, Any], progress: dict[
 
     Raises TrainingError when it cannot be written.
     """
-    directory = final_directory(stage_directory)
+    directory, variables = final_directory(stage_directory), jax.device_get(variables)
     with _written(directory), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(
             directory,
@@ -220,11 +222,11 @@ def wait_for_all_processes(name: str, seconds: int = 24 * 3600) -> None:
         ocp.multihost.sync_global_processes(name, timeout=seconds)
 
 
-def _restore(restore: Callable[[ocp.args.Composite], Any], templates: dict[str, Any]) -> dict[str, Any]:
+def _restore(restore: Callable[..., Any], templates: dict[str, Any]) -> dict[str, Any]:
     """The named items of a checkpoint and its progress, their checksums compared. Raises DamagedError."""
     arguments = {name: ocp.args.StandardRestore(template) for name, template in templates.items()}
     try:
-        restored = restore(ocp.args.Composite(**arguments, progress=ocp.args.JsonRestore()))
+        restored = restore(args=ocp.args.Composite(**arguments, progress=ocp.args.JsonRestore()))
     except PermissionError as error:
         raise InputError(f"{error.filename} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, OSError) as error:
