@@ -23,6 +23,9 @@ from jaxpneumo.run.state import initialise
 # As the verbs make it of TINY_OPTIONS.
 TINY = UNet(depths=(1, 1, 1, 1), width=8, parts=rewrites_for(jax.default_backend(), training=True))
 TINY_PREDICTING = TINY.clone(parts=rewrites_for(jax.default_backend(), training=False))
+# In bytes: parameters, Adam's two moments and the average.
+TINY_PARAMETERS = jax.eval_shape(lambda: initialise(TINY, 0))["params"]
+TINY_STATE = 4 * 4 * sum(leaf.size for leaf in jax.tree.leaves(TINY_PARAMETERS))
 TINY_OPTIONS = ["--depths=1,1,1,1", "--width=8", "--dtype=float32", "--size=32", "--batch=2"]
 
 
@@ -97,13 +100,14 @@ class TestPlan:
         assert (found.batch, found.bytes) == (57, needed(57))
         assert needed(58) > memory
 
-    def test_a_step_takes_its_state_and_its_activations(self, capsys):
+    def test_a_step_takes_its_state_and_its_activations(self):
+        assert TINY_STATE + 8 * 32 * 32 * 8 * 4 < step_bytes(TINY, 32, 8) < 2**26
+
+    @pytest.mark.slow
+    def test_the_largest_batch_of_a_network_fits(self, capsys):
         assert bench.main(["plan", *TINY_OPTIONS[:3], "--sizes=32", "--memory=0.02"]) == 0
         largest = int(capsys.readouterr().out.splitlines()[2].split()[1])
-        variables = jax.eval_shape(lambda: initialise(TINY, 0))
-        # Parameters, Adam's two moments and the average.
-        state = 4 * 4 * sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-        assert state + largest * 32 * 32 * 8 * 4 < step_bytes(TINY, 32, largest) <= 0.95 * 0.02 * 2**30
+        assert TINY_STATE + largest * 32 * 32 * 8 * 4 < step_bytes(TINY, 32, largest) <= 0.95 * 0.02 * 2**30
 
     def test_a_line_needs_one_proof(self):
         found = largest_batch(lambda batch: 1000 + 10 * batch, 2005)
@@ -172,12 +176,14 @@ def test_input(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_augment():
     result = bench_augment(TINY, 32, 2, 2, 1, images=3)
     assert result["alone_share"] == pytest.approx(result["device"]["seconds"] / result["plain_step"]["seconds"])
     assert result["host"]["images_per_second"] == pytest.approx(3 / result["host"]["seconds"])
 
 
+@pytest.mark.slow
 def test_start(tmp_path, capsys):
     assert bench.main(["start", *TINY_OPTIONS, "--repeats=1", f"--output={tmp_path / 'a.json'}"]) == 0
     result = json.loads((tmp_path / "a.json").read_text())

@@ -78,7 +78,7 @@ def test_resident_streamed_and_plain_loops_train_alike(config, prepared, tmp_pat
     config.stage1.learning_rate /= 10
     run(config, tmp_path / "slow", "on")
     slow = epoch_records(tmp_path / "slow")
-    monkeypatch.setattr(feed, "STEPS_PER_CALL_CPU", 2)
+    monkeypatch.setattr(feed, "STEPS_PER_CALL_CPU", STEPS)
     run(config, tmp_path / "calls", "on")
     for record, other in zip(slow, epoch_records(tmp_path / "calls"), strict=True):
         assert other == pytest.approx(record, rel=2e-3)

@@ -129,16 +129,16 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
-def test_five_kills(prepared, whole, tmp_path):
-    met = kill_often(prepared, tmp_path / "run", kills=5, seed=0)
-    assert len(met) == 5
+def test_three_kills(prepared, whole, tmp_path):
+    met = kill_often(prepared, tmp_path / "run", kills=3, seed=0)
+    assert len(met) == 3
     assert_same_run(whole, tmp_path / "run")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 9))
-def test_forty_kills(seed, prepared, whole, tmp_path):
-    """Eight chains of five."""
+@pytest.mark.parametrize("seed", range(9))
+def test_forty_five_kills(seed, prepared, whole, tmp_path):
+    """Nine chains of five."""
     met = kill_often(prepared, tmp_path / "run", kills=5, seed=seed)
     print(f"seed {seed}: {'; '.join(met)}")
     assert_same_run(whole, tmp_path / "run")

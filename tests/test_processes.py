@@ -128,12 +128,13 @@ def test_two_processes_stop_together_and_train_as_one(prepared, one, tmp_path):
     assert [each["processes"] for each in starts] == [2, 2], "only the first writes"
 
 
-def test_a_checkpoint_goes_on_with_another_number_of_devices(prepared, one, tmp_path):
-    """From 4 devices to 1 to 8."""
+@pytest.mark.parametrize("last", [4, pytest.param(8, marks=pytest.mark.slow)])
+def test_a_checkpoint_goes_on_with_another_number_of_devices(last, prepared, one, tmp_path):
+    """From 4 devices to 1 and to more again."""
     workdir = tmp_path / "run"
     assert stop_after_an_epoch([start(prepared, workdir, 4)], workdir, 1) == [STOPPED]
     assert stop_after_an_epoch([start(prepared, workdir, 1)], workdir, 2) == [STOPPED]
-    assert finish(start(prepared, workdir, 8)) == [DONE]
+    assert finish(start(prepared, workdir, last)) == [DONE]
     assert_same_losses(workdir, one)
     assert_all_images_scored(workdir, one)
 

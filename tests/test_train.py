@@ -87,14 +87,21 @@ def test_statistics_call_gives_the_batchs_own_mean_and_variance(prepared):
     np.testing.assert_allclose(statistics["encoder"]["bn_data"]["var"], np.full(3, grey.var()), rtol=1e-3)
 
 
-def test_result_is_the_average_with_its_own_statistics(prepared, tmp_path):
+@pytest.fixture(scope="module")
+def whole(prepared, tmp_path_factory):
+    """The folder of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(as_typed(small(prepared)), folder)
+    return folder
+
+
+def test_result_is_the_average_with_its_own_statistics(prepared, whole):
     """Stage 1's result is the mean of the two last epochs' weights, and stage 2 starts from it."""
     config = small(prepared)
-    train(as_typed(config), tmp_path)
     template = initialise(make_model(as_typed(config).model), 0)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    final, progress = checkpoint.restore_final(tmp_path / "stage1", template, sharding)
-    with checkpoint.open_checkpoints(tmp_path / "stage1") as manager:
+    final, progress = checkpoint.restore_final(whole / "stage1", template, sharding)
+    with checkpoint.open_checkpoints(whole / "stage1") as manager:
         model = {"model": checkpoint._abstract(template, sharding)}
         steps = [functools.partial(manager.restore, step) for step in manager.all_steps()]
         epochs = [checkpoint._restore(restore, model)["model"] for restore in steps]
@@ -139,11 +146,8 @@ def test_a_network_that_outlines_nothing_is_told(prepared, tmp_path, caplog):
     assert "outline" not in caplog.text
 
 
-def test_same_seed_gives_the_same_bits_also_in_two_parts(prepared, tmp_path):
+def test_same_seed_gives_the_same_bits_also_in_two_parts(prepared, whole, tmp_path):
     """A run stopped after an epoch and started again ends where the uninterrupted one ends."""
-    config = small(prepared)
-    whole = train(as_typed(config), tmp_path / "whole")
-
     stopped = small(prepared)
     stop_after = 1
     original = checkpoint.save
@@ -159,11 +163,13 @@ def test_same_seed_gives_the_same_bits_also_in_two_parts(prepared, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             train(as_typed(stopped), tmp_path / "parts")
     parts = train(as_typed(stopped), tmp_path / "parts")
-    assert_same(whole, parts)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    assert_same(checkpoint.restore_final(whole / "stage2", parts, device)[0], parts)
     for stage in ("stage1", "stage2"):
-        assert epoch_records(tmp_path / "whole" / stage) == epoch_records(tmp_path / "parts" / stage)
+        assert epoch_records(whole / stage) == epoch_records(tmp_path / "parts" / stage)
 
 
+@pytest.mark.slow  # test_kills.py has the like; this one reads what the command says
 def test_killed_process_goes_on_from_its_last_checkpoint(prepared, tmp_path):
     """SIGKILL in stage 2, then the same command again: the bits of an uninterrupted run."""
     command = [
