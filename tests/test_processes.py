@@ -102,20 +102,24 @@ def assert_all_images_scored(run: Path, one: Path) -> None:
     assert (run / "report.html").is_file()
 
 
-def test_four_devices_train_as_one(prepared, one, tmp_path):
-    assert finish(start(prepared, tmp_path / "run", 4)) == [DONE]
-    assert_same_losses(tmp_path / "run", one)
-    assert_all_images_scored(tmp_path / "run", one)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [2, 4, 8])
 def test_other_numbers_of_devices_train_as_one(devices, prepared, one, tmp_path):
     assert finish(start(prepared, tmp_path / "run", devices)) == [DONE]
     assert_same_losses(tmp_path / "run", one)
     assert_all_images_scored(tmp_path / "run", one)
 
 
+def test_two_processes_train_as_one(prepared, one, tmp_path):
+    workdir = tmp_path / "run"
+    assert finish(*start_two(prepared, workdir)) == [DONE, DONE]
+    assert_same_losses(workdir, one)
+    assert_all_images_scored(workdir, one)
+    (start,) = json.loads((workdir / "provenance.json").read_text())["starts"]
+    assert start["processes"] == 2
+
+
+@pytest.mark.slow
 def test_two_processes_stop_together_and_train_as_one(prepared, one, tmp_path):
     """SIGTERM to one of two stops both at the same step, saved; then both go on to the end."""
     workdir = tmp_path / "run"

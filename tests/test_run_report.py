@@ -176,7 +176,7 @@ class TestOptions:
             assert arguments == []
             logging.getLogger("jaxpneumo.train").info("going on")
             logging.getLogger("jaxpneumo.train").warning("set aside")
-            for _ in progress.progress(range(3), description="steps"):
+            for _ in progress.progress_bar(range(3), description="steps"):
                 pass
             return 0
 

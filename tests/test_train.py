@@ -120,6 +120,7 @@ def test_a_network_that_outlines_nothing_is_told(prepared, tmp_path, caplog):
     """Once while it trains, also over a restart, and once of its result; a network that outlines something is not."""
     config = small(prepared, epochs=loop.COLLAPSED_AFTER + 1)
     del config.stage2
+    config.data.validation_fraction = 0.4
     config.predict.threshold = 1.0  # which no probability reaches
     original = checkpoint.save
 

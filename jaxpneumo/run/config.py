@@ -204,7 +204,8 @@ class Config:
         """The nested dictionary that `typed` takes and that config.json holds."""
         values = asdict(self)
         for stage in values.pop("stages"):
-            values[stage.pop("name")] = stage
+            names = (*STAGE_VALUES, *SCHEDULE_VALUES[stage["schedule"]])
+            values[stage["name"]] = {name: stage[name] for name in names}
         return _as_saved(values)
 
 

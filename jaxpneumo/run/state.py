@@ -37,7 +37,9 @@ class TrainState:
 def initialise(model: UNet, seed: int) -> dict[str, Any]:
     """Fresh variables {"params", "batch_stats"} of a network; the input's size does not matter."""
     init = functools.partial(model.init, train=False)
-    return jax.jit(init)(jax.random.key(seed), jnp.zeros((1, 32, 32, 1)))
+    # It runs once, for a moment. Optimised, compiling it takes 18 s on two cores instead of 6; the bits are the same.
+    quickly = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(init, compiler_options=quickly)(jax.random.key(seed), jnp.zeros((1, 32, 32, 1)))
 
 
 def create_train_state(variables: dict[str, Any], optimizer: "optax.GradientTransformation") -> TrainState:
