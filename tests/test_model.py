@@ -287,10 +287,7 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [pytest.param(REWRITES[name], id=name, marks=() if name in QUICK else pytest.mark.slow) for name in REWRITES],
-)
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
 def test_rewrites_change_neither_logits_nor_gradients_nor_statistics(encoder, change):
     """Leaf by leaf to 1e-11 in float64."""

@@ -1,1 +1,1 @@
-"""Losses, optimizer, state, step, loop, checkpoints."""
+"""Training: losses, optimizer, input, compiled steps, the loop over epochs, and the stages of a run."""

@@ -1,13 +1,13 @@
-"""The input path of training: what every compiled call gets, on the devices before it is needed.
+"""The input of training: batches reach the devices before a compiled call needs them.
 
-Two ways, with the same batches in the same order:
+There are two ways, with the same batches in the same order:
 
-    resident     the training part lies on every device, as uint8 images and bit-packed masks, and a call gets the
-                 places in it: a few hundred bytes
-    streaming    Grain's threads or processes read the records, and batches are put on the devices ahead of the
-                 calls; what does not fit takes this way, and what the host augments
+    resident     every device holds the training part as uint8 images and bit-packed masks; a call receives the rows
+                 of its batches, a few hundred bytes
+    streaming    Grain's threads or processes read the records, and batches are copied to the devices ahead of the
+                 calls; for data that do not fit into memory, and for augmentation on the host
 
-A call is several steps in one compiled program (`step.make_train_call`): between them nothing waits for Python.
+A call is one compiled program of several steps (`step.make_train_call`): no step waits for Python.
 """
 
 import logging
@@ -53,9 +53,9 @@ class StageData:
 
 
 def plan_calls(steps: int, maximum: int | None = None) -> list[int]:
-    """The steps of each call of an epoch: equal ones, if `steps` allows, and at most one shorter at the end.
+    """Divides an epoch into calls: their numbers of steps, equal if `steps` allows, else with one shorter at the end.
 
-    Each different number is a program to compile. `maximum` is by default that of the devices at hand.
+    Each different number means one more compilation. The default of `maximum` depends on the kind of device.
     """
     if maximum is None:
         maximum = STEPS_PER_CALL_CPU if jax.default_backend() == "cpu" else STEPS_PER_CALL
@@ -66,12 +66,12 @@ def plan_calls(steps: int, maximum: int | None = None) -> list[int]:
 
 
 def remaining(calls: list[int], done: int) -> list[int]:
-    """The calls of an epoch that are left after `done` steps; the first is shorter where `done` ends within it."""
+    """The rest of an epoch's calls after `done` steps. The first is shorter if `done` ends within it."""
     return [min(length, end - done) for length, end in zip(calls, accumulate(calls), strict=True) if end > done]
 
 
 def load_resident(setting: str, host_engine: bool, data: StageData, size: int, mesh: Mesh) -> dict[str, jax.Array]:
-    """The training part on every device, or {} for streaming; the log says which, and why.
+    """Puts the training part on every device, or returns {} for streaming. The log says which, and why.
 
     Args:
       setting: `config.data.resident`: "on", "off", or "auto" for what the free memory allows.
@@ -111,7 +111,7 @@ def load_resident(setting: str, host_engine: bool, data: StageData, size: int, m
 
 
 def _free_memory() -> int:
-    """Bytes that are free on the fullest of this process's devices; on the CPU, the devices' share of the free."""
+    """Free bytes on the fullest device of this process; on the CPU each device's share of the free memory."""
     devices = jax.local_devices()
     statistics = [device.memory_stats() for device in devices]
     if all(statistics):
@@ -181,7 +181,7 @@ def training_feed(
 
 
 def prefetch(items: Iterable[Item], count: int = AHEAD) -> Iterator[Item]:
-    """The same items, each asked for `count` items before it is handed out."""
+    """Yields the same items, but requests each of them `count` items earlier."""
     waiting: deque[Item] = deque()
     for item in items:
         waiting.append(item)

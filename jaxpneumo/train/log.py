@@ -1,4 +1,4 @@
-"""What a training run writes about itself: log.jsonl, TensorBoard scalars and progress.png."""
+"""The log of a training run: log.jsonl, TensorBoard scalars and progress.png."""
 
 import json
 import math
@@ -18,12 +18,12 @@ BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 class MetricsLog:
     """The log of one training stage, in `directory`:
 
-    log.jsonl            one JSON object a record, out of this process before `write` returns
+    log.jsonl            one JSON object a record, written to the file before `write` returns
     tensorboard/         the same numbers as scalars
     progress.png         the curves so far, redrawn after each epoch unless drawing would take over 5 % of the time
 
-    On a resumed run the records from `start_epoch` on, which that run makes again, are dropped from log.jsonl
-    and from the curves, and TensorBoard is told to hide them.
+    A resumed run repeats the epochs from `start_epoch` on. Their old records are removed from log.jsonl and from the
+    curves, and TensorBoard hides them.
 
     Every record has "epoch". One that has "validation_loss" too closes its epoch and is drawn (see
     `progress_picture`). A scalar's TensorBoard step is the record's "step" where it has one, else its
@@ -31,7 +31,7 @@ class MetricsLog:
     """
 
     def __init__(self, directory: Path | str, start_epoch: int):
-        """Opens the log, made anew or cut back to the epochs before `start_epoch`.
+        """Opens the log. An older one keeps the epochs before `start_epoch`.
 
         Raises:
           InputError: an older log.jsonl is damaged before its last line.
@@ -184,6 +184,6 @@ def _tensorboard_step(record: Record) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it: scalars of array libraries as Python's own, nan and inf as None."""
+    """A value for JSON: NumPy and JAX scalars become Python numbers, nan and inf become None."""
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value

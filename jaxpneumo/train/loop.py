@@ -1,9 +1,9 @@
 """The training of one stage, from top to bottom in one function: `train_stage`.
 
-Which start wins, in this order:
-  1. the stage's result is there (`final/`): nothing is trained, it is read;
-  2. a checkpoint of the stage is there: go on from the newest;
-  3. the variables given: the previous stage's averaged weights, pretrained or fresh ones.
+A stage starts from the first of these that exists:
+  1. its result (`final/`), which is read; nothing is trained;
+  2. its newest checkpoint;
+  3. the given variables: the averaged weights of the stage before, pretrained weights or fresh ones.
 """
 
 import logging
@@ -83,19 +83,19 @@ class Progress:
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "Progress":
-        """Of what `to_json` gave, also of earlier versions; whatever else was saved beside it is passed over."""
+        """Reads the result of `to_json`, also of earlier versions. Other keys are ignored."""
         plateau = Plateau(**saved["plateau"])
         return cls(saved["epoch"], saved["steps"], saved["totals"], plateau, saved.get("empty", 0))
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain dictionaries and numbers."""
+        """The fields as plain dictionaries and numbers."""
         return {**vars(self), "plateau": self.plateau._asdict()}
 
 
 def train_stage(
     config: Config, stage: Stage, data: StageData, directory: Path, variables: dict[str, Any]
 ) -> dict[str, Any]:
-    """Trains one stage, or finishes it when an earlier start of the same command was stopped.
+    """Trains one stage, or the rest of it if an earlier start of the same command was stopped.
 
     Args:
       config: the run's config.
@@ -238,9 +238,9 @@ def collapsed(what: str, config: Config) -> str:
 
 
 def augmentations(settings: Augment, size: int) -> tuple[Any, Any]:
-    """The augmentation of the host's engine and that of the device's; at most one of them is not None.
+    """Returns (host augmentation, device augmentation); one of them at most is not None.
 
-    Raises InputError when the host's is wanted and its library is another release than the one relied on.
+    Raises InputError if the host's library has another version than the one that the parameters were taken from.
     """
     probabilities = {group: getattr(settings, group) for group in ("flip", "intensity", "distortion", "crop")}
     if not any(probabilities.values()):

@@ -1,7 +1,7 @@
 """Adam, and the learning rate of each epoch: cosine annealing or reduce-on-plateau.
 
-Both schedules change the rate between epochs only (papers, section 4), so the rate is an argument of the train
-step and the optimizer itself holds no schedule.
+Both schedules change the rate between epochs only (papers, section 4). The rate is therefore an argument of the train
+step, and the optimizer holds no schedule.
 """
 
 import math
@@ -13,7 +13,7 @@ from jaxpneumo.run.config import Stage
 
 
 class Plateau(NamedTuple):
-    """What reduce-on-plateau remembers from one epoch to the next."""
+    """The state of reduce-on-plateau between epochs."""
 
     learning_rate: float
     best_loss: float = math.inf
@@ -21,7 +21,7 @@ class Plateau(NamedTuple):
 
 
 def make_optimizer() -> optax.GradientTransformation:
-    """Adam's direction; the train step multiplies it by the epoch's learning rate."""
+    """Adam without a learning rate: the train step multiplies its updates by the rate of the epoch."""
     return optax.scale_by_adam()
 
 

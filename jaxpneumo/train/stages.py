@@ -1,4 +1,4 @@
-"""A run: its folder, its data and split, and its stages one after the other."""
+"""A run: its folder, its data and split, and its stages in order."""
 
 import logging
 from pathlib import Path
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: Config, workdir: Path) -> dict[str, Any]:
-    """Trains all stages of a config, or what an earlier start of the same command has left to do.
+    """Trains all stages of a config, or the rest of them if an earlier start of the same command was stopped.
 
     Several processes (`sharding.start_processes`) all call this; the folder must be one that all of them see.
 
@@ -81,7 +81,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
 
 
 def make_synthetic_data(config: Config) -> None:
-    """Makes the data of a config that has `data.synthetic`, unless they are there already.
+    """Makes the data of a config with `data.synthetic`, unless they exist.
 
     The radiographs are written as DICOM files with their label csv and then prepared, as real ones are:
     DIRECTORY-train and DIRECTORY-test hold the files, DIRECTORY the prepared training data.
@@ -118,7 +118,7 @@ def _check_same(config: Config, workdir: Path) -> None:
 
 
 def _read_split(config: Config, own: Path | None) -> tuple[StageData, dict[str, Any]]:
-    """The rows of the run's own splits file, or of the config's split; and what they are, as `splits.split_rows`."""
+    """The rows of the run's own splits file or of the config's split, and the description of `splits.split_rows`."""
     settings = config.data
     index = dataset.read_index(settings.directory)
     split, fold = (own, 0) if own else (settings.split, settings.fold)
@@ -164,6 +164,6 @@ def _tell_unused_splits(config: Config, index: dataset.Index, validation: np.nda
 
 
 def _write_split(config: Config, path: Path, data: StageData, split: dict[str, Any]) -> None:
-    """Keeps the split with the run, for its next start and for its evaluation."""
+    """Writes the split into the run's folder, for its next start and for its evaluation."""
     image_id = dataset.read_index(config.data.directory).image_id
     splits.write_splits(path, image_id, data.train_rows, data.validation_rows, **splits.origin(split))

@@ -1,11 +1,11 @@
 """The compiled functions of a stage: train step, several of them in a call, evaluation step, BatchNorm statistics.
 
-Batches arrive small, as uint8 images and bit-packed masks, or as places in a training part that lies on the
-device; they are unpacked and augmented there. All functions are pure; `loop.py` compiles them with the state's and
-the batch's shardings, under which BatchNorm, losses and sums are over the global batch.
+Batches arrive small: as uint8 images and bit-packed masks, or as rows of a training part on the device. The device
+unpacks and augments them. All functions are pure. `loop.py` compiles them with the shardings of state and batch, so
+that BatchNorm, losses and sums are over the global batch.
 
-`stop` is one flag a device, true where the process has been asked to stop. It goes through the compiled functions so
-that all processes learn of it at the same step, without a further exchange.
+`stop` has one flag a device, true if its process has been asked to stop. It passes through the compiled functions, so
+that all processes see it at the same step without another exchange.
 """
 
 from collections.abc import Callable
@@ -98,7 +98,7 @@ def make_train_call(
 
 
 def take_batch(resident: Batch, element: Batch) -> Batch:
-    """One step's batch: `element` itself, or the images of `resident` at its "index", all of weight 1."""
+    """The batch of one step: `element` itself, or the images of `resident` at its "index", with weight 1."""
     if not resident:
         return element
     batch = {key: value[element["index"]] for key, value in resident.items()}
