@@ -14,11 +14,15 @@ from pathlib import Path
 
 from jaxpneumo.process import machine, runtime
 
-# Before JAX and the libraries of linear algebra start: the flags that users have, two devices of the one CPU,
-# compilation that does not optimise for long, and for each of several test processes its share of the cores.
+# Before JAX and the libraries of linear algebra start: two devices of the one CPU; for each of several test processes
+# its share of the cores; and compilation that takes a third of the time, without optimisation and with XLA's older
+# emitters of fusions. All other flags are the users'. Tests that pin figures or bits to rounding compile as users do
+# (test_model.py, test_processes.py).
 os.environ.setdefault(
     "XLA_FLAGS",
-    runtime.xla_flags("--xla_force_host_platform_device_count=2", runtime.jaxlib_version()),
+    runtime.xla_flags(
+        "--xla_force_host_platform_device_count=2 --xla_cpu_use_fusion_emitters=false", runtime.jaxlib_version()
+    ),
 )
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
@@ -77,12 +81,12 @@ def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compile_once(common):
-    """Equal programs of different tests, and of the processes that they start, are compiled once."""
+def _compile_once(request):
+    """Equal programs of different tests, of the processes that they start and of later test runs are compiled once."""
     import jax
 
     settings = {
-        "jax_compilation_cache_dir": str(common / "compiled"),
+        "jax_compilation_cache_dir": str(request.config.cache.mkdir("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.2,
     }
     for name, value in settings.items():

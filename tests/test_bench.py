@@ -18,13 +18,13 @@ from jaxpneumo.bench.roofline import Rates, Work, compiled_work, counted_work, d
 from jaxpneumo.model.rewrites import rewrites_for
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.run.state import initialise
+from jaxpneumo.run.state import variable_shapes
 
 # As the verbs make it of TINY_OPTIONS.
 TINY = UNet(depths=(1, 1, 1, 1), width=8, parts=rewrites_for(jax.default_backend(), training=True))
 TINY_PREDICTING = TINY.clone(parts=rewrites_for(jax.default_backend(), training=False))
 # In bytes: parameters, Adam's two moments and the average.
-TINY_PARAMETERS = jax.eval_shape(lambda: initialise(TINY, 0))["params"]
+TINY_PARAMETERS = variable_shapes(TINY)["params"]
 TINY_STATE = 4 * 4 * sum(leaf.size for leaf in jax.tree.leaves(TINY_PARAMETERS))
 TINY_OPTIONS = ["--depths=1,1,1,1", "--width=8", "--dtype=float32", "--size=32", "--batch=2"]
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import as_typed, assert_same, epoch_records, load_config, shrink
+from helpers import as_typed, epoch_records, load_config, shrink
 
 from jaxpneumo.augment import device
 from jaxpneumo.data.source import train_batches
@@ -67,12 +67,6 @@ def test_items_are_asked_for_ahead():
     assert next(items) == 0
     assert asked == [0, 1, 2]
     assert list(items) == [1, 2, 3, 4]
-
-
-def test_resident_and_streamed_input_train_alike(config, tmp_path):
-    resident, streamed = (run(config, tmp_path / setting, setting) for setting in ("on", "off"))
-    assert_same(resident, streamed)
-    assert epoch_records(tmp_path / "on") == epoch_records(tmp_path / "off")
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from helpers import REPOSITORY, assert_same, epoch_records
 from jaxpneumo.run import checkpoint
 from jaxpneumo.run.config import read_config
 from jaxpneumo.run.network import make_model
-from jaxpneumo.run.state import initialise
+from jaxpneumo.run.state import variable_shapes
 
 EPOCHS = {"stage1": 2, "stage2": 3}
 STEPS = 5  # 22 training images, batches of 4
@@ -110,7 +110,7 @@ def whole(prepared, tmp_path_factory) -> Path:
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Final parameters, averages, progress, logs, scores and predictions."""
-    template = jax.eval_shape(lambda: initialise(make_model(read_config(one).model), 0))
+    template = variable_shapes(make_model(read_config(one).model))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     for stage, epochs in EPOCHS.items():
         ends = [checkpoint.restore_final(run / stage, template, device) for run in (one, other)]

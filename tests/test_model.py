@@ -105,9 +105,12 @@ def test_network_and_features_agree_with_smp(torch_case):
         _assert_close(_statistics(feature), reference[f"eval_feature{i}"])
 
 
+AS_FOR_USERS = {"xla_cpu_use_fusion_emitters": True}
+
+
 @pytest.fixture
 def compiled_as_for_users():
-    """Programs as users run them: the quick compilation of the other tests rounds more coarsely."""
+    """With the options AS_FOR_USERS: programs as users have them. Quick compilation rounds more coarsely."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
@@ -123,7 +126,7 @@ def test_training_agrees_with_smp(torch_case):
     model = UNet("resnet34", parts=rewrites_for("gpu", training=True))
     weight = jnp.ones(len(image))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=AS_FOR_USERS)
     def gradients(params, batch_stats):
         def loss_fn(params):
             logits, new = model.apply(
@@ -246,7 +249,7 @@ def test_every_choice_of_rewrites_has_the_variables_of_the_plain_network(encoder
 
 
 @functools.cache
-def _outcome(encoder, dtype, **change):
+def _outcome(encoder, dtype, as_for_users=False, **change):
     """Logits, then gradients and updated statistics, of a tiny network on images that lie clear of ReLU's corner.
 
     An activation may lie so close to zero that rounding decides whether its gradient passes; then the plain network's
@@ -268,7 +271,8 @@ def _outcome(encoder, dtype, **change):
             )
             return bce_dice_loss(logits, mask.astype(dtype), np.ones(2), "image")[0], (logits, updated["batch_stats"])
 
-        (_, (logits, statistics)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=AS_FOR_USERS if as_for_users else None)
+        (_, (logits, statistics)), gradients = step(variables["params"])
         return jax.tree.map(np.asarray, (logits, gradients, statistics))
 
 
@@ -303,7 +307,7 @@ def test_rewrites_change_neither_logits_nor_gradients_nor_statistics(encoder, ch
 @pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
 def test_rewrites_round_little_in_float32_as_users_have_it(encoder, change):
     """Logits to 1e-4 of the largest, gradients to 1e-4 of their norm."""
-    plain, rewritten = _outcome(encoder, "float32"), _outcome(encoder, "float32", **change)
+    plain, rewritten = (_outcome(encoder, "float32", as_for_users=True, **each) for each in ({}, change))
     assert jax.tree.structure(plain) == jax.tree.structure(rewritten)
     _assert_close(rewritten[0], plain[0], 1e-4)
     whole = [optax.tree.norm(g) for g in (jax.tree.map(np.subtract, rewritten[1], plain[1]), plain[1])]

@@ -7,14 +7,20 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import pytest
-from helpers import REPOSITORY, epoch_records
+from helpers import REPOSITORY, assert_same, epoch_records
+from jax.sharding import SingleDeviceSharding
 
 from jaxpneumo.process.errors import DONE, STOPPED, InputError
+from jaxpneumo.run import checkpoint
+from jaxpneumo.run.config import read_config
+from jaxpneumo.run.network import make_model
 from jaxpneumo.run.sharding import start_processes
+from jaxpneumo.run.state import variable_shapes
 
 STEPS = 2  # 22 training images, batches of 8
 
@@ -31,8 +37,8 @@ def command(data: Path, workdir: Path) -> list[str]:
     ]
 
 
-def start(data: Path, workdir: Path, devices: int, **environment: str) -> subprocess.Popen:
-    """The command on `devices` emulated devices."""
+def start(data: Path, workdir: Path, devices: int, more: Sequence[str] = (), **environment: str) -> subprocess.Popen:
+    """The command on `devices` emulated devices, with `more` arguments."""
     environment = (
         os.environ
         | {
@@ -44,7 +50,7 @@ def start(data: Path, workdir: Path, devices: int, **environment: str) -> subpro
         | environment
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command(data, workdir), cwd=REPOSITORY, env=environment, **pipes)
+    return subprocess.Popen([*command(data, workdir), *more], cwd=REPOSITORY, env=environment, **pipes)
 
 
 def start_two(data: Path, workdir: Path) -> list[subprocess.Popen]:
@@ -100,6 +106,16 @@ def assert_all_images_scored(run: Path, one: Path) -> None:
     assert (run / "evaluation/metrics.csv").read_text().count("\n") == 1 + 2
     assert (run / "predictions/submission.csv").read_text().count("\n") == 1 + 2
     assert (run / "report.html").is_file()
+
+
+def test_resident_and_streamed_input_train_alike_to_the_bit(prepared, tmp_path):
+    """On two devices; compiled as users have it, which the bits depend on."""
+    for setting in ("on", "off"):
+        assert finish(start(prepared, tmp_path / setting, 2, [f"--config.data.resident={setting}"])) == [DONE]
+    on, off = tmp_path / "on", tmp_path / "off"
+    assert epoch_records(on / "stage1") == epoch_records(off / "stage1")
+    template, device = variable_shapes(make_model(read_config(on).model)), SingleDeviceSharding(jax.devices()[0])
+    assert_same(*(checkpoint.restore_final(run / "stage1", template, device)[0] for run in (on, off)))
 
 
 @pytest.mark.slow

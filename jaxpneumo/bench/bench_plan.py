@@ -18,7 +18,7 @@ from jaxpneumo.bench.measure import GIB, add_network, device_memory, finish, net
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.process.errors import DONE, FAILED, InputError
 from jaxpneumo.process.ranges import SIDE, Several, number
-from jaxpneumo.run.state import create_train_state, initialise
+from jaxpneumo.run.state import create_train_state, variable_shapes
 
 # What the runtime, the next batch and the metrics take beside the step.
 MARGIN = 0.05
@@ -50,7 +50,7 @@ def step_bytes(model: UNet, size: int, batch: int) -> int:
       InputError: this backend does not tell.
     """
     step, optimizer = jitted_step(model)
-    variables = jax.eval_shape(lambda: initialise(model, 0))
+    variables = variable_shapes(model)
     state = jax.eval_shape(lambda v: create_train_state(v, optimizer), variables)
     total = batch * jax.device_count()
     data = {

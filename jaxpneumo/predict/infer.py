@@ -26,7 +26,7 @@ from jaxpneumo.run.config import Config, Predict, read_config
 from jaxpneumo.run.network import make_model
 from jaxpneumo.run.provenance import trained_on_synthetic
 from jaxpneumo.run.sharding import check_batch_size, each_on_its_device, make_local_mesh, place, replicated, split
-from jaxpneumo.run.state import initialise
+from jaxpneumo.run.state import variable_shapes
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predic
     stage = config.stages[-1].name
     mesh = make_local_mesh(batch_size)
     check_batch_size(settings.batch_size, mesh.size, "predict")
-    template = jax.eval_shape(lambda: initialise(make_model(config.model), 0))
+    template = variable_shapes(make_model(config.model))
     variables, _ = checkpoint.restore_final(workdir / stage, template, replicated(mesh))
     network = compile_network(make_model(config.model, training=False), variables, settings, mesh)
     return Predictor(

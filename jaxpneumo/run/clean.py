@@ -50,12 +50,11 @@ def check(workdir: Path) -> None:
     Raises:
       InputError: the folder is no run, a stage of it has no result, or a result is damaged.
     """
-    import jax
 
     from jaxpneumo.run import checkpoint
     from jaxpneumo.run.network import make_model
     from jaxpneumo.run.sharding import make_local_mesh, replicated
-    from jaxpneumo.run.state import initialise
+    from jaxpneumo.run.state import variable_shapes
 
     config = read_config(workdir)
     for stage in config.trained_stages():
@@ -64,7 +63,7 @@ def check(workdir: Path) -> None:
                 f"{workdir} is an unfinished run ({stage.name} has no result) and needs its checkpoints. Start its "
                 "training command again: it goes on where it stopped."
             )
-    template = jax.eval_shape(lambda: initialise(make_model(config.model), 0))
+    template = variable_shapes(make_model(config.model))
     for stage in config.trained_stages():
         checkpoint.restore_final(workdir / stage.name, template, replicated(make_local_mesh()))
     for folder in checkpoints(workdir):

@@ -42,6 +42,11 @@ def initialise(model: UNet, seed: int) -> dict[str, Any]:
     return jax.jit(init, compiler_options=quickly)(jax.random.key(seed), jnp.zeros((1, 32, 32, 1)))
 
 
+def variable_shapes(model: UNet) -> dict[str, Any]:
+    """Structure, shapes and types of a network's variables, without computing any."""
+    return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
+
+
 def create_train_state(variables: dict[str, Any], optimizer: "optax.GradientTransformation") -> TrainState:
     """A stage's first state: the given variables, a fresh optimizer, an empty average."""
     return TrainState(
