@@ -18,12 +18,12 @@ from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
 
 HELP = """\
-Prints the papers' tables of results. Each row has the papers' figure, our figure with its 95 % interval, and the data
-and split of our figure. A row without a finished and evaluated run says so. Not a medical device.
+Prints the papers' tables of results. Each row has the papers' score, our score with its 95 % interval, and the data
+and split of our score. A row without a finished and evaluated run says so. Not a medical device.
 
 The names of the folders in --runs tell which run is which: exp1 to exp5, exp5_round2 (exp5 trained on the data of
-round 2), augmentation_study_none, _A1, _A2, _A1+A2, _A3, _A4. Validation figures come from the folder evaluation/ of a
-run, test figures from evaluation-test/. This command makes the latter:
+round 2), augmentation_study_none, _A1, _A2, _A1+A2, _A3, _A4. Validation scores come from the folder evaluation/ of a
+run, test scores from evaluation-test/. This command makes the folder evaluation-test/:
   jaxpneumo evaluate --workdir runs/exp5 --data data/round1-test --part all --output runs/exp5/evaluation-test
 
 examples:

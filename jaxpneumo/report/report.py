@@ -40,8 +40,8 @@ MODES = {"plain": "no TTA", "tta": "TTA", "removal": "R-TH", "tta_removal": "TTA
 EXPERIMENTS = tuple(dict.fromkeys(row.run for rows in TABLES.values() for row in rows))
 
 HELP = """\
-Writes one self-contained HTML page about a trained and evaluated run. It shows the scores with intervals, beside the
-papers' scores and the scores of predicting nothing, and thresholds, calibration, groups of patients, training curves
+Writes one self-contained HTML page about a trained and evaluated run. It shows the scores with intervals, the papers'
+scores and the scores of empty predictions for comparison, thresholds, calibration, groups of patients, training curves
 and the origin of the run. A gallery shows radiographs with the true and the predicted outlines. Not a medical device.
 
 It writes
