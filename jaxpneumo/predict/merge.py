@@ -172,7 +172,7 @@ def _read_rows(path: Path) -> Iterator[tuple[str, ...]]:
             yield tuple(json.loads(line))
 
 
-# The verb
+# The command
 
 
 def find_parts(folder: Path) -> list[Path]:
