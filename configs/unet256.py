@@ -1,45 +1,46 @@
-"""The single U-Net of Jakhar, Kaur and Gupta: a pretrained ResNet encoder at 256, mask brought to native size.
+"""The single U-Net of Jakhar, Kaur and Gupta: a pretrained ResNet encoder at 256, masks resized to native size.
 
     jaxpneumo prepare --images siim/dicom-images-train --labels siim/train-rle.csv --output data/siim
     python -m jaxpneumo.main --config=configs/unet256.py --config.model.pretrained=resnet34_imagenet_1000_no_top.h5
 
-The paper's figures: Dice .843, IoU .826. It gives neither schedule nor epochs: those here are Exp2's.
-Predicting nothing scores Dice .7785 on the round-2 training labels.
+The paper's results: Dice .843, IoU .826. It does not report schedule or epochs; this config uses those of Exp2.
+Empty predictions score Dice .7785 on the round-2 training labels.
 """
 
 import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Every value of the run, as literals; `--config.a.b=value` changes one."""
+    """Returns all values of the run as literals. `--config.a.b=value` changes one value."""
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.init_from = ""  # folder of another run whose final weights to start from
+    config.init_from = ""  # folder of another run; training starts from its final weights
 
     config.data = ml_collections.ConfigDict()
-    config.data.directory = "data/siim"  # of `jaxpneumo prepare`
-    config.data.split = "random"  # the papers'; "patient" keeps a patient's images together; or a splits.json
+    config.data.directory = "data/siim"  # written by `jaxpneumo prepare`
+    config.data.split = "random"  # as in the papers; "patient" keeps a patient's images together; or a splits.json
     config.data.validation_fraction = 0.1
     config.data.split_seed = 0
-    config.data.fold = 0  # which one validates, where the split is a file of folds (`jaxpneumo split --folds 5`)
-    config.data.workers = 0  # reading processes; 0 reads in threads
-    config.data.resident = "auto"  # "on", "off": the whole training part as uint8 images and packed masks on the device
+    config.data.fold = 0  # validation fold, if the split is a file with folds (`jaxpneumo split --folds 5`)
+    config.data.workers = 0  # number of reading processes; 0 reads in threads
+    # "on": the device holds the whole training part (uint8 images, packed masks); "off": not; "auto": if it fits
+    config.data.resident = "auto"
 
     config.model = ml_collections.ConfigDict()
-    config.model.encoder = "resnet34_preact"  # the Keras library's; "resnet34" is torchvision's
-    config.model.dtype = "bfloat16"  # of the computation; parameters are float32
-    config.model.input_convolution = False  # the grey channel is repeated to three
-    config.model.momentum = ml_collections.config_dict.placeholder(float)  # of BatchNorm; None: the encoder's own
-    config.model.pretrained = ""  # the paper starts from ImageNet: give resnet34_imagenet_1000_no_top.h5
+    config.model.encoder = "resnet34_preact"  # the one of the Keras library; "resnet34" is the one of torchvision
+    config.model.dtype = "bfloat16"  # type of the computation; parameters are float32
+    config.model.input_convolution = False  # False repeats the grey channel three times
+    config.model.momentum = ml_collections.config_dict.placeholder(float)  # of BatchNorm; None: the encoder's own value
+    config.model.pretrained = ""  # the paper starts from ImageNet weights: set it to resnet34_imagenet_1000_no_top.h5
     config.model.depths = (3, 4, 6, 3)
     config.model.width = 64
-    config.model.remat = False  # True computes activations again in the backward pass: less memory, more time
+    config.model.remat = False  # True recomputes activations in the backward pass: less memory, more time
 
     config.loss = ml_collections.ConfigDict()
-    config.loss.dice = "image"  # soft Dice per image; "batch": over all pixels of the batch
+    config.loss.dice = "image"  # soft Dice of each image; "batch": soft Dice of all pixels of the batch
 
     config.augment = ml_collections.ConfigDict()  # probabilities of the groups A1..A4
-    config.augment.engine = "device"  # "host": albumentations, in the threads that read the data
+    config.augment.engine = "device"  # "host": albumentations, in the threads or processes that read the data
     config.augment.flip = 0.5
     config.augment.intensity = 0.3
     config.augment.distortion = 0.3
@@ -52,15 +53,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.stage1.schedule = "cosine"
     config.stage1.learning_rate = 1e-3
     config.stage1.final_learning_rate = 0.0
-    config.stage1.swa_epochs = 5  # the weights at the ends of the last 5 epochs are averaged
+    config.stage1.swa_epochs = 5  # averages the weights at the end of each of the last 5 epochs
 
     config.predict = ml_collections.ConfigDict()
     config.predict.size = 256
     config.predict.batch_size = 32
     config.predict.tta = True  # mean over the image and its mirror image
-    config.predict.threshold = 0.5  # B-TH
-    config.predict.removal_threshold = 2048  # R-TH, pixels of a 1024x1024 image
+    config.predict.threshold = 0.5  # B-TH, probability threshold
+    config.predict.removal_threshold = 2048  # R-TH, area in pixels of a 1024x1024 image
     config.predict.removal_rule = "image"  # "component" removes small components one by one
     config.predict.input = ""  # folder of radiographs to predict after training
-    config.predict.overlays = 100  # pictures to write at most
+    config.predict.overlays = 100  # largest number of pictures to write
     return config

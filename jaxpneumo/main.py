@@ -1,4 +1,4 @@
-"""Trains a config's stages, one after the other, then evaluates and predicts. Not a medical device.
+"""Trains the stages of a config one after another, then evaluates and predicts. Not a medical device.
 
     python -m jaxpneumo.main --config=configs/quickstart.py
     python -m jaxpneumo.main --config=configs/exp5.py --config.data.directory=data/siim --workdir=runs/exp5
@@ -11,8 +11,9 @@ config; the config files explain every value. --workdir is the folder of the run
 exit codes: 0 done; 1 failure; 2 wrong use or bad input; 3 done, but some files to predict were set aside; 75 stopped by
 SIGTERM after saving
 
-A process uses all devices it sees. Several processes, on one machine or on many, train together as tasks of one Slurm
-step, or where JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are set. All must see the same folders.
+A process uses all devices that it sees. Several processes, on one machine or on several, train together if they are
+tasks of one Slurm step, or if JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are set. All processes must
+see the same folders.
 """
 
 import logging
@@ -31,7 +32,7 @@ from jaxpneumo.process.runtime import prepare_process
 from jaxpneumo.run.config import Config, check_paths, synthetic_folders, typed
 from jaxpneumo.run.config_files import find_config_file, why_refused
 
-# JAX and everything above it are imported inside `run`: Grain's worker processes import this module again.
+# `run` imports JAX and all modules that need it, because Grain's worker processes import this module too.
 
 FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         rest = FLAGS(["jaxpneumo", *arguments])[1:]
     except Exception as error:
-        # The config file is the user's program and may raise anything; so may a wrong override.
+        # The config file is the user's program and can raise any exception. A wrong override can too.
         raise InputError(f"--config={config_file} cannot be used: {why_refused(error)}") from error
     if rest:
         raise InputError(f"{' '.join(rest)} is not understood: flags have the form --config.stage1.epochs=2.")
@@ -59,9 +60,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _with_found_file(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """What --config names, with = or a blank, and the arguments with the file that was found for it.
+    """Finds the config file. Accepts --config=FILE and --config FILE.
 
-    Raises InputError where it names nothing, or no file.
+    Args:
+      arguments: the command line.
+
+    Returns:
+      The value of --config, and the arguments with the path of the file that was found for it.
+
+    Raises:
+      InputError: --config is missing or empty, or there is no such file.
     """
     for place, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
@@ -74,22 +82,22 @@ def _with_found_file(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def run(config_file: ConfigDict, workdir: Path) -> int:
-    """All stages, evaluation and prediction of one config in one folder.
+    """Runs all stages, the evaluation and the prediction of a config in one folder.
 
-    Several processes, where the environment names them, train together; the first evaluates and predicts.
+    If the environment describes several processes, they train together. Only the first evaluates and predicts.
 
     Args:
-      config_file: as the files in configs/ return it.
-      workdir: folder of the run; made, or gone on with.
+      config_file: the config, as returned by the files in configs/.
+      workdir: folder of the run. It is created, or an earlier run in it continues.
 
     Returns:
-      The exit code: 0, or 3 when files to predict were set aside.
+      The exit code: 0, or 3 if files to predict were set aside.
 
     Raises:
       InputError: the config, the data or the folder cannot be used.
       TrainingError: training failed.
     """
-    # Before anything starts that takes time: several processes would wait for each other.
+    # Checks everything first. Later, an error in one process would leave the other processes waiting.
     config = typed(config_file.to_dict())
     check_paths(config)
     places.check_folder(workdir, "--workdir")
@@ -101,7 +109,7 @@ def run(config_file: ConfigDict, workdir: Path) -> int:
     from jaxpneumo.run.sharding import is_first, start_processes
 
     start_processes()
-    end_on_sigterm()  # after jax, which has a handler of its own for several processes
+    end_on_sigterm()  # after JAX, which installs its own handler for several processes
     if not is_first():
         logging.getLogger("jaxpneumo").setLevel(logging.WARNING)
 
@@ -115,7 +123,7 @@ def run(config_file: ConfigDict, workdir: Path) -> int:
     run_report.place(workdir)
     train(config, workdir)
     if not is_first():
-        return DONE  # and waits, at its end, for the first, which evaluates and predicts alone
+        return DONE  # at exit this process waits for the first one, which evaluates and predicts alone
     predictor = load_predictor(workdir)
     print(table(evaluate_run(predictor)))
 
@@ -140,7 +148,7 @@ def run(config_file: ConfigDict, workdir: Path) -> int:
 
 
 def _check_input(config: Config, workdir: Path) -> None:
-    """Raises InputError where there will be nothing to predict; synthetic data may have to be made first."""
+    """Raises InputError if there are no files to predict. Synthetic data need not exist yet."""
     where, made = config.predict.input, config.data.synthetic and synthetic_folders(config)["test"]
     if not where or Path(where) == made:
         return

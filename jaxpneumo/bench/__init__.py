@@ -1,1 +1,1 @@
-"""`jaxpneumo bench`: how fast the parts of the system are on this machine, beside what they could be."""
+"""`jaxpneumo bench`: measures the speed of the parts of the system, and compares it with the machine's limits."""

@@ -1,4 +1,4 @@
-"""`jaxpneumo bench WHAT`: a table of benchmarks, nothing else."""
+"""`jaxpneumo bench WHAT`: the list of benchmarks. It runs the module of the chosen benchmark."""
 
 import argparse
 import sys
@@ -21,7 +21,7 @@ BENCHMARKS = {
 
 
 def main(argv: list[str]) -> int:
-    """The verb `jaxpneumo bench`. Returns 0, or 2 for wrong use; raises InputError for bad input."""
+    """Runs `jaxpneumo bench`. Returns 0, or 2 for wrong use. Raises InputError for bad input."""
     name = argv[0] if argv else "--help"
     if name in BENCHMARKS:
         output = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -1,8 +1,8 @@
 """`jaxpneumo bench augment`: the augmentation engines, alone and as a share of the training step.
 
-The device engine runs inside of the compiled step, so that its share is the difference between a step with and a
-step without it, measured in turns. The host engine runs in the threads that read the data: its figure is for one
-processor core.
+The device engine runs inside the compiled step. Its share is the difference between a step with and a step without
+augmentation; both are measured alternately. The host engine runs in the threads that read the data. Its result is for
+one processor core.
 """
 
 import statistics
@@ -25,19 +25,19 @@ from jaxpneumo.process.ranges import CALLS
 def bench_augment(
     model: UNet, size: int, batch: int, repeats: int = 5, calls: int | None = None, images: int = 200
 ) -> dict[str, Any]:
-    """Times both engines with the shipped configs' probabilities, on noise.
+    """Times both engines on noise, with the probabilities of the configs.
 
     Args:
       model: the network of the training step.
       size: height and width of the images.
-      batch: of the device engine and of the step.
-      repeats, calls: as for `seconds_per_call`.
-      images: that the host engine augments in a repeat.
+      batch: batch size of the device engine and of the step.
+      repeats, calls: see `seconds_per_call`.
+      images: number of images that the host engine augments per repeat.
 
     Returns:
       {"size", "batch", "dtype", "encoder", "device", "host" (one core), "plain_step", "augmented_step":
-      {"images_per_second", "seconds", "repeats"}, "alone_share" (the device engine's seconds over those of the plain
-      step), "step_share" (the median over repeats of what it adds to a step)}.
+      {"images_per_second", "seconds", "repeats"}, "alone_share" (time of the device engine alone / time of the plain
+      step), "step_share" (time that augmentation adds to a step / time of the plain step, median of the repeats)}.
     """
     augment = device.make_augment(**PROBABILITIES, size=size)
     data = random_batch(size, batch)
@@ -69,7 +69,7 @@ def bench_augment(
 
 
 def _host_seconds(size: int, images: int, repeats: int) -> list[float]:
-    """Seconds in which one core augments so many images, every repeat."""
+    """Seconds that one core needs to augment this number of images, for each repeat."""
     augment = host.make_augment(**PROBABILITIES, size=size)
     batch = random_batch(size, 1)
     image, mask = batch["image"][0], np.unpackbits(batch["mask"][0], axis=-1)
@@ -84,10 +84,10 @@ def _host_seconds(size: int, images: int, repeats: int) -> list[float]:
 
 
 def main(argv: list[str]) -> int:
-    """The verb `jaxpneumo bench augment`."""
+    """Runs `jaxpneumo bench augment`."""
     options = parser("augment", __doc__, "--size 256 --batch 64 --dtype bfloat16")
     add_network(options)
-    options.add_argument("--calls", type=CALLS, metavar="N", help="calls a repeat (default: about 0.3 s)")
+    options.add_argument("--calls", type=CALLS, metavar="N", help="calls per repeat (default: about 0.3 s)")
     options = options.parse_args(argv)
     result = bench_augment(network(options), options.size, options.batch, options.repeats, options.calls)
     finish(

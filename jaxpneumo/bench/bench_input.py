@@ -1,7 +1,7 @@
 """`jaxpneumo bench input`: the input path alone, from a prepared data set to batches on the device.
 
-The data are noise, in a prepared data set that is made for the measurement and read from the system's cache, as a
-training reads it from its second epoch on.
+The benchmark writes a prepared data set of noise. It reads the data from the operating system's cache, like training
+does from the second epoch on.
 """
 
 import shutil
@@ -24,12 +24,12 @@ from jaxpneumo.process.ranges import BATCH, CALLS, COUNT, WORKERS, multiple_of
 from jaxpneumo.run.sharding import check_batch_size, make_mesh, place, replicated, split
 from jaxpneumo.train.step import take_batch
 
-# The shipped configs' probabilities of A1..A4.
+# Probabilities of A1..A4 in the configs.
 PROBABILITIES = {"flip": 0.5, "intensity": 0.3, "distortion": 0.3, "crop": 0.25}
 
 
 def write_noise(directory: Path, count: int, size: int, seed: int = 0) -> None:
-    """Writes the arrays of a prepared data set of `count` images of noise, and what is needed to open them."""
+    """Writes a prepared data set with `count` images of noise: the arrays and the files needed to open them."""
     rng = np.random.default_rng(seed)
     dataset.create_arrays(directory, count, (size,))
     images, masks = dataset.open_rows(directory, (size,))[size]
@@ -43,7 +43,7 @@ def write_noise(directory: Path, count: int, size: int, seed: int = 0) -> None:
 
 @contextmanager
 def noise(count: int, size: int, scratch: Path | None = None) -> Iterator[Path]:
-    """A prepared data set of noise that is removed at the end."""
+    """Makes a prepared data set of noise, and removes it at the end."""
     folder = Path(tempfile.mkdtemp(prefix="jaxpneumo-bench-", dir=scratch))
     try:
         write_noise(folder, count, size)
@@ -61,23 +61,23 @@ def bench_input(
     workers: int = 0,
     scratch: Path | None = None,
 ) -> dict[str, Any]:
-    """Times the arrival of training batches on the device.
+    """Times how fast training batches arrive on the device.
 
     Args:
       size: height and width of the images.
       batch: global batch size.
-      repeats, calls: as for `seconds_per_call`.
-      count: images of the data set; None: 512, or two batches.
-      workers: reading processes; 0 reads in threads.
-      scratch: folder for the data set; None: the system's temporary one.
+      repeats, calls: see `seconds_per_call`.
+      count: number of images in the data set; None uses 512 or two batches, whichever is more.
+      workers: number of reading processes; 0 reads in threads.
+      scratch: folder for the data set; None uses the system's temporary folder.
 
     Returns:
-      {"size", "batch", "images", "workers", and by way "resident" (gathered from the data set on the device),
-      "streaming" (read, not augmented) and "host" (augmented by the host engine): {"images_per_second", "seconds",
-      "repeats", "batches_per_second"}}.
+      {"size", "batch", "images", "workers", "resident", "streaming", "host"}. The last three are the input paths:
+      gathered from the data set on the device; read without augmentation; read and augmented by the host engine. Each
+      has {"images_per_second", "seconds", "repeats", "batches_per_second"}.
 
     Raises:
-      InputError: the batch does not divide among the devices.
+      InputError: the batch size is not a multiple of the number of devices.
     """
     mesh = make_mesh()
     check_batch_size(batch, mesh.size, "input")
@@ -104,7 +104,7 @@ def _with_batches(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    """The verb `jaxpneumo bench input`."""
+    """Runs `jaxpneumo bench input`."""
     options = parser("input", __doc__, "--size 256 --batch 64")
     add = options.add_argument
     add(
@@ -114,15 +114,15 @@ def main(argv: list[str]) -> int:
         metavar="PIXELS",
         help="height and width (default: %(default)s)",
     )
-    add("--batch", type=BATCH, default=64, metavar="N", help="images of a batch (default: %(default)s)")
-    add("--images", type=COUNT, metavar="N", help="of the data set (default: 512, or two batches)")
+    add("--batch", type=BATCH, default=64, metavar="N", help="images per batch (default: %(default)s)")
+    add("--images", type=COUNT, metavar="N", help="images in the data set (default: 512 or two batches)")
     add("--workers", type=WORKERS, default=0, metavar="N", help="reading processes (default: 0, threads)")
-    add("--calls", type=CALLS, metavar="N", help="batches a repeat (default: about 0.3 s)")
+    add("--calls", type=CALLS, metavar="N", help="batches per repeat (default: about 0.3 s)")
     add(
         "--scratch",
         type=places.scratch_folder,
         metavar="DIR",
-        help="where the data set goes for a while (default: system's)",
+        help="temporary folder for the data set (default: the system's)",
     )
     options = options.parse_args(argv)
     result = bench_input(

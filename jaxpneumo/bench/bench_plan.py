@@ -1,8 +1,8 @@
 """`jaxpneumo bench plan`: the largest batch whose training step fits into the device's memory.
 
-A compiled program says how much memory it takes, without being run: its arguments, its results where they do not
-replace arguments, and its temporary arrays. That grows by the same amount with every image, so a line through two
-batch sizes gives a third, which is compiled for the proof.
+A compiled program reports its memory without running. The memory consists of the arguments, the results that do not
+reuse the memory of arguments, and the temporary arrays. It grows linearly with the batch size. So a line through two
+batch sizes predicts the largest one, which is then compiled to confirm the prediction.
 """
 
 import math
@@ -20,7 +20,7 @@ from jaxpneumo.process.errors import DONE, FAILED, InputError
 from jaxpneumo.process.ranges import SIDE, Several, number
 from jaxpneumo.run.state import create_train_state, variable_shapes
 
-# What the runtime, the next batch and the metrics take beside the step.
+# Share of the memory for the runtime, the next batch and the metrics.
 MARGIN = 0.05
 PROBES = (4, 8)
 
@@ -30,10 +30,10 @@ class Plan:
     """The largest batch that fits.
 
     Attributes:
-      batch: of one device; 0 when not even one image fits.
-      bytes: that the step takes with it, of the compiled program.
-      fixed_bytes, image_bytes: of the line through the probes.
-      compiled: {batch: bytes} of every program that was compiled.
+      batch: batch size of one device; 0 if not even one image fits.
+      bytes: memory of the compiled step with this batch.
+      fixed_bytes, image_bytes: intercept and slope of the line through the probes.
+      compiled: {batch: bytes} of all compiled programs.
     """
 
     batch: int
@@ -44,10 +44,10 @@ class Plan:
 
 
 def step_bytes(model: UNet, size: int, batch: int) -> int:
-    """Memory that the compiled training step takes on one device for its share of a batch, its state included.
+    """Memory in bytes of the compiled training step on one device, with `batch` images and the train state.
 
     Raises:
-      InputError: this backend does not tell.
+      InputError: the backend does not report the memory of programs.
     """
     step, optimizer = jitted_step(model)
     variables = variable_shapes(model)
@@ -62,7 +62,7 @@ def step_bytes(model: UNet, size: int, batch: int) -> int:
 
 
 def compiled_bytes(jitted: Any, *shapes: Any) -> int:
-    """Memory that a compiled function takes on one device with its arguments. Raises InputError as `step_bytes`."""
+    """Memory in bytes of a compiled function and its arguments on one device. Raises InputError like `step_bytes`."""
     memory = jitted.lower(*shapes).compile().memory_analysis()
     if memory is None:
         raise InputError(f"the backend {jax.default_backend()} does not tell how much memory a program takes.")
@@ -71,14 +71,15 @@ def compiled_bytes(jitted: Any, *shapes: Any) -> int:
 
 
 def largest_batch(needed: Callable[[int], float], memory: float, probes: tuple[int, int] = PROBES) -> Plan:
-    """The largest batch that the line through its two largest known neighbours allows, and that was seen to fit.
+    """Finds the largest batch that fits. It extrapolates from the two largest known batches and confirms the result.
 
-    It is exact where the line is straight, and otherwise within a hundredth.
+    The result is exact if memory grows linearly, and otherwise within 1 %.
 
     Args:
-      needed: bytes for a batch size, growing with it, usually nearly along a straight line; inf: too much to tell.
-      memory: bytes that there are.
-      probes: two batch sizes to begin with; halved where they are too much to tell.
+      needed: function from batch size to bytes. It grows with the batch size, usually almost linearly. inf means that
+        the batch is too large to compile.
+      memory: available bytes.
+      probes: the first two batch sizes. They are halved if they are too large to compile.
     """
     compiled: dict[int, float] = {batch: needed(batch) for batch in probes}
     if math.inf in compiled.values():
@@ -91,23 +92,23 @@ def largest_batch(needed: Callable[[int], float], memory: float, probes: tuple[i
         fixed = more - slope * large
         fits = max((batch for batch, size in compiled.items() if size <= memory), default=0)
         too_large = min((batch for batch, size in compiled.items() if size > memory), default=math.inf)
-        # Between two that are known, at least a quarter of the way from either.
+        # Between a batch that fits and one that does not, the guess is at least a quarter of the way from both.
         quarter = (too_large - fits) // 4 if too_large < math.inf else 0
         guess = int(min(max((memory - fixed) // slope, fits + quarter, 1), too_large - 1 - quarter))
-        # Where memory does not grow along a line, the last hundredth is not worth its compilations.
+        # If memory does not grow linearly, the last 1 % is not worth more compilations.
         if guess - fits <= fits // 100:
             return Plan(fits, compiled.get(fits, 0), fixed, slope, compiled)
         compiled[guess] = needed(guess)
 
 
 def plan(model: UNet, size: int, memory: float) -> Plan:
-    """The largest batch of `model`'s training step at `size` in `memory` bytes of every device."""
+    """Finds the largest batch of `model`'s training step at `size`, with `memory` bytes on each device."""
 
     def needed(batch: int) -> float:
         try:
             return step_bytes(model, size, batch)
         except jax.errors.JaxRuntimeError as error:
-            # Backends that try out algorithms while they compile need the memory then.
+            # Some backends try algorithms during compilation, which needs the memory.
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             return math.inf
@@ -116,17 +117,17 @@ def plan(model: UNet, size: int, memory: float) -> Plan:
 
 
 def main(argv: list[str]) -> int:
-    """The verb `jaxpneumo bench plan`."""
+    """Runs `jaxpneumo bench plan`."""
     options = parser("plan", __doc__, "--sizes 256,512 --memory 80")
     add_network(options, size=None, batch=None)
     options.add_argument(
-        "--sizes", type=Several(SIDE), default="256,512", metavar="PIXELS", help="default: %(default)s"
+        "--sizes", type=Several(SIDE), default="256,512", metavar="PIXELS", help="image sizes (default: %(default)s)"
     )
     options.add_argument(
         "--memory",
         type=number(0, 1e6, above_low=True),
         metavar="GIB",
-        help="of one device (default: what it says is there)",
+        help="memory of one device (default: as reported by the device)",
     )
     options = options.parse_args(argv)
     model = network(options)

@@ -1,7 +1,8 @@
 """`jaxpneumo bench predict`: the compiled prediction, with flip test-time augmentation, from weights in memory.
 
-Two times are taken. The network's is from uint8 images on the device to both views' mean probability and a mask at
-the network's size. The whole one is from images on the host to packed masks of the native size on the host.
+The benchmark takes two times. The time of the network is from uint8 images on the device to the mean probability of
+both views and a mask at the network's size. The time of the whole prediction is from images on the host to packed
+masks at native size on the host.
 """
 
 from typing import Any
@@ -48,19 +49,19 @@ def bench_predict(
 
     Args:
       model: the network, for folded variables.
-      size: height and width that it sees, a multiple of 32.
-      batch: images of a call; with `mirror` the network sees twice as many.
-      repeats, calls: as for `seconds_per_call`.
-      device: its measured rates; None leaves the roofline out.
-      mirror: flip test-time augmentation.
-      native: height and width of the masks of the whole prediction.
+      size: height and width of the network's input, a multiple of 32.
+      batch: images per call. With `mirror`, the network processes twice as many.
+      repeats, calls: see `seconds_per_call`.
+      device: measured rates of the device; None omits the roofline.
+      mirror: whether to use flip test-time augmentation.
+      native: height and width of the masks in the whole prediction.
 
     Returns:
-      {"size", "batch", "dtype", "encoder", "mirror", "images_per_second", "seconds", "repeats" (the network's),
-      "whole": the same three of the whole prediction, "peak_bytes", "roofline"}.
+      {"size", "batch", "dtype", "encoder", "mirror", "images_per_second", "seconds", "repeats" (of the network),
+      "whole": {"native" and the same three values of the whole prediction}, "peak_bytes", "roofline"}.
 
     Raises:
-      InputError: the batch does not divide among the devices.
+      InputError: the batch size is not a multiple of the number of devices.
     """
     mesh = make_local_mesh(batch)
     check_batch_size(batch, mesh.size, "predict")
@@ -98,12 +99,12 @@ def bench_predict(
 
 
 def main(argv: list[str]) -> int:
-    """The verb `jaxpneumo bench predict`."""
+    """Runs `jaxpneumo bench predict`."""
     options = parser("predict", __doc__, "--size 512 --batch 32 --dtype bfloat16")
     add_network(options, size=512, batch=1)
-    options.add_argument("--no-tta", action="store_true", help="without the mirror image")
-    options.add_argument("--calls", type=CALLS, metavar="N", help="predictions a repeat (default: about 0.3 s)")
-    options.add_argument("--no-roofline", action="store_true", help="do not measure the device's own rates")
+    options.add_argument("--no-tta", action="store_true", help="predict without the mirror image")
+    options.add_argument("--calls", type=CALLS, metavar="N", help="predictions per repeat (default: about 0.3 s)")
+    options.add_argument("--no-roofline", action="store_true", help="do not measure the device's peak rates")
     options = options.parse_args(argv)
     model, device = network(options, training=False), None if options.no_roofline else device_rates(repeats=3)
     result = bench_predict(

@@ -1,7 +1,7 @@
-"""`jaxpneumo bench prepare`: DICOM files to arrays, beside pure decoding of the same files.
+"""`jaxpneumo bench prepare`: compares preparation (DICOM files to arrays) with pure decoding of the same files.
 
-Machines are shared and clocks vary: every figure stands beside its yardstick, measured in turns with it, and
-the ratio is what counts.
+Machines are shared and clock rates vary. So preparation and decoding are measured alternately, and their ratio is the
+result that counts.
 """
 
 import csv
@@ -43,36 +43,37 @@ def bench_prepare(
     scratch: Path | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Preparation beside pure decoding: cv2.imdecode of the same frames in the same number of processes.
+    """Compares preparation with pure decoding: cv2.imdecode of the same frames in the same number of processes.
 
-    The images are repeated under new SOP instance UIDs until there are `count`. Both run in turns. Decoding is
-    measured twice, as the C library handles memory by default, and with memory kept as preparation keeps it: cv2
-    makes a new array for every image, and getting that from the system can take a third of the time.
+    The images are repeated under new SOP instance UIDs up to `count`. Preparation and decoding alternate. Decoding is
+    measured twice: with the C library's default memory handling, and with freed memory kept in the process, as in
+    preparation. cv2 allocates a new array for every image; getting its memory from the system can take a third of the
+    time.
 
-    Preparation's steady rate counts from when every process has begun to work to the last image; its processor
-    time is that of all processes, reading, writing, telling and collecting included.
+    The rate of preparation is measured from the moment when all processes work until the last image. Its processor
+    time covers all processes, including reading, writing, communication and collecting of results.
 
     Args:
       images: folder with JPEG Baseline DICOM files.
-      labels_path: label csv of the images; None = no pneumothorax anywhere.
-      count: images to prepare; at least some hundreds, for a steady rate.
-      repeats: of each; the medians count.
-      workers: processes; None = one a core and at least 2.
-      sizes: of the arrays.
-      scratch: folder for files and arrays, removed at the end; None = the system's temporary one.
-      quiet: no progress bar.
+      labels_path: label csv of the images; None means no pneumothorax in any image.
+      count: number of images to prepare; a steady rate needs at least some hundreds.
+      repeats: repeats of each measurement; the results are medians.
+      workers: number of processes; None uses one per core, at least 2.
+      sizes: sizes of the arrays.
+      scratch: folder for files and arrays, removed at the end; None uses the system's temporary folder.
+      quiet: shows no progress bar.
 
     Returns:
       {"images", "workers", "sizes", "repeats", "decode_images_per_second", "kept_images_per_second",
-      "prepare_images_per_second" (one a repeat), "decode", "kept", "prepare" (medians), "ratio", "kept_ratio"
-      (preparation to decoding, and to decoding with memory kept; medians of each repeat's), "decode_busy_seconds",
-      "kept_busy_seconds", "prepare_busy_seconds" (processor time for one image, medians), "busy_ratio",
-      "kept_busy_ratio" (the same ratios in processor time, which other users of the machine disturb less),
-      "parent_peak_bytes", "worker_peak_bytes" (the most of any repeat), "prepare_seconds" (whole runs, start and
-      end included)}.
+      "prepare_images_per_second" (one value per repeat), "decode", "kept", "prepare" (medians of these rates), "ratio",
+      "kept_ratio" (rate of preparation / rate of decoding without and with kept memory, medians of the repeats),
+      "decode_busy_seconds", "kept_busy_seconds", "prepare_busy_seconds" (processor time per image, medians),
+      "busy_ratio", "kept_busy_ratio" (the same ratios in processor time, which depends less on other users of the
+      machine), "parent_peak_bytes", "worker_peak_bytes" (maximum of all repeats), "prepare_seconds" (time of each
+      whole preparation, including start and end)}.
 
     Raises:
-      InputError: no files, or files that are not JPEG Baseline DICOM.
+      InputError: there are no files, or they are not JPEG Baseline DICOM.
     """
     team = max(2, cores()) if workers is None else workers
     folder = Path(tempfile.mkdtemp(prefix="jaxpneumo-bench-", dir=scratch))
@@ -81,7 +82,7 @@ def bench_prepare(
     seconds, parents, team_peaks = [], [], []
     try:
         files = repeat_files(Path(images), labels_path, folder, count, quiet)
-        os.sync()  # so that the copies are not still being written while something is measured
+        os.sync()  # finishes writing the copies before the measurements start
         for _ in progress_bar(range(repeats), unit="repeat", description="decode and prepare", quiet=quiet):
             measured = {"decode": _decode_rate(files, team, False), "kept": _decode_rate(files, team, True)}
             rate, processor, took, parent, worker = _in_fresh_process(_prepare_once, folder, sizes, team)
@@ -117,7 +118,7 @@ def bench_prepare(
 
 
 def repeat_files(images: Path, labels_path: Path | None, folder: Path, count: int, quiet: bool) -> list[Path]:
-    """Writes `count` files and their labels below `folder`: the images again and again under new UIDs."""
+    """Writes `count` files and their labels below `folder`. It repeats the images under new UIDs."""
     originals = ingest.find_files(images)
     codes = labels.read_labels(labels_path).codes if labels_path else {}
     (folder / "dicom").mkdir()
@@ -141,7 +142,7 @@ def repeat_files(images: Path, labels_path: Path | None, folder: Path, count: in
 
 
 def _decode_rate(files: list[Path], team: int, keep: bool) -> tuple[float, float]:
-    """Images a second of cv2.imdecode alone, all processes together, and processor seconds an image."""
+    """Images per second of cv2.imdecode alone in all processes together, and processor seconds per image."""
     barrier, results = _context.Barrier(team), _context.SimpleQueue()
     processes = [
         _context.Process(target=_decode, args=(files[first::team], keep, barrier, results), daemon=True)
@@ -170,7 +171,7 @@ def _decode(files: list[Path], keep: bool, barrier: Any, results: Any) -> None:
 
 
 def _in_fresh_process(function: Callable, *arguments: Any) -> Any:
-    """The result of a function run in a process of its own, so that its memory is its own."""
+    """Runs a function in a new process, so that its peak memory is measured separately. Returns its result."""
     ours, theirs = _context.Pipe(duplex=False)
     process = _context.Process(target=_answer, args=(theirs, function, arguments))
     process.start()
@@ -188,7 +189,7 @@ def _answer(pipe: Any, function: Callable, arguments: tuple) -> None:
 
 
 def _prepare_once(folder: Path, sizes: tuple[int, ...], team: int) -> tuple[float, float, float, int, int]:
-    """Images a second, processor seconds each, seconds in all; peak bytes of this process and the largest worker."""
+    """Images per second, processor seconds per image, total seconds, peak bytes of this process and of any worker."""
     start = time.monotonic()
     report = preparation.prepare(
         folder / "dicom",
@@ -205,7 +206,7 @@ def _prepare_once(folder: Path, sizes: tuple[int, ...], team: int) -> tuple[floa
 
 
 def main(argv: list[str]) -> int:
-    """The verb `jaxpneumo bench prepare`."""
+    """Runs `jaxpneumo bench prepare`."""
     parser = Parser(
         prog="jaxpneumo bench prepare",
         description="Compare the preparation of DICOM files with decoding them alone.",
@@ -213,17 +214,17 @@ def main(argv: list[str]) -> int:
     )
     add = parser.add_argument
     add("--images", type=places.path, required=True, metavar="DIR", help="folder with JPEG Baseline DICOM files")
-    add("--labels", dest="labels_path", type=places.path, metavar="CSV", help="their labels (default: all negative)")
+    add("--labels", dest="labels_path", type=places.path, metavar="CSV", help="labels (default: all negative)")
     add("--count", type=COUNT, default=1000, metavar="N", help="images, repeated under new ids (default: 1000)")
-    add("--repeats", type=REPEATS, default=5, metavar="N", help="of each, in turns; medians count (default: 5)")
-    add("--workers", type=whole(2, 1024), metavar="N", help="processes of both (default: one a core, at least 2)")
+    add("--repeats", type=REPEATS, default=5, metavar="N", help="repeats of each; results are medians (default: 5)")
+    add("--workers", type=whole(2, 1024), metavar="N", help="number of processes (default: one per core, at least 2)")
     add(
         "--scratch",
         type=places.scratch_folder,
         metavar="DIR",
-        help="where files and arrays go for a while (default: system's)",
+        help="temporary folder for files and arrays (default: the system's)",
     )
-    add("--output", type=places.file_to_write, metavar="JSON", help="write the figures there too")
+    add("--output", type=places.file_to_write, metavar="JSON", help="also write the results as JSON")
     options = vars(parser.parse_args(argv))
     output = options.pop("output")
     result = bench_prepare(**options)

@@ -1,8 +1,9 @@
-"""`jaxpneumo bench run`: a whole training run of a config on synthetic data, for a few epochs a stage.
+"""`jaxpneumo bench run`: a whole training run of a config on synthetic data, with a few epochs per stage.
 
-Radiographs are drawn, written as DICOM files, repeated under new ids, and prepared as real ones are; then the
-config's own command runs as a process of its own. What its log says an epoch, and when it says it, stands beside
-the training step alone, measured right after: the difference is what the device waited.
+The benchmark draws radiographs, writes them as DICOM files, repeats them under new ids and prepares them like real
+ones. Then it runs the config's training command in a separate process. It compares the speed in the log of each epoch,
+and the time when the record appears, with the training step alone, which is measured right afterwards. The difference
+is the idle time of the device.
 """
 
 import ast
@@ -29,7 +30,7 @@ from jaxpneumo.run.config import Config, Stage, typed
 from jaxpneumo.run.config_files import find_config_file, why_refused
 from jaxpneumo.synthetic import radiographs
 
-DISTINCT = 200  # drawn radiographs; the others repeat them
+DISTINCT = 200  # number of drawn radiographs; the others are copies of them
 CHALLENGE_IMAGES = 12047
 
 
@@ -42,23 +43,24 @@ def bench_run(
     radiograph_size: int = 1024,
     scratch: Path | None = None,
 ) -> dict[str, Any]:
-    """Runs a config and projects the time of all its epochs.
+    """Runs a config for a few epochs and projects the time of all its epochs.
 
     Args:
-      config_file: as for `python -m jaxpneumo.main --config=`.
-      overrides: "--config.a.b=value" each.
-      count: radiographs, for training and validation together.
-      epochs: of each stage, 2 or more; the first one compiles and does not count.
-      full: radiographs of the projected data set.
-      radiograph_size: height and width of the drawn ones.
-      scratch: folder for data and run, removed at the end; None: the system's temporary one.
+      config_file: see `python -m jaxpneumo.main --config=`.
+      overrides: changes of the config, such as "--config.a.b=value".
+      count: number of radiographs for training and validation together.
+      epochs: epochs per stage, 2 or more. The first epoch compiles and does not count.
+      full: number of radiographs in the projected data set.
+      radiograph_size: height and width of the drawn radiographs.
+      scratch: folder for data and run, removed at the end; None uses the system's temporary folder.
 
     Returns:
-      {"config", "images", "seconds" (the whole process), "prepare_images_per_second", "stages": {stage: {"size",
-      "batch", "epochs" (the config's), "images_per_second", "step_seconds" (medians of the epochs that count),
-      "step_alone_seconds", "ratio" (of both), "idle_share", "epoch_seconds" (from one log record to the next, with
-      validation and checkpoint), "projected_seconds" (of all the config's epochs, of `full` images)}},
-      "other_seconds" (start, compilation, averaged statistics, evaluation, report), "projected_seconds"}.
+      {"config", "images", "seconds" (of the whole process), "prepare_images_per_second", "stages": {stage: {"size",
+      "batch", "epochs" (of the config), "images_per_second", "step_seconds" (medians of the epochs that count),
+      "step_alone_seconds", "ratio" (step_seconds / step_alone_seconds), "idle_share", "steps" (per epoch),
+      "epoch_seconds" (from one log record to the next, with validation and checkpoint), "projected_seconds" (of all
+      epochs of the config with `full` images)}}, "other_seconds" (start, compilation, averaged statistics, evaluation,
+      report), "projected_seconds"}.
 
     Raises:
       InputError: the config cannot be read or used.
@@ -95,7 +97,7 @@ def bench_run(
 
 
 def load_config(file: str, overrides: list[str]) -> Config:
-    """A config file's values, with "--config.a.b=value" changes. Raises InputError for what cannot be read."""
+    """Reads a config file and applies "--config.a.b=value" changes. Raises InputError for wrong files or changes."""
     path, colon, argument = find_config_file(file).partition(".py:")
     module = runpy.run_path(f"{path}.py" if colon else path)
     config = module["get_config"](*([argument] if argument else []))
@@ -116,7 +118,7 @@ def load_config(file: str, overrides: list[str]) -> Config:
 
 
 def _make_data(folder: Path, count: int, sizes: tuple[int, ...], radiograph_size: int) -> float:
-    """Makes folder/data and returns the images a second of its preparation."""
+    """Makes the prepared data set folder/data. Returns the images per second of its preparation."""
     radiographs.write(folder / "drawn", min(count, DISTINCT), size=radiograph_size, positive_fraction=0.22)
     (folder / "files").mkdir()
     repeat_files(folder / "drawn", folder / "drawn/labels.csv", folder / "files", count, quiet=True)
@@ -124,14 +126,14 @@ def _make_data(folder: Path, count: int, sizes: tuple[int, ...], radiograph_size
     report = prepare(source / "dicom", source / "labels.csv", folder / "data", sizes, duplicate_pixels="keep")
     for used in ("drawn", "files"):
         shutil.rmtree(folder / used)
-    # A config that draws its own data takes these for done.
+    # A config that draws its own data skips this if these folders exist.
     for part in ("train", "test"):
         (folder / f"data-{part}").mkdir()
     return report.images_per_second
 
 
 def _watch(command: list[str], folder: Path, stages: list[str]) -> tuple[float, dict[str, list[tuple[float, dict]]]]:
-    """Runs a training; its seconds, and the stages' log records with the moments at which they appeared."""
+    """Runs a training process. Returns its seconds, and each stage's log records with the times they appeared."""
     found: dict[str, list[tuple[float, dict]]] = {stage: [] for stage in stages}
     start = time.monotonic()
     with open(folder / "output.txt", "w+") as output:
@@ -160,7 +162,7 @@ def _watch(command: list[str], folder: Path, stages: list[str]) -> tuple[float, 
 def _stage(
     config: Config, stage: Stage, records: list[tuple[float, dict]], images: int, scale: float, folder: Path
 ) -> dict[str, Any]:
-    """A stage's figures, from its log and from the step alone."""
+    """Computes the results of a stage from its log, and measures its training step alone."""
     batch, steps = stage.batch_size, images // stage.batch_size
     epochs = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(records)]
     rate = statistics.median(record["images_per_second"] for _, record in records[1:])
@@ -183,7 +185,7 @@ def _stage(
 
 
 def _step_alone(config: Config, stage: Stage, folder: Path) -> float:
-    """Seconds of the stage's training step alone, in a process of its own."""
+    """Measures the seconds of the stage's training step alone, in a separate process."""
     model, output = config.model, folder / f"{stage.name}.json"
     command = [sys.executable, "-m", "jaxpneumo", "bench", "step", "--no-roofline", f"--output={output}"]
     command += [f"--encoder={model.encoder}", f"--dtype={model.dtype}", f"--width={model.width}"]
@@ -199,7 +201,7 @@ def _step_alone(config: Config, stage: Stage, folder: Path) -> float:
 
 
 def main(argv: list[str]) -> int:
-    """The verb `jaxpneumo bench run`."""
+    """Runs `jaxpneumo bench run`."""
     options = parser("run", __doc__, "--config=configs/exp5.py --images 12047 --epochs 3")
     add = options.add_argument
     add("--config", required=True, metavar="FILE", help="config to run; --config.a.b=value changes one value")
@@ -209,20 +211,20 @@ def main(argv: list[str]) -> int:
         type=whole(2, 10_000),
         default=3,
         metavar="N",
-        help="of each stage; the first does not count (default: 3)",
+        help="epochs per stage; the first does not count (default: 3)",
     )
     add(
         "--radiograph-size",
         type=radiographs.SIZE,
         default=1024,
         metavar="PIXELS",
-        help="of the drawn ones (default: %(default)s)",
+        help="height and width of the drawn radiographs (default: %(default)s)",
     )
     add(
         "--scratch",
         type=places.scratch_folder,
         metavar="DIR",
-        help="where data and run go for a while (default: system's)",
+        help="temporary folder for data and run (default: the system's)",
     )
     options, overrides = options.parse_known_args(argv)
     result = bench_run(

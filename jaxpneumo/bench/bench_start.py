@@ -1,7 +1,7 @@
 """`jaxpneumo bench start`: from the start of a process to its first finished training step.
 
-Once with an empty compilation cache, then with the one that the first start has filled. Every start is a process of
-its own: interpreter, imports, device, fresh weights, compilation and the step itself all count.
+The first start has an empty compilation cache; the second uses the cache that the first has filled. Each start is a
+new process. The time includes interpreter, imports, device, fresh weights, compilation and the step itself.
 """
 
 import json
@@ -19,25 +19,25 @@ from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.errors import DONE, TrainingError
 from jaxpneumo.process.runtime import prepare_process
 
-# Nothing else up here: the processes that are measured start in this module.
+# No other imports here: the measured processes run this module, and imports would count.
 
 OPTIONS = ("encoder", "dtype", "depths", "width", "size", "batch")
 
 
 def bench_start(arguments: list[str], repeats: int = 5, scratch: Path | None = None) -> dict[str, Any]:
-    """Times starts, each first without and then with a filled cache.
+    """Times starts: in each repeat, one with an empty cache and one with a filled cache.
 
     Args:
       arguments: options of `add_network`.
-      repeats: of both.
-      scratch: folder for the caches, removed at the end; None = the system's temporary one.
+      repeats: number of repeats.
+      scratch: folder for the caches, removed at the end; None uses the system's temporary folder.
 
     Returns:
-      {"cold", "warm": {"seconds" (median), "repeats", "imports", "compile" (medians, of these seconds)},
+      {"cold", "warm": {"seconds" (median), "repeats", "imports", "compile" (medians; parts of these seconds)},
       "cache_bytes"}.
 
     Raises:
-      TrainingError: a start failed; its message is above.
+      TrainingError: a start failed. Its own message was printed before.
     """
     found: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
     for _ in range(repeats):
@@ -63,9 +63,9 @@ def _start(arguments: list[str], cache: Path) -> dict[str, float]:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
     command = [sys.executable, "-m", "jaxpneumo.bench.bench_start", *arguments]
-    # Every start sets itself up, as a user's does.
+    # Each start sets up its own environment, as it does for a user.
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | settings
-    # The clock is the system's and the same in both processes.
+    # The monotonic clock is the same in both processes.
     start = time.monotonic()
     process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if process.returncode:
@@ -79,7 +79,7 @@ def _start(arguments: list[str], cache: Path) -> dict[str, float]:
 
 
 def _first_step(argv: list[str]) -> dict[str, float]:
-    """What a measured process does; the moments at which it had imported, compiled and finished a step."""
+    """Runs the first step in a measured process. Returns the times after imports, compilation and the step."""
     import jax
     import jax.numpy as jnp
 
@@ -102,7 +102,7 @@ def _first_step(argv: list[str]) -> dict[str, float]:
 
 
 def main(argv: list[str]) -> int:
-    """The verb `jaxpneumo bench start`."""
+    """Runs `jaxpneumo bench start`."""
     from jaxpneumo.bench import measure
 
     options = measure.parser("start", __doc__, "--size 256 --batch 4")

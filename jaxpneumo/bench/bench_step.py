@@ -1,4 +1,4 @@
-"""`jaxpneumo bench step`: the compiled training step alone, its batch already on the device."""
+"""`jaxpneumo bench step`: the compiled training step alone, with its batch already on the device."""
 
 import functools
 import math
@@ -35,7 +35,7 @@ LEARNING_RATE = 1e-4
 
 
 def jitted_step(model: UNet, augment: Callable | None = None) -> tuple[Any, Any]:
-    """(train_step(state, batch, rate), not yet compiled, as a stage runs it; the optimizer of its state)."""
+    """Makes a stage's training step. Returns train_step(state, batch, rate), not yet compiled, and its optimizer."""
     mesh, optimizer = make_mesh(), make_optimizer()
     everywhere, along_data = replicated(mesh), split(mesh)
     step = jax.jit(
@@ -48,7 +48,7 @@ def jitted_step(model: UNet, augment: Callable | None = None) -> tuple[Any, Any]
 
 
 def fresh_state(model: UNet, optimizer: Any) -> TrainState:
-    """A stage's first state on all devices, from random weights."""
+    """Makes the initial train state of a stage from random weights, on all devices."""
     state = create_train_state(initialise(model, 0), optimizer)
     return jax.device_put(state, replicated(make_mesh()))
 
@@ -68,17 +68,17 @@ def bench_step(
       model: the network.
       size: height and width of the images, a multiple of 32.
       batch: global batch size.
-      repeats, calls: as for `seconds_per_call`.
-      device: its measured rates; None leaves the roofline out.
-      augment: of the step, on the device; None: none.
+      repeats, calls: see `seconds_per_call`.
+      device: measured rates of the device; None omits the roofline.
+      augment: augmentation in the step, on the device; None for no augmentation.
 
     Returns:
-      {"size", "batch", "dtype", "encoder", "images_per_second", "seconds", "repeats", "compile_seconds", "loss",
-      "peak_bytes", "roofline": {"compiled", "counted"}}.
+      {"size", "batch", "dtype", "encoder", "augmented", "images_per_second", "seconds", "repeats", "compile_seconds",
+      "loss", "peak_bytes", "roofline": {"compiled", "counted"}}.
 
     Raises:
-      InputError: the batch does not divide among the devices.
-      TrainingError: the loss is not finite, so that the times mean nothing.
+      InputError: the batch size is not a multiple of the number of devices.
+      TrainingError: the loss is not finite, so the times are meaningless.
     """
     prepared = prepare_step(model, size, batch, augment)
     seconds = seconds_per_call(prepared.once, repeats, calls)
@@ -102,9 +102,9 @@ def bench_step(
 
 
 def rooflines(compiled: Any, counted: Work, result: dict[str, Any], device: Rates, devices: int) -> dict[str, Any]:
-    """Both counts of a measured program's work beside its time: {"compiled", "counted"}."""
+    """Compares the time of a measured program with both counts of its work: {"compiled", "counted"}."""
     line = functools.partial(roofline, result["seconds"], rates=device, dtype=result["dtype"])
-    # XLA's analysis is of the program of one device, the count of the whole batch.
+    # XLA analyses the program of one device. The count covers the whole batch.
     return {
         "compiled": line(compiled_work(compiled)),
         "counted": line(counted, devices=devices),
@@ -116,10 +116,10 @@ class PreparedStep:
     """A compiled training step with state and batch on the devices.
 
     Attributes:
-      once: takes one step and returns its loss.
-      compiled: the program.
-      counted: its work, from shapes.
-      compile_seconds: that compiling took.
+      once: function that runs one step and returns its loss.
+      compiled: the compiled program.
+      counted: the work of the program, counted from shapes.
+      compile_seconds: time of the compilation in seconds.
     """
 
     once: Callable[[], jax.Array]
@@ -129,7 +129,7 @@ class PreparedStep:
 
 
 def prepare_step(model: UNet, size: int, batch: int, augment: Callable | None = None) -> PreparedStep:
-    """Compiles a step for a batch of noise; arguments and errors as for `bench_step`."""
+    """Compiles a step for a batch of noise. For arguments and errors see `bench_step`."""
     mesh = make_mesh()
     check_batch_size(batch, mesh.size, "step")
     step, optimizer = jitted_step(model, augment)
@@ -157,17 +157,17 @@ def _augmentation(probabilities: Sequence[float] | None, size: int) -> Callable 
 
 
 def main(argv: list[str]) -> int:
-    """The verb `jaxpneumo bench step`."""
+    """Runs `jaxpneumo bench step`."""
     options = parser("step", __doc__, "--size 512 --batch 16 --dtype bfloat16")
     add_network(options)
-    options.add_argument("--calls", type=CALLS, metavar="N", help="steps a repeat (default: about 0.3 s)")
+    options.add_argument("--calls", type=CALLS, metavar="N", help="steps per repeat (default: about 0.3 s)")
     options.add_argument(
         "--augment",
         type=Several(PROBABILITY, 4),
         metavar="P,P,P,P",
-        help="probabilities of A1..A4 on the device, in the step",
+        help="probabilities of the augmentations A1..A4 in the step, on the device",
     )
-    options.add_argument("--no-roofline", action="store_true", help="do not measure the device's own rates")
+    options.add_argument("--no-roofline", action="store_true", help="do not measure the device's peak rates")
     options = options.parse_args(argv)
     model, augment = network(options), _augmentation(options.augment, options.size)
     device = None if options.no_roofline else device_rates(repeats=3)

@@ -1,7 +1,7 @@
-"""How the benchmarks measure: repeats of many calls, the machine they ran on, the memory they took.
+"""Measurement tools of the benchmarks: time of repeated calls, description of the machine, and memory.
 
-Work on a device is asynchronous, so a repeat is many calls one after the other and one wait at its end; the
-median of the repeats is the figure, and all of them are kept.
+Work on a device is asynchronous. So a repeat runs many calls one after another and waits once at the end. The result
+is the median of the repeats; the output contains all repeats.
 """
 
 import argparse
@@ -28,21 +28,21 @@ from jaxpneumo.process.machine import cores, free_memory, peak_memory
 from jaxpneumo.process.ranges import BATCH, DEPTHS, REPEATS, SIDE, WIDTH
 from jaxpneumo.process.software import software
 
-# A repeat takes about this long, so that neither the clock nor the first dispatch counts.
+# Duration of a repeat. At this length, clock resolution and the first dispatch do not matter.
 REPEAT_SECONDS = 0.3
 GIB = 2**30
 
 
 def seconds_per_call(function: Callable[[], Any], repeats: int = 5, calls: int | None = None) -> list[float]:
-    """Times a function that returns device arrays, or None.
+    """Times a function that returns device arrays or None.
 
     Args:
-      function: called without arguments; twice before anything is measured.
-      repeats: how many figures are wanted.
-      calls: in a repeat; None: as many as take about REPEAT_SECONDS.
+      function: called without arguments. It runs twice before the measurement.
+      repeats: number of repeats.
+      calls: calls per repeat; None runs as many calls as take about REPEAT_SECONDS.
 
     Returns:
-      Mean seconds a call, one figure a repeat.
+      For each repeat, the mean seconds per call.
     """
     jax.block_until_ready(function())
     start = time.perf_counter()
@@ -60,13 +60,13 @@ def seconds_per_call(function: Callable[[], Any], repeats: int = 5, calls: int |
 
 
 def rates(count: int, seconds: Sequence[float]) -> dict[str, Any]:
-    """{"images_per_second", "seconds"} (medians) and {"repeats"}: the seconds of `count` images in every repeat."""
+    """{"images_per_second", "seconds"} (medians) and {"repeats"}: the seconds per `count` images in each repeat."""
     median = statistics.median(seconds)
     return {"images_per_second": count / median, "seconds": median, "repeats": list(seconds)}
 
 
 def environment() -> dict[str, Any]:
-    """When and where: date, devices, processor cores and load, software, what was set for XLA."""
+    """Describes the measurement: date, devices, processor cores and load, software, and XLA flags."""
     kinds = [device.device_kind for device in jax.devices()]
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -80,16 +80,16 @@ def environment() -> dict[str, Any]:
 
 
 def peak_bytes() -> dict[str, int | None]:
-    """The most memory taken so far: {"device"} by the first device (None where it does not tell), {"process"}."""
+    """Peak memory in bytes: {"device"} of the first device, None if the device does not report it; {"process"}."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return {"device": stats.get("peak_bytes_in_use"), "process": peak_memory()}
 
 
 def device_memory() -> int:
-    """Bytes that programs may use on the first device; on a CPU the memory that is free on the machine.
+    """Bytes that programs can use on the first device. On a CPU, the free memory of the machine.
 
     Raises:
-      InputError: neither is known.
+      InputError: neither value is known.
     """
     stats = jax.local_devices()[0].memory_stats() or {}
     if stats.get("bytes_limit"):
@@ -100,7 +100,7 @@ def device_memory() -> int:
 
 
 def random_batch(size: int, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """A training batch of noise, of the shapes and types that the input path gives."""
+    """Makes a training batch of noise with the shapes and types of the input path."""
     rng = np.random.default_rng(seed)
     return {
         "image": rng.integers(0, 256, (batch, size, size), np.uint8),
@@ -110,42 +110,47 @@ def random_batch(size: int, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def parser(name: str, doc: str | None, example: str, repeats: int = 5) -> Parser:
-    """The options that all benchmarks have: --repeats, --output. `doc` is the module's; its first line describes it."""
+    """Makes a parser with the options of all benchmarks: --repeats and --output.
+
+    Args:
+      name: name of the benchmark.
+      doc: docstring of its module. The first line gives the description.
+      example: options of the example in the help.
+      repeats: default of --repeats.
+    """
     result = Parser(
         prog=f"jaxpneumo bench {name}",
         description=(doc or "").split("\n")[0].partition(": ")[2],
         epilog=f"example: jaxpneumo bench {name} {example}",
     )
     result.add_argument(
-        "--repeats", type=REPEATS, default=repeats, metavar="N", help="medians count (default: %(default)s)"
+        "--repeats", type=REPEATS, default=repeats, metavar="N", help="results are medians (default: %(default)s)"
     )
-    result.add_argument("--output", type=places.file_to_write, metavar="JSON", help="write the figures there too")
+    result.add_argument("--output", type=places.file_to_write, metavar="JSON", help="also write the results as JSON")
     return result
 
 
 def add_network(parser: Parser, size: int | None = 256, batch: int | None = 4) -> None:
-    """Options for the network and, unless None, the size of its images and batches."""
+    """Adds options for the network, for the image size unless `size` is None, and for the batch unless `batch` is."""
     add = parser.add_argument
-    add("--encoder", choices=tuple(ENCODERS), default="resnet34_preact", help="default: %(default)s")
-    add(
-        "--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the computation (default: %(default)s)"
-    )
+    add("--encoder", choices=tuple(ENCODERS), default="resnet34_preact", help="encoder (default: %(default)s)")
+    add("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="computation type (default: %(default)s)")
     add(
         "--depths",
         type=DEPTHS,
         default="3,4,6,3",
         metavar="N,N,N,N",
-        help="units of the encoder's stages (default: %(default)s)",
+        help="number of units in each stage of the encoder (default: %(default)s)",
     )
-    add("--width", type=WIDTH, default=64, metavar="N", help="channels of the first one (default: %(default)s)")
+    add("--width", type=WIDTH, default=64, metavar="N", help="channels of the first stage (default: %(default)s)")
     if size:
         add("--size", type=SIDE, default=size, metavar="PIXELS", help="height and width (default: %(default)s)")
     if batch:
-        add("--batch", type=BATCH, default=batch, metavar="N", help="images of a batch (default: %(default)s)")
+        add("--batch", type=BATCH, default=batch, metavar="N", help="images per batch (default: %(default)s)")
 
 
 def network(options: argparse.Namespace, training: bool = True) -> UNet:
-    """The network that the options of `add_network` name; with `training` False for folded variables."""
+    """Makes the network of the options of `add_network`. If `training` is False, it takes folded variables."""
     return UNet(
         options.encoder,
         jnp.dtype(options.dtype),
@@ -156,7 +161,7 @@ def network(options: argparse.Namespace, training: bool = True) -> UNet:
 
 
 def finish(result: dict[str, Any], lines: Sequence[str], output: Path | None) -> None:
-    """Prints a benchmark's table, and writes its figures with the machine's description."""
+    """Prints the table of a benchmark. Writes its results and the description of the machine to `output`."""
     print("\n".join(lines))
     if output:
         write_json(output, {**result, "environment": environment()})

@@ -1,13 +1,13 @@
-"""What a program must do, over what the device can do: the floor under its time.
+"""Roofline model: the minimum time of a program on a device, from its work and the device's rates.
 
-A program's operations over the rate of a large matrix product, and its bytes over that of a large copy, are two
-times. The larger one is the floor: nothing that does the same runs much faster (Williams et al. 2009). Both rates
-are measured, on the device and in the process that ran the program.
+There are two lower bounds: operations of the program / rate of a large matrix product, and bytes of the program / rate
+of a large copy. The larger one is the floor: no program for the same work runs much faster (Williams et al. 2009). Both
+rates are measured on the same device and in the same process as the program.
 
-The work is counted twice. XLA's own analysis of the compiled program sees the operations and bytes after fusion,
-as far as a backend tells: on some it leaves out what a library does, and it counts bytes that a cache may keep. The
-second count is of the convolutions and matrix products alone, from shapes, whatever compiles them: multiplications
-with padding and with the holes of dilated maps left out, every operand and result once.
+The work is counted in two ways. XLA's analysis of the compiled program counts operations and bytes after fusion. Some
+backends report it only in part: the work of libraries is missing, and bytes count even if a cache can keep them. The
+second count does not depend on the compiler. It covers only convolutions and matrix products, and uses their shapes. It
+omits multiplications with padding and with the holes of dilated arrays, and counts each operand and result once.
 """
 
 import math
@@ -25,31 +25,31 @@ from jaxpneumo.bench.measure import seconds_per_call
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device does in a second: {type: operations} of a matrix product, and bytes copied (read and written)."""
+    """Rates of a device per second: {type: operations} of a matrix product, and bytes of a copy (read and written)."""
 
     operations: dict[str, float]
     bytes: float
 
     def best(self, dtype: str) -> float:
-        """Operations a second for a computation in `dtype`, which may also be done in a wider type."""
+        """Best rate of operations per second for a computation in `dtype`, which can also run in a wider type."""
         return max(self.operations.values()) if dtype == "bfloat16" else self.operations["float32"]
 
 
 @dataclass(frozen=True)
 class Work:
-    """Operations (a multiplication and an addition are two) and bytes; None where not known."""
+    """Operations (a multiplication and an addition count as two) and bytes of a program; None if unknown."""
 
     operations: float | None
     bytes: float | None
 
 
 def device_rates(side: int | None = None, elements: int | None = None, repeats: int = 5) -> Rates:
-    """Measures the first device: matrix products of random float32 and bfloat16, and a large array plus one.
+    """Measures the rates of the first device: matrix products in float32 and bfloat16, and adding 1 to a large array.
 
     Args:
-      side: of the square matrices; None: 8192 on an accelerator, 2048 on a CPU.
-      elements: float32 numbers of the array; None: 1 GiB on an accelerator, 256 MiB on a CPU.
-      repeats: of each; medians count.
+      side: side of the square random matrices; None uses 8192 on an accelerator, 2048 on a CPU.
+      elements: number of float32 elements of the array; None uses 1 GiB on an accelerator, 256 MiB on a CPU.
+      repeats: repeats of each measurement; the results are medians.
     """
     accelerator = jax.default_backend() != "cpu"
     side = side or (8192 if accelerator else 2048)
@@ -67,7 +67,7 @@ def device_rates(side: int | None = None, elements: int | None = None, repeats: 
 
 
 def compiled_work(compiled: Any) -> Work:
-    """What XLA's analysis says of a compiled program."""
+    """The work of a compiled program according to XLA's analysis."""
     analysis = compiled.cost_analysis()
     analysis = analysis[0] if isinstance(analysis, list | tuple) and analysis else analysis
     found = analysis if isinstance(analysis, dict) else {}
@@ -80,7 +80,7 @@ def compiled_work(compiled: Any) -> Work:
 
 
 def counted_work(function: Callable, *arguments: Any) -> Work:
-    """Counts the convolutions and matrix products that a function of arrays (or their shapes) does."""
+    """Counts the work of the convolutions and matrix products in a function. Arguments are arrays or their shapes."""
     operations, moved = 0, 0
     for equation, times in _equations(jax.make_jaxpr(function)(*arguments).jaxpr, 1):
         count = _OPERATIONS.get(equation.primitive.name)
@@ -92,18 +92,18 @@ def counted_work(function: Callable, *arguments: Any) -> Work:
 
 
 def roofline(seconds: float, work: Work, rates: Rates, dtype: str, devices: int = 1) -> dict[str, Any]:
-    """A measured time beside its floor.
+    """Compares a measured time with its floor.
 
     Args:
-      seconds: that the work took.
-      work: its operations and bytes.
-      rates: of one device.
-      dtype: of the computation.
-      devices: that shared the work.
+      seconds: measured time.
+      work: operations and bytes of the program.
+      rates: rates of one device.
+      dtype: type of the computation.
+      devices: number of devices that share the work.
 
     Returns:
-      {"operations", "bytes", "floor_seconds", "bound" ("arithmetic" or "memory"), "share" (floor over time)}; the
-      last three are None where neither count is known.
+      {"operations", "bytes", "floor_seconds", "bound" ("arithmetic" or "memory"), "share" (floor / measured time)}. The
+      last three are None if neither operations nor bytes are known.
     """
     floors = {}
     if work.operations:
@@ -121,7 +121,7 @@ def roofline(seconds: float, work: Work, rates: Rates, dtype: str, devices: int 
 
 
 def describe(name: str, line: dict[str, Any]) -> str:
-    """One line about a `roofline`."""
+    """Formats the result of `roofline` as one line."""
     if line["share"] is None:
         return f"  roofline, {name:8}  the backend does not tell"
     operations, moved = ((line[key] or 0) / 1e9 for key in ("operations", "bytes"))
@@ -132,7 +132,7 @@ def describe(name: str, line: dict[str, Any]) -> str:
 
 
 def _equations(jaxpr: Any, times: int) -> Iterator[tuple[Any, int]]:
-    """All equations, also those of inner functions, and how often each is done (a `while` counts once)."""
+    """Yields all equations, including those of inner functions, and how often each runs (a `while` counts once)."""
     for equation in jaxpr.eqns:
         yield equation, times
         repeated = times * equation.params["length"] if equation.primitive.name == "scan" else times
@@ -150,7 +150,10 @@ def _product_operations(equation: Any) -> int:
 
 
 def _convolution_operations(equation: Any) -> int:
-    """Examples and channels times the pairs of output and kernel places that meet a real input pixel."""
+    """Counts the operations of a convolution, two per multiplication.
+
+    The multiplications are examples x channels x pairs of output and kernel positions that meet a real input pixel.
+    """
     parameters = equation.params
     numbers = parameters["dimension_numbers"]
     left, right, result = (v.aval.shape for v in (*equation.invars, *equation.outvars))

@@ -1,1 +1,1 @@
-"""Scores at native size."""
+"""Evaluation: scores at native size."""

@@ -1,4 +1,4 @@
-"""`jaxpneumo compare A B`: is run B better than run A, on the same images?"""
+"""`jaxpneumo compare A B`: compares two runs on the same images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,23 +35,23 @@ examples:
 
 
 def compare(a: Path, b: Path, mode: str | None, replicates: int, seed: int) -> dict[str, Any]:
-    """Compares two runs' evaluations.
+    """Compares the evaluations of two runs.
 
     Args:
-      a, b: the runs' folders.
-      mode: which mode of both; None: each run's own.
-      replicates, seed: of the bootstrap and of the test.
+      a, b: folders of the runs.
+      mode: the mode to compare; None uses each run's own mode.
+      replicates, seed: number of replicates and seed of the bootstrap and the test.
 
     Returns:
-      {"a", "b", "modes", "n_images", "n_positive", "unit", "clusters", ..., "scores": of `bootstrap.paired`}
+      {"a", "b", "modes", "n_images", "n_positive", "unit", "clusters", ..., "scores": result of `bootstrap.paired`}
 
     Raises:
-      InputError: a run is unfinished or not evaluated, or they are of different data, split or images.
+      InputError: a run is unfinished or not evaluated, or the runs were evaluated on different data, splits or images.
     """
     summaries = [read_summary(run) for run in (a, b)]
     tables = [read_metrics(run / "evaluation/metrics.csv") for run in (a, b)]
     _check_same(a, b, summaries, tables)
-    # The same images, whatever their order.
+    # Sorts by image id, because the runs may list the images in different orders.
     tables = [{name: column[np.argsort(table["ImageId"])] for name, column in table.items()} for table in tables]
     modes = [mode or summary["run"]["mode"] for summary in summaries]
     one, other = (_ratios(table, mode, run) for table, mode, run in zip(tables, modes, (a, b), strict=True))
@@ -111,7 +111,7 @@ def _ratios(table: dict[str, np.ndarray], mode: str, run: Path) -> Ratios:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The comparison as text."""
+    """Formats the comparison as text."""
     split = result["split"]
     lines = [
         f"A {result['a']} ({result['modes'][0]}), B {result['b']} ({result['modes'][1]})",
@@ -131,14 +131,14 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The verb: see HELP."""
+    """Runs the command; see HELP."""
     parser = Parser(prog="jaxpneumo compare", description=HELP)
-    parser.add_argument("a", type=places.path, metavar="A", help="an evaluated run")
-    parser.add_argument("b", type=places.path, metavar="B", help="another one")
+    parser.add_argument("a", type=places.path, metavar="A", help="folder of an evaluated run")
+    parser.add_argument("b", type=places.path, metavar="B", help="folder of another evaluated run")
     parser.add_argument("--mode", choices=tuple(MODES), help="compare both runs in this mode (default: each run's own)")
     parser.add_argument("--output", type=places.file_to_write, help="also write the result as JSON")
-    parser.add_argument("--replicates", type=REPLICATES, default=10_000, help="of bootstrap and test (default: 10000)")
-    parser.add_argument("--seed", type=SEED, default=bootstrap.SEED, help="of the draws (default: 0)")
+    parser.add_argument("--replicates", type=REPLICATES, default=10_000, help="number of replicates (default: 10000)")
+    parser.add_argument("--seed", type=SEED, default=bootstrap.SEED, help="random seed (default: 0)")
     options = parser.parse_args(arguments)
 
     if options.output:

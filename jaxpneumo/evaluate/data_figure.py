@@ -1,4 +1,4 @@
-"""The picture of a data set: how large its masks are, who its patients are, and masks over images."""
+"""The picture of a data set: histograms of mask areas and patients, and a contact sheet of images with masks."""
 
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,16 @@ from jaxpneumo.data import dataset
 from jaxpneumo.data.dataset import Index
 from jaxpneumo.predict.pictures import contact_sheet, overlay
 
-BLUE, ORANGE = "#0072B2", "#E69F00"  # of Okabe and Ito's palette: told apart by every kind of colour vision
+BLUE, ORANGE = "#0072B2", "#E69F00"  # of Okabe and Ito's palette, which suits all kinds of colour vision
 WIDTH, COLUMNS, POSITIVES, NEGATIVES = 1600, 6, 9, 3
 
 
 def data_picture(index: Index, threshold: int, directory: Path | None = None) -> np.ndarray:
-    """Histograms and, below them, a contact sheet.
+    """Draws histograms and, below them, a contact sheet.
 
     Args:
-      index: of the data set, or of its csv tables.
-      threshold: removal threshold in pixels of a 1024x1024 image, marked among the areas.
+      index: index of the data set or of its csv tables.
+      threshold: removal threshold in pixels of a 1024x1024 image; marked in the histogram of areas.
       directory: the prepared data set with the images; None draws no contact sheet.
 
     Returns:
@@ -87,7 +87,7 @@ def _style(panel: Any) -> None:
 
 
 def _sheet(index: Index, directory: Path) -> np.ndarray:
-    """Positives from the smallest mask to the largest, then negatives, each kind spread over the data set."""
+    """Draws a contact sheet: positives from the smallest to the largest mask, then negatives, both evenly spaced."""
     sizes = dataset.read_info(directory)["sizes"]
     images, masks = dataset.open_arrays(directory, max([size for size in sizes if size <= 512], default=sizes[0]))
     positive = np.flatnonzero(index.positive)
@@ -103,7 +103,7 @@ def _sheet(index: Index, directory: Path) -> np.ndarray:
 
 
 def _spread(rows: np.ndarray, count: int) -> list[int]:
-    """At most `count` of the rows, evenly from the first to the last."""
+    """Selects at most `count` rows, evenly spaced from the first to the last."""
     if not rows.size:
         return []
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))].tolist()

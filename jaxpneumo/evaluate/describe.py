@@ -1,6 +1,6 @@
-"""`jaxpneumo describe`: what a data set holds, counted from the data themselves, as text, JSON and a picture.
+"""`jaxpneumo describe`: counts the contents of a data set and prints text or JSON, or draws a picture.
 
-It takes a prepared data set or, before any image is at hand, the label and patients csv files alone.
+It reads a prepared data set. Without images, it reads only the label and patients csv files.
 """
 
 import json
@@ -26,25 +26,26 @@ from jaxpneumo.score import metrics
 
 THRESHOLD = 2048  # R-TH of the papers, in pixels of a 1024x1024 image
 QUANTILES = {"min": 0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1}
-PAIRS = 1000  # near-duplicates listed by name
+PAIRS = 1000  # largest number of near-duplicate pairs in the list
 
 
 def describe_data(directory: Path | str, threshold: int = THRESHOLD, quiet: bool = False) -> dict[str, Any]:
     """Describes a prepared data set.
 
     Args:
-      directory: as `jaxpneumo prepare` leaves it.
-      threshold: removal threshold, pixels of a 1024x1024 image.
-      quiet: no progress bar.
+      directory: folder written by `jaxpneumo prepare`.
+      threshold: removal threshold in pixels of a 1024x1024 image.
+      quiet: shows no progress bar.
 
     Returns:
-      data (the folder's name), synthetic, sizes, parts ("all" and, where there is a splits.json, "training" and
-      "validation": see `summarise`), duplicates (same_file and near: numbers of images that have another one like
-      them; near_bits, the threshold; near_pairs, their number; nearest, up to 1,000 of them) and set_aside (number
-      of quarantine's entries by reason).
+      data (name of the folder), synthetic, sizes, parts, duplicates and set_aside.
+      parts: "all" and, if there is a splits.json, "training" and "validation"; see `summarise`.
+      duplicates: same_file and near (number of images whose file is repeated, or that have a near-duplicate),
+      near_bits (the threshold), near_pairs (number of pairs) and nearest (up to 1,000 of the pairs).
+      set_aside: number of quarantine entries by reason.
 
     Raises:
-      InputError: the folder is no prepared data set, or damaged.
+      InputError: the folder is not a prepared data set, or it is damaged.
     """
     directory = Path(directory)
     info, index = dataset.read_info(directory), dataset.read_index(directory)
@@ -86,16 +87,18 @@ def describe_tables(labels: Path | str, patients: Path | str | None, threshold: 
 
     Args:
       labels: csv with ImageId,EncodedPixels of 1024x1024 images.
-      patients: csv with ImageId,patient and, where present, sex,age,view,round1; or None.
-      threshold: removal threshold, pixels of a 1024x1024 image.
+      patients: csv with ImageId,patient and optionally sex,age,view,round1; or None.
+      threshold: removal threshold in pixels of a 1024x1024 image.
 
     Returns:
-      data (the label file's name), parts ("round 1" and "round 2", the challenge's training images of each, where
-      the patients file has a column round1, else "all": see `summarise`) and duplicates: numbers of images whose
-      regions overlap, that have a row twice, that have both -1 and a region, or the mask of another image.
+      data (name of the label file), parts and duplicates.
+      parts: "round 1" and "round 2", the challenge's training images of each round, if the patients file has a column
+      round1; else "all"; see `summarise`.
+      duplicates: number of images with overlapping regions, with a repeated row, with both -1 and a region, and with
+      the same mask as another image.
 
     Raises:
-      InputError: a file that cannot be understood.
+      InputError: a file cannot be read or has wrong content.
     """
     index = csv_tables.read_tables(labels, patients)
     codes = [[code for _, code in rows] for rows in label_files.read_labels(labels).codes.values()]
@@ -118,19 +121,21 @@ def describe_tables(labels: Path | str, patients: Path | str | None, threshold: 
 
 
 def summarise(index: Index, threshold: int = THRESHOLD) -> dict[str, Any]:
-    """The data table of one part of a data set.
+    """Counts the contents of one part of a data set.
 
     Args:
-      index: of N images.
-      threshold: removal threshold (R-TH), pixels of a 1024x1024 image.
+      index: index of N images.
+      threshold: removal threshold (R-TH) in pixels of a 1024x1024 image.
 
     Returns:
-      images, label_rows, positive, negative, positive_with_one_row, positive_with_several_rows, most_rows; sex and
-      view: {value: {images, positive}}; patients (None where unknown): {patients, positive_patients, most_images};
-      age and area (of positives, native pixels): quantiles, None without any; foreground: share of all pixels;
-      removal: {threshold, below, ceiling: {side: mean Dice}}, what a perfect model scores when masks below the
-      threshold are emptied, at native size and when the same number of pixels is asked for at 512 or 256;
-      all_empty: scores of predicting nothing. Without images the ceiling and all_empty are None.
+      images, label_rows, positive, negative, positive_with_one_row, positive_with_several_rows, most_rows: counts.
+      sex, view: {value: {images, positive}}.
+      patients: {patients, positive_patients, most_images}; None if patients are unknown.
+      age, area: quantiles of the ages, and of the mask areas of positives in native pixels; None without values.
+      foreground: share of mask pixels among all pixels.
+      removal: {threshold, below, ceiling: {side: mean Dice}}. The ceiling is the score of a perfect model after all
+      masks below the threshold are emptied, at side 1024, and if the same threshold counts pixels at side 512 or 256.
+      all_empty: scores of empty predictions. Without images, the ceiling and all_empty are None.
     """
     positive, patient = index.positive, index.patient[index.patient != ""]
     area = index.mask_area * (NATIVE_AREA / (index.height * index.width))
@@ -182,18 +187,18 @@ def _quantiles(values: np.ndarray) -> dict[str, float] | None:
 
 
 def _ceiling(area: np.ndarray, threshold: int) -> float | None:
-    """Mean Dice of the truth itself after removal; None without images."""
+    """Mean Dice of the true masks after removal of small ones; None without images."""
     if not area.size:
         return None
     kept = np.where(area < threshold, 0, area).round()
     return metrics.summarise(kept, np.zeros_like(kept), area.round() - kept)["dice"]
 
 
-# For people
+# Text output
 
 
 def text(description: dict[str, Any]) -> str:
-    """The description as a table, a column a part, and what there is to say about all of it below."""
+    """Formats the description as a table with one column per part, followed by remarks."""
     parts = list(description["parts"].values())
     rows: list[tuple[str, list[str]]] = [("", list(description["parts"]))]
 
@@ -263,11 +268,11 @@ def _remarks(description: dict[str, Any]) -> list[str]:
     ]
 
 
-# The verb
+# The command
 
 
 def main(argv: list[str]) -> int:
-    """`jaxpneumo describe`; returns the exit code. Raises InputError for wrong use or bad input."""
+    """Runs `jaxpneumo describe` and returns the exit code. Raises InputError for wrong use or bad input."""
     args = _parser().parse_args(argv)
     if (args.data is None) == (args.labels is None):
         raise InputError("Give either --data DIR, a prepared data set, or --labels CSV, the bare table.")

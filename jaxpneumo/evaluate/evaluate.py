@@ -1,7 +1,7 @@
-"""`jaxpneumo evaluate`: a finished run's scores at native size, the papers' 2x2 of TTA and removal threshold.
+"""`jaxpneumo evaluate`: scores a finished run at native size, with and without TTA and removal threshold (2x2).
 
-Everything comes from counts (tp, fp, fn) an image, against the label file's own masks at native size, and every
-score stands beside its interval and beside those of predicting nothing at all and the mean shape.
+The scores come from the counts (tp, fp, fn) of each image, compared with the masks of the label file at native size.
+Each score has an interval. The two baselines, empty predictions and the mean shape, have scores too.
 """
 
 import csv
@@ -32,7 +32,7 @@ from jaxpneumo.score.calibration import calibration
 from jaxpneumo.score.scores import DISTANCES, REGIONS
 from jaxpneumo.score.threshold_counts import write_counts
 
-# What needs JAX is imported where it is used: --help and wrong flags do without.
+# Modules that need JAX are imported where they are used, so --help and error messages for wrong flags are fast.
 if TYPE_CHECKING:
     from jaxpneumo.evaluate.images import Measured
     from jaxpneumo.predict.infer import Predictor
@@ -44,15 +44,15 @@ HELP = """\
 Scores a finished run on held-out images at their native size. Not a medical device.
 
 Scores: Dice and IoU per image, with and without flip test-time augmentation (TTA) and removal threshold; detection by
-image and by region; distances between outlines. Two baselines stand beside them: to predict nothing, and to predict
-the mean shape.
+image and by region; distances between outlines. Two baselines are scored too: empty predictions, and the mean shape
+for every image.
 
 Intervals: 95 % bootstrap. A score that is 0 or 1 for all patients has the exact interval (Clopper-Pearson, patients
 as trials). A score of fewer than two patients has none.
 
 It writes to WORKDIR/evaluation (or --output)
   summary.json      all scores with intervals and strata, data, split, resolution and thresholds
-  metrics.csv       for each image its line of the data set's index.csv and its scores
+  metrics.csv       for each image, its row of the data set's index.csv and its scores
   calibration.json  reliability and temperature of the image-level scores, and the uncertain images
   thresholds.json   scores at many probability and removal thresholds (`jaxpneumo thresholds` chooses some)
   levels.npz        the counts behind thresholds.json
@@ -82,19 +82,19 @@ def evaluate(
     """Scores the given rows of a prepared data set and writes the files of HELP.
 
     Args:
-      predictor: of `load_predictor`.
+      predictor: the result of `load_predictor`.
       data: the prepared data set.
-      rows: which images.
-      split: says in words what these images are.
+      rows: rows of the images in the data set.
+      split: description of the split and part of these images.
       output: folder to write to.
-      quiet: no progress bar.
-      replicates, seed: of the bootstrap.
+      quiet: shows no progress bar.
+      replicates, seed: number of replicates and seed of the bootstrap.
 
     Returns:
       The content of summary.json.
 
     Raises:
-      InputError: no images, or the data set lacks the config's predict.size.
+      InputError: there are no images, or the data set lacks images at the config's predict.size.
     """
     from jaxpneumo.evaluate.images import measure
 
@@ -142,19 +142,19 @@ def evaluate(
     write_submission(output / "submission.csv", sorted(measured.codes.items()))
     dices = metrics.dice(*(measured.modes[mode][name] for name in ("tp", "fp", "fn")))
     _write_gallery(output / "gallery.png", dices, rows, measured.codes, labels, images, index)
-    # Last: its presence says that the evaluation is complete.
+    # Written last: an evaluation with a summary.json is complete.
     write_json(output / "summary.json", summary)
     return summary
 
 
 def _origin(predictor: "Predictor") -> dict[str, Any]:
-    """An ensemble's runs and weights; and whether the training showed no patients."""
+    """Runs and weights of an ensemble, and whether the run was trained on synthetic radiographs."""
     runs = [{"workdir": workdir.name, "weight": weight} for workdir, weight in predictor.weighted_runs]
     return ({"members": runs} if runs else {}) | {"trained_on_synthetic": predictor.synthetic}
 
 
 def table(summary: dict[str, Any]) -> str:
-    """summary.json as text: the 2x2 beside the baselines, then detection and distances of the run's own mode."""
+    """Formats summary.json as text: scores of all modes and baselines, then detection and distances of the own mode."""
     kind = "SYNTHETIC" if summary["data"]["synthetic"] else "real"
     intervals, own = summary["intervals"], summary["run"]["mode"]
     lines = [
@@ -196,7 +196,7 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def with_interval(value: float | None, ends: Sequence[float] | None) -> str:
-    """A score and its interval: "0.8356 [0.8201, 0.8502]", "-" where there is none."""
+    """Formats a score and its interval: "0.8356 [0.8201, 0.8502]", or "-" without a score."""
     if value is None:
         return "-"
     digits = 4 if abs(value) < 2 else 1
@@ -204,14 +204,14 @@ def with_interval(value: float | None, ends: Sequence[float] | None) -> str:
 
 
 def evaluate_run(predictor: "Predictor", quiet: bool = False) -> dict[str, Any]:
-    """Scores a run on the validation images of its own split, into its own folder."""
+    """Scores a run on the validation images of its own split and writes to its own folder."""
     data = Path(predictor.config.data.directory)
     rows, split = _part([predictor.workdir], data, "validation")
     return evaluate(predictor, data, rows, split, predictor.workdir / "evaluation", quiet)
 
 
 def _part(workdirs: Sequence[Path], data: Path, part: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """Rows and description of a part of the runs' split; InputError when they are not of one split."""
+    """Rows and description of a part of the runs' split. Raises InputError if the runs have different splits."""
     index = dataset.read_index(data)
     if part == "all":
         seen = [image_id for workdir in workdirs for image_id in read_splits(workdir / "splits.json")["train"]]
@@ -238,7 +238,7 @@ def _part(workdirs: Sequence[Path], data: Path, part: str) -> tuple[np.ndarray, 
 
 
 def _mean_shape(predictor: "Predictor") -> tuple[np.ndarray, dict[str, Any]] | None:
-    """Of the run's own training images; None where these are not at hand."""
+    """The mean shape of the run's own training masks; None if the training data cannot be read."""
     data, size = Path(predictor.config.data.directory), predictor.settings.size
     try:
         rows, _ = _part([predictor.workdir], data, "train")
@@ -287,7 +287,7 @@ def _write_gallery(
     images: np.ndarray,
     index: dataset.Index,
 ) -> None:
-    """Pictures evenly spaced from the best to the worst Dice, of images with a truth or a prediction."""
+    """Writes pictures from the best to the worst Dice, evenly spaced. Prefers images with a true or predicted mask."""
     scored = list(zip(dices.tolist(), rows.tolist(), index.image_id[rows].tolist(), strict=True))
     not_plain = [one for one in scored if labels[one[2]] != rle.EMPTY or codes[one[2]] != rle.EMPTY]
     shown = sorted(not_plain or scored, key=lambda one: -one[0])
@@ -302,7 +302,7 @@ def _write_gallery(
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The verb: see HELP."""
+    """Runs the command; see HELP."""
     parser = Parser(prog="jaxpneumo evaluate", description=HELP)
     workdir_options.add_arguments(parser)
     parser.add_argument("--data", type=places.path, help="prepared data set (default: the run's)")
@@ -317,9 +317,9 @@ def main(arguments: Sequence[str]) -> int:
         type=places.folder_to_fill,
         help="folder to write to (default: WORKDIR/evaluation; required with several runs)",
     )
-    parser.add_argument("--batch-size", type=BATCH, help="default: the run's predict.batch_size")
-    parser.add_argument("--replicates", type=REPLICATES, default=bootstrap.REPLICATES, help="of the bootstrap")
-    parser.add_argument("--seed", type=SEED, default=bootstrap.SEED, help="of the bootstrap")
+    parser.add_argument("--batch-size", type=BATCH, help="images per batch (default: the run's predict.batch_size)")
+    parser.add_argument("--replicates", type=REPLICATES, default=bootstrap.REPLICATES, help="bootstrap replicates")
+    parser.add_argument("--seed", type=SEED, default=bootstrap.SEED, help="random seed of the bootstrap")
     options = parser.parse_args(arguments)
 
     workdirs = workdir_options.read_workdirs(options.workdir)

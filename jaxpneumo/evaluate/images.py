@@ -1,4 +1,4 @@
-"""One pass over the images: everything that is measured of each, at its native size."""
+"""One pass over the images, which takes all measurements of each image at native size."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,21 +29,21 @@ from jaxpneumo.score.threshold_counts import (
     image_scores,
 )
 
-TOP_AREA = 2048  # of the top_mean score, in pixels of a 1024x1024 image: the papers' removal threshold
+TOP_AREA = 2048  # area of the top_mean score in pixels of a 1024x1024 image; equals the papers' removal threshold
 
 Table = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one pass found, for N images in the order of the rows asked for.
+    """The measurements of one pass, for N images in the order of the given rows.
 
     Attributes:
-      modes: of each mode the columns tp, fp, fn, REGIONS, DISTANCES, (N,) each.
-      mean_shape: tp, fp, fn of predicting the mean shape for every image; None without one.
-      image_scores: float64 (N,) by view, then by name of IMAGE_SCORES.
-      counts: at many thresholds.
-      codes: run-length codes of the run's own masks, by image id.
+      modes: for each mode, the columns tp, fp, fn, REGIONS and DISTANCES, (N,) each.
+      mean_shape: tp, fp, fn if the mean shape is predicted for every image; None without a mean shape.
+      image_scores: float64 (N,) by view, then by name in IMAGE_SCORES.
+      counts: counts at many thresholds.
+      codes: run-length codes of the masks with the run's own settings, by image id.
     """
 
     modes: dict[str, Table]
@@ -63,16 +63,16 @@ def measure(
     mean_shape: np.ndarray | None = None,
     quiet: bool = False,
 ) -> Measured:
-    """Predicts and measures.
+    """Predicts the masks of images and measures them.
 
     Args:
-      predictor: of `load_predictor`.
+      predictor: the result of `load_predictor`.
       images: uint8 (N, S, S) of the prepared data set.
-      index, labels: of the same.
-      rows: which images.
-      spacing: (N, 2) millimetres between rows and between columns, nan where unknown.
-      mean_shape: float32 (S', S') with the mean shape where it is >= 0.5, see `baseline`.
-      quiet: no progress bar.
+      index, labels: index and labels of the same data set.
+      rows: rows of the images to measure.
+      spacing: (N, 2), distances between rows and between columns in millimetres; nan if unknown.
+      mean_shape: float32 (S', S'); the mean shape is where the values are >= 0.5, see `baseline`.
+      quiet: shows no progress bar.
     """
     settings = predictor.settings
     threshold = jnp.float32(settings.threshold)
@@ -138,7 +138,7 @@ def measure(
 
 
 def measure_mask(mask: np.ndarray, truth: np.ndarray, spacing: np.ndarray) -> dict[str, float]:
-    """All columns of one mask beside its truth, (H, W) uint8 0/1 each; distances are nan unless both have pixels."""
+    """Measures a mask against its truth, both uint8 (H, W) of 0 and 1. Distances are nan if either mask is empty."""
     tp, fp, fn = (int(count) for count in metrics.counts(mask, truth))
     columns = {"tp": tp, "fp": fp, "fn": fn, **dict(zip(REGIONS, lesion_counts(mask, truth), strict=True))}
     in_pixels, in_mm = (np.nan, np.nan), (np.nan, np.nan)

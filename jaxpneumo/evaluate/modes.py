@@ -1,15 +1,15 @@
-"""The ways in which an evaluation scores a run, and what it calls them."""
+"""The modes in which an evaluation scores a run, and their names."""
 
 from jaxpneumo.run.config import Predict
 
-# name -> (flip TTA, removal threshold): rows of the papers' tables
+# name -> (flip TTA, removal threshold); the rows of the papers' tables
 MODES = {"plain": (0, False), "tta": (1, False), "removal": (0, True), "tta_removal": (1, True)}
 VIEWS = ("plain", "tta")
 IMAGE_SCORES = ("maximum", "top_mean")
 
 
 def own_mode(settings: Predict) -> str:
-    """The mode that a run's config predicts with."""
+    """The mode that matches a run's own prediction settings."""
     return next(
         mode
         for mode, (tta, removal) in MODES.items()

@@ -1,4 +1,4 @@
-"""Reading back what an evaluation wrote, and refusing in words what is not there or does not belong together."""
+"""Reads the files of an evaluation. Errors name files that are missing or do not belong together."""
 
 import csv
 from pathlib import Path
@@ -14,10 +14,10 @@ from jaxpneumo.run.folders import final_directory
 
 
 def read_summary(workdir: Path, folder: str = "evaluation") -> dict[str, Any]:
-    """summary.json of a finished run's evaluation.
+    """Reads the summary.json of a finished and evaluated run.
 
     Raises:
-      InputError: the folder is no run, its last stage is not finished, or it was not evaluated.
+      InputError: the folder is not a run, its last stage is not finished, or it was not evaluated.
     """
     stage = read_config(workdir).stages[-1].name
     if not final_directory(workdir / stage).is_dir():
@@ -35,7 +35,7 @@ def read_summary(workdir: Path, folder: str = "evaluation") -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
-    """metrics.csv as columns of str. Raises InputError when it is missing or empty."""
+    """Reads metrics.csv as columns of str. Raises InputError if the file is missing or empty."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -47,7 +47,7 @@ def read_metrics(path: Path) -> dict[str, np.ndarray]:
 
 
 def rows_of(index: Index, image_id: np.ndarray, workdir: Path) -> np.ndarray:
-    """Rows of a data set by image id. Raises InputError when the evaluated images are of another data set."""
+    """Finds the rows of images in a data set. Raises InputError if the data set lacks some of the images."""
     row = {name: n for n, name in enumerate(index.image_id.tolist())}
     missing = [name for name in image_id.tolist() if name not in row]
     if missing:

@@ -1,4 +1,4 @@
-"""From what was measured of each image to the scores of a run, each with its interval, and of its strata."""
+"""Computes the scores of a run and of its strata, with intervals, from the measurements of the images."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from jaxpneumo.score.calibration import expected_calibration_error
 from jaxpneumo.score.detection import auroc, average_precision
 from jaxpneumo.score.strata import strata
 
-if TYPE_CHECKING:  # it imports JAX
+if TYPE_CHECKING:  # this module imports JAX
     from jaxpneumo.evaluate.images import Measured
 
 IMAGE_LEVEL = {
@@ -30,19 +30,22 @@ def summarise(
     replicates: int = bootstrap.REPLICATES,
     seed: int = bootstrap.SEED,
 ) -> dict[str, Any]:
-    """All scores with their intervals, for JSON.
+    """Computes all scores with their intervals, for JSON.
 
     Args:
-      measured: of the rows.
-      index: of the data set.
-      rows: the images' rows.
-      own_mode: the mode whose strata are wanted.
-      replicates, seed: of the bootstrap.
+      measured: measurements of these rows.
+      index: index of the data set.
+      rows: rows of the images.
+      own_mode: the mode of the strata's scores.
+      replicates, seed: number of replicates and seed of the bootstrap.
 
     Returns:
-      n_images, n_positive; all_empty and mean_shape (None without one), the baselines; scores of each mode;
-      image_level of each view and image-level score; strata of `own_mode` with their own intervals;
-      intervals of all the others, under the same names, and how they were made; None where there is none.
+      n_images, n_positive: counts.
+      all_empty, mean_shape: scores of the baselines; mean_shape is None without a mean shape.
+      scores: scores of each mode.
+      image_level: scores of each view and image-level score.
+      strata: groups of patients with their scores in `own_mode` and their own intervals.
+      intervals: the method, and the intervals of all other scores under the same names; None for a score without one.
     """
     truth_area = measured.counts.truth_area
     positive = truth_area > 0
@@ -114,13 +117,16 @@ def summarise(
 
 
 def _exact(pairs: scores.Ratios, cluster: np.ndarray) -> np.ndarray:
-    """Exact intervals where a run scores 0 or 1 for all; nan for what a baseline scores so by its construction."""
+    """Exact intervals of scores that are 0 or 1 for all clusters; nan for all other scores and for the baselines.
+
+    A baseline can have such a score by construction, so an interval would mean nothing.
+    """
     estimated = [part in ("scores", "strata") and name not in scores.UNBOUNDED for part, *_, name in pairs]
     return np.where(np.array(estimated)[:, None], bootstrap.exact(pairs, cluster), np.nan)
 
 
 def _with_counts(table: dict[str, np.ndarray], values: dict[str, Any]) -> dict[str, Any]:
-    """The integers of `metrics.summarise` with every score beside them."""
+    """Adds the scores to the counts of `metrics.summarise`."""
     return {**metrics.summarise(table["tp"], table["fp"], table["fn"]), **values}
 
 

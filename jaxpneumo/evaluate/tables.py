@@ -1,8 +1,8 @@
-"""`jaxpneumo tables`: the papers' Tables 5 to 8, 10 and 11 beside what the runs of a folder reached.
+"""`jaxpneumo tables`: prints the papers' Tables 5 to 8, 10 and 11 with the scores of the runs in a folder.
 
-The tables are named by what they hold. A figure of ours stands with its interval, its data and its split, for
-the papers' figures belong to other images: their validation part is another draw. Their test figures had the
-removal threshold (section 5.1), and TTA where the row does not say otherwise.
+The title of a table names its content. Each of our scores comes with its interval, data and split, because the papers
+scored other images: their validation part is another random draw. The papers' test scores use the removal threshold
+(section 5.1), and also TTA unless the row says otherwise.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
 
 HELP = """\
-Prints the papers' tables of results. Each row has the papers' figure, our figure with its 95 % interval, and the data
-and split of our figure. A row without a finished and evaluated run says so. Not a medical device.
+Prints the papers' tables of results. Each row has the papers' score, our score with its 95 % interval, and the data
+and split of our score. A row without a finished and evaluated run says so. Not a medical device.
 
 The names of the folders in --runs tell which run is which: exp1 to exp5, exp5_round2 (exp5 trained on the data of
-round 2), augmentation_study_none, _A1, _A2, _A1+A2, _A3, _A4. Validation figures come from the folder evaluation/ of a
-run, test figures from evaluation-test/. This command makes the latter:
+round 2), augmentation_study_none, _A1, _A2, _A1+A2, _A3, _A4. Validation scores come from the folder evaluation/ of a
+run, test scores from evaluation-test/. This command makes the folder evaluation-test/:
   jaxpneumo evaluate --workdir runs/exp5 --data data/round1-test --part all --output runs/exp5/evaluation-test
 
 examples:
@@ -39,7 +39,7 @@ _WORDS = {"plain": "no TTA", "tta": "TTA", "removal": "R-TH", "tta_removal": "TT
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of a paper and where ours is: run folder, evaluation folder in it, mode, score."""
+    """One score of a paper, and the location of our score: run folder, evaluation folder in it, mode, score."""
 
     label: str
     paper: float | None
@@ -111,11 +111,11 @@ TABLES: dict[str, list[Row]] = {
 
 
 def collect(runs: Path) -> dict[str, list[dict[str, Any]]]:
-    """The tables with what the runs reached.
+    """Fills the tables with the scores of the runs.
 
     Returns:
-      title -> rows {"label", "paper", "run", "folder", "mode", "score", "ours", "interval", "all_empty", "of"};
-      where there is no figure of ours the three are None and `of` says why.
+      title -> rows {"label", "paper", "run", "folder", "mode", "score", "ours", "interval", "all_empty", "of"}. If our
+      score is missing, "ours", "interval" and "all_empty" are None and "of" gives the reason.
 
     Raises:
       InputError: `runs` is not a folder.
@@ -129,7 +129,7 @@ def collect(runs: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _read(run: Path, folder: str) -> dict[str, Any] | str:
-    """A summary, or the reason why there is none."""
+    """Reads a summary, or returns the reason why it is missing."""
     if not (run / "config.json").is_file():
         return "no run yet"
     if folder != VALIDATION and not (run / folder / "summary.json").is_file():
@@ -156,7 +156,7 @@ def _filled(row: Row, summary: dict[str, Any] | str) -> dict[str, Any]:
 
 
 def text(tables: dict[str, list[dict[str, Any]]]) -> str:
-    """The tables as text."""
+    """Formats the tables as text."""
     lines = []
     for title, rows in tables.items():
         missing = sum(row["ours"] is None for row in rows)
@@ -176,7 +176,7 @@ def text(tables: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The verb: see HELP."""
+    """Runs the command; see HELP."""
     parser = Parser(prog="jaxpneumo tables", description=HELP)
     parser.add_argument("--runs", type=places.path, required=True, help="folder that holds the runs' folders")
     parser.add_argument("--output", type=places.file_to_write, help="also write the tables as JSON")

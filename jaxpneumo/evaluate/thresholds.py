@@ -1,12 +1,13 @@
-"""`jaxpneumo thresholds`: which probability and removal thresholds to use, and what they are really worth.
+"""`jaxpneumo thresholds`: chooses probability and removal thresholds, and scores them on held-out patients.
 
-Three rules: "image" and "component" take a probability threshold (B-TH) and a removal threshold (R-TH), see
-`predict.postprocess`. "triplet" takes three numbers: an image whose pixels at the top threshold are fewer than
-an area is emptied, the others keep the mask of a bottom threshold; with top = bottom it is the rule "image". The
-triplet is offered by image only: by component it would be hysteresis, which none of the papers uses.
+There are three rules. "image" and "component" have a probability threshold (B-TH) and a removal threshold (R-TH), see
+`predict.postprocess`. "triplet" has a top threshold, an area and a bottom threshold. It empties a mask if fewer pixels
+than the area reach the top threshold. Otherwise the mask has all pixels that reach the bottom threshold. With
+top = bottom, it equals the rule "image". The triplet applies to whole images only. A triplet per component would be
+hysteresis thresholding, which none of the papers uses.
 
-Nothing here looks at pixels. An image's score at a bottom threshold, and whether a top threshold and an area
-keep it, are known from its counts; the mean score of all triplets is then one matrix product over the images.
+This module uses counts, not pixels. The counts of an image give its score at each bottom threshold, and whether a top
+threshold and an area keep its mask. One matrix product over the images then gives the mean scores of all triplets.
 """
 
 from collections.abc import Sequence
@@ -67,12 +68,12 @@ the validation images of all runs, and every run gets the same file.
 
 
 def image_scores(counts: ThresholdCounts, rule: str, score: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each image's score where its mask is kept, where it is emptied, and what keeps it.
+    """Computes the score of each image with its mask and with an empty mask, and which thresholds keep the mask.
 
     Returns:
-      For "image" and "triplet": gain (N, K) of the mask at each bottom level over the empty mask, the empty mask's
-      score (N,), and keep (N, K, M) bool, whether top level and area keep the image.
-      For "component": gain (N, K, M), the same (N,), and an array without elements.
+      For "image" and "triplet": gain (N, K), the score of the mask at each bottom level minus the score of the empty
+      mask; the score of the empty mask (N,); and keep (N, K, M) bool, whether top level and area keep the mask.
+      For "component": gain (N, K, M), the score of the empty mask (N,), and an array without elements.
     """
     ratio = SCORES[score]
     empty = ratio(np.zeros_like(counts.truth_area), np.zeros_like(counts.truth_area), counts.truth_area)
@@ -86,17 +87,17 @@ def image_scores(counts: ThresholdCounts, rule: str, score: str) -> tuple[np.nda
 
 
 def surface(counts: ThresholdCounts, rule: str, score: str = "dice", images: np.ndarray | None = None) -> np.ndarray:
-    """Mean score at every combination of thresholds.
+    """Computes the mean score at every combination of thresholds.
 
     Args:
-      counts: of `threshold_counts.read_counts`.
-      rule: of RULES.
+      counts: the result of `threshold_counts.read_counts`.
+      rule: one of RULES.
       score: "dice" or "iou".
-      images: (N,) bool, the images to average over; None is all.
+      images: (N,) bool, the images to average over; None uses all images.
 
     Returns:
-      float64 (K, M) by bottom level and area; for "triplet" (K, M, K) by top level, area and bottom level, nan
-      where the bottom level is above the top one.
+      float64 (K, M) by bottom level and area. For "triplet", (K, M, K) by top level, area and bottom level; nan if the
+      bottom level is above the top level.
     """
     every = np.ones(len(counts.pixels), bool)
     return _surface(image_scores(counts, rule, score), rule, every if images is None else images)
@@ -115,28 +116,29 @@ def _surface(terms: tuple[np.ndarray, np.ndarray, np.ndarray], rule: str, images
 
 
 def best(values: np.ndarray) -> tuple[int, ...]:
-    """Place of the greatest value; of equal ones the first: the lowest thresholds."""
+    """Indices of the largest value. Among equal values it takes the first, which has the lowest thresholds."""
     return tuple(int(i) for i in np.unravel_index(np.nanargmax(values), values.shape))
 
 
 def choose(
     counts: ThresholdCounts, cluster: np.ndarray, rule: str, score: str, method: str, seed: int
 ) -> dict[str, Any]:
-    """Chooses thresholds and scores them on patients that had no part in it.
+    """Chooses thresholds, and scores them in sample and on held-out patients.
 
     Args:
-      counts: of `threshold_counts.read_counts`.
-      cluster: (N,) numbers of the images' patients.
-      rule: of RULES.
+      counts: the result of `threshold_counts.read_counts`.
+      cluster: (N,), the number of each image's patient.
+      rule: one of RULES.
       score: "dice" or "iou".
-      method: "half": chosen on one half of the patients. As one half may be easier than the other, the scores are of
-        both: in sample each with its own thresholds, held out each with the other's. "folds": chosen on all, and
-        scored so in sample; held out each fold has the thresholds that the other folds choose.
-      seed: of the halves or folds.
+      method: "half" chooses the thresholds on one half of the patients. One half may be easier than the other, so the
+        scores cover both halves: in sample, each half has its own thresholds; held out, each half has the thresholds
+        of the other. "folds" chooses the thresholds on all patients, which gives the in-sample score. Held out, each
+        fold has the thresholds that are best on the other folds.
+      seed: random seed of the halves or folds.
 
     Returns:
       {"thresholds": {"threshold", ...}, "in_sample", "held_out", "optimism", "chosen_on_images", "held_out_images",
-      "held_out_thresholds"}; the scores are means over all images, and the optimism is their difference.
+      "held_out_thresholds"}. Both scores are means over all images. The optimism is in_sample - held_out.
 
     Raises:
       InputError: there are too few patients.
@@ -178,7 +180,7 @@ def choose_all(
     method: str = "folds",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The content of thresholds.json; arguments as for `choose`, patient (N,) str with "" for unknown."""
+    """Makes the content of thresholds.json. `patient` is (N,) str, "" if unknown; for other arguments see `choose`."""
     cluster, unit = clusters(patient)
     chosen = {rule: choose(counts, cluster, rule, score, method, seed) for rule in RULES}
     return {
@@ -196,7 +198,7 @@ def choose_all(
 
 
 def _named(counts: ThresholdCounts, rule: str, place: tuple[int, ...]) -> dict[str, float | int | str]:
-    """Thresholds under the names that predict's settings have."""
+    """Returns thresholds under the names of the prediction settings."""
     level = [round(float(value), 4) for value in counts.thresholds]
     area = [int(value) for value in counts.areas]
     if rule == "triplet":
@@ -212,7 +214,7 @@ def _named(counts: ThresholdCounts, rule: str, place: tuple[int, ...]) -> dict[s
 
 
 def table(result: dict[str, Any]) -> str:
-    """thresholds.json as text."""
+    """Formats thresholds.json as text."""
     held_out = "held out: by folds"
     if result["method"] == "half":
         one, other = (result["rules"]["image"][f"{part}_images"] for part in ("chosen_on", "held_out"))
@@ -229,7 +231,7 @@ def table(result: dict[str, Any]) -> str:
         words = f"B-TH {t['threshold']:g}, R-TH {t['removal_threshold']} px"
         if rule == "triplet":
             words = f"top {t['top_threshold']:g}, area {t['top_area']} px, bottom {t['threshold']:g}"
-        # Of the rounded scores, so that the row adds up.
+        # The difference of the rounded scores, so that the printed row adds up.
         in_sample, held_out = round(chosen["in_sample"], 4), round(chosen["held_out"], 4)
         numbers = f"{in_sample:10.4f} {held_out:10.4f} {in_sample - held_out:10.4f}"
         lines.append(f"{rule:>10} {numbers}   {words}")
@@ -238,13 +240,13 @@ def table(result: dict[str, Any]) -> str:
 
 
 def read_pooled(workdirs: Sequence[Path]) -> tuple[ThresholdCounts, np.ndarray, dict[str, Any]]:
-    """The evaluated images of one run, or of several that were evaluated on different images.
+    """Reads the counts of one run, or of several runs that were evaluated on different images.
 
     Returns:
-      Their counts one after the other, (N,) str patients, and in words what they are.
+      The counts of all images, run after run; the patients (N,) str; and a description of data and split.
 
     Raises:
-      InputError: a run was not evaluated, or several do not belong together.
+      InputError: a run was not evaluated, or the runs differ in size, TTA or data set, or share images.
     """
     summaries = [read_summary(workdir) for workdir in workdirs]
     counts = [read_counts(workdir / "evaluation/levels.npz") for workdir in workdirs]
@@ -282,7 +284,7 @@ def read_pooled(workdirs: Sequence[Path]) -> tuple[ThresholdCounts, np.ndarray, 
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The verb: see HELP."""
+    """Runs the command; see HELP."""
     parser = Parser(prog="jaxpneumo thresholds", description=HELP)
     parser.add_argument(
         "--workdir",
@@ -299,7 +301,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--choose", choices=("folds", "half"), default="folds", help="how to choose and score on different patients"
     )
-    parser.add_argument("--seed", type=SEED, default=0, help="of the folds (default: 0)")
+    parser.add_argument("--seed", type=SEED, default=0, help="random seed of the folds (default: 0)")
     options = parser.parse_args(arguments)
 
     name, workdirs = options.name or options.rule, read_workdirs(options.workdir)

@@ -1,1 +1,1 @@
-"""Probabilities to masks to files."""
+"""Prediction: from probabilities to masks and output files."""

@@ -1,7 +1,7 @@
-"""Several runs that predict as one: the weighted mean of their probabilities, with and without flip TTA.
+"""Ensembles: the weighted mean of the probabilities of several runs, with and without flip TTA.
 
-The runs must be of one network and input size. Their parameters are stacked, and one compiled call takes a batch
-through all of them.
+All runs must have the same network and input size. Their parameters are stacked, and one compiled call applies all
+networks to a batch.
 """
 
 import functools
@@ -21,18 +21,18 @@ from jaxpneumo.run.sharding import replicated
 
 
 def load_ensemble(workdirs: Sequence[Path], weights: Sequence[float], batch_size: int | None = None) -> Predictor:
-    """The predictor of one run or of several.
+    """Loads the predictor of one or several runs.
 
     Args:
-      workdirs: finished runs. Thresholds, batch size and data are the first one's.
-      weights: of each run's probabilities, adding up to 1.
-      batch_size: as for `load_predictor`.
+      workdirs: finished runs. The first run sets thresholds, batch size and data.
+      weights: one weight per run for its probabilities; the weights sum to 1.
+      batch_size: see `load_predictor`.
 
     Returns:
-      A predictor like any other; of several runs its variables are stacked along a first axis.
+      A predictor. For several runs, its variables are stacked along a new first axis.
 
     Raises:
-      InputError: a folder is no finished run, or the runs differ in network or input size.
+      InputError: a folder is not a finished run, or the runs differ in network or input size.
     """
     predictors = [load_predictor(workdir, batch_size) for workdir in workdirs]
     first = predictors[0]
@@ -55,21 +55,25 @@ def load_ensemble(workdirs: Sequence[Path], weights: Sequence[float], batch_size
 def ensemble_probabilities(
     model: UNet, weights: tuple[float, ...], variables: dict[str, Any], image: jax.Array, mirror: bool
 ) -> jax.Array:
-    """The weighted mean of `predict_probabilities` of several runs.
+    """Computes the weighted mean of `predict_probabilities` over several runs.
 
     Args:
-      model: the network of all of them.
-      weights: one a run, adding up to 1.
-      variables: {"params", "batch_stats"} with a leading axis of the runs.
-      image, mirror: as for `predict_probabilities`, and so is what is returned.
+      model: the network of all runs.
+      weights: one weight per run; they sum to 1.
+      variables: {"params", "batch_stats"} with a leading axis over the runs.
+      image, mirror: see `predict_probabilities`.
+
+    Returns:
+      The same shapes and type as `predict_probabilities`.
     """
-    # One run after the other: XLA makes convolutions that are batched over kernels too ten times as slow on a CPU.
+    # Applies the runs one after another: on a CPU, XLA's convolutions are ten times slower if the kernels have a batch
+    # axis too.
     each = jax.lax.map(lambda one: predict_probabilities(model, one, image, mirror), variables)
     return jnp.tensordot(jnp.float32(weights), each, axes=1, precision="highest")
 
 
 def _check_alike(first: Predictor, other: Predictor) -> None:
-    """The network as it predicts: where its first weights came from, and BatchNorm's momentum, do not matter."""
+    """Checks that two runs predict with the same network. Initial weights and BatchNorm momentum may differ."""
     unlike = [
         f"model.{key} ({one!r} and {two!r})"
         for key in ("encoder", "dtype", "input_convolution", "depths", "width")

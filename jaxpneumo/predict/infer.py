@@ -1,8 +1,8 @@
-"""A trained run brought back for prediction, and the compiled functions from images to native masks.
+"""Loads a trained run for prediction, with the compiled functions from images to masks at native size.
 
-Two functions run on the device one after the other: the network over both flip views in one call, at the
-config's size; then resize and thresholds at the native sizes (`native.py`), from which the host gets bits. They are
-apart so that radiographs for another canvas compile the small second one only.
+Two functions run on the device one after another. The first applies the network to both flip views in one call, at
+the config's size. The second resizes to the native sizes and applies the thresholds (`native.py`); the host receives
+packed bits. They are separate, so radiographs of another canvas size compile only the small second function.
 """
 
 import functools
@@ -34,12 +34,12 @@ class CompiledNetwork:
     """A network that is ready to predict.
 
     Attributes:
-      settings: of the prediction.
-      variables: {"params", "batch_stats"} on all devices, BatchNorms folded (`model.folding.fold`).
+      settings: the prediction settings.
+      variables: {"params", "batch_stats"} on all devices, with folded BatchNorm layers (`model.folding.fold`).
       mesh: the devices.
-      probabilities: compiled, (variables, uint8 (B, S, S), mirror) -> float32 (2, B, S, S): without and with
-        flip TTA; with mirror False only the first.
-      native_masks: `native.native_masks`, compiled.
+      probabilities: compiled function (variables, uint8 (B, S, S), mirror) -> float32 (2, B, S, S): without and with
+        flip TTA. If mirror is False, it returns only the first, (1, B, S, S).
+      native_masks: the compiled `native.native_masks`.
     """
 
     settings: Predict
@@ -51,15 +51,16 @@ class CompiledNetwork:
 
 @dataclass(frozen=True)
 class Predictor(CompiledNetwork):
-    """A finished run's network, and where it comes from. Its settings are the run's, or what a verb makes of them.
+    """The network of a finished run and its origin. The settings are those of the run, unless a command changes them.
 
     Attributes:
       config: the run's config.
-      workdir: the run.
-      stage: the stage whose weights these are, the run's last.
-      model_id: `fingerprint` of the weights as training left them.
-      synthetic: trained on synthetic radiographs, which show no patients.
-      weighted_runs: of an ensemble (`ensemble.load_ensemble`) its runs and their weights; `workdir` is the first.
+      workdir: the run's folder.
+      stage: the stage that trained these weights, the run's last.
+      model_id: `fingerprint` of the weights at the end of training.
+      synthetic: True if the run was trained on synthetic radiographs, which show no patients.
+      weighted_runs: the runs and weights of an ensemble (`ensemble.load_ensemble`); `workdir` is then the first run.
+        Empty for a single run.
     """
 
     config: Config
@@ -71,15 +72,16 @@ class Predictor(CompiledNetwork):
 
 
 def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predictor:
-    """Restores a run's final weights from its folder alone.
+    """Restores a run's final weights. It reads only the run's folder.
 
     Args:
-      workdir: of a finished run.
-      batch_size: instead of the run's own predict.batch_size. A batch of fewer images than there are devices is
-        predicted on so many devices.
+      workdir: folder of a finished run.
+      batch_size: replaces the run's own predict.batch_size. A batch with fewer images than devices uses one device
+        per image.
 
     Raises:
-      InputError: the folder is no run, its last stage is not finished, or the batch does not divide over the devices.
+      InputError: the folder is not a run, its last stage is not finished, or the batch size is not a multiple of the
+        number of devices.
     """
     workdir = Path(workdir)
     config = read_config(workdir)
@@ -101,8 +103,8 @@ def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predic
 
 
 def compile_network(model: UNet, variables: dict[str, Any], settings: Predict, mesh: Mesh) -> CompiledNetwork:
-    """A network ready to predict, from its variables as training left them, which are on the devices of `mesh`."""
-    # One program: piece by piece, every shape among the parameters would be compiled for itself.
+    """Makes a network ready to predict. `variables` come from training and are on the devices of `mesh`."""
+    # One program folds all layers. Folding them one by one would compile a program for each parameter shape.
     folded = jax.jit(fold, static_argnums=(1, 2), out_shardings=replicated(mesh))
     return CompiledNetwork(
         settings,
@@ -114,12 +116,12 @@ def compile_network(model: UNet, variables: dict[str, Any], settings: Predict, m
 
 
 def jit_probabilities(function: Callable[..., jax.Array], mesh: Mesh) -> Any:
-    """Compiles (variables, images, mirror) -> probabilities: images split over the devices, variables on each."""
+    """Compiles (variables, images, mirror) -> probabilities. The devices share the images; each has all variables."""
     return jax.jit(function, static_argnums=2, in_shardings=(replicated(mesh), split(mesh)))
 
 
 def fingerprint(variables: dict[str, Any]) -> str:
-    """SHA-256 of a model's variables: their names, types, shapes and values, wherever and however they are stored."""
+    """SHA-256 of the names, types, shapes and values of a model's variables. It does not depend on their storage."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         value = np.ascontiguousarray(jax.device_get(leaf))
@@ -129,19 +131,22 @@ def fingerprint(variables: dict[str, Any]) -> str:
 
 
 def predict_probabilities(model: UNet, variables: dict[str, Any], image: jax.Array, mirror: bool) -> jax.Array:
-    """Probability of pneumothorax a pixel, plain and averaged over the image and its mirror image (flip TTA).
+    """Computes the probability of pneumothorax for each pixel, without and with flip TTA.
+
+    Flip TTA (test-time augmentation) is the mean over the image and its mirror image.
 
     Args:
       model: the network.
       variables: its {"params", "batch_stats"}.
       image: uint8 (B, S, S).
-      mirror: whether the mirror image is wanted at all.
+      mirror: whether to predict the mirror image too.
 
     Returns:
-      float32 (2, B, S, S): the image's own probabilities, and the mean of both views; (1, B, S, S) without mirror.
+      float32 (2, B, S, S): the probabilities of the image, and the mean of both views. If `mirror` is False, only the
+      first: (1, B, S, S).
     """
     views = jnp.stack([image, image[..., ::-1]] if mirror else [image], axis=1)
-    # Image and mirror image lie beside each other, so that both stay on the device that holds the image.
+    # Each mirror image follows its image, so both stay on the same device.
     batch = views.reshape(-1, *image.shape[1:])
     logits = cast(jax.Array, model.apply(variables, batch.astype(jnp.float32)[..., None] / 255.0, train=False))
     probability = jax.nn.sigmoid(logits).reshape(views.shape)
@@ -156,19 +161,20 @@ def predict_masks(
     images: Iterable[tuple[Any, np.ndarray, tuple[int, int]]],
     views: Iterable[int] = (0, 1),
 ) -> Iterator[tuple[Any, dict[int, NativeMask]]]:
-    """Masks of images at their native sizes, in compiled batches, as the network's settings want them.
+    """Predicts masks at native size in compiled batches, with the network's settings.
 
-    A mask has the pixels that reach `threshold`. It is emptied when they are fewer than `removal_threshold` or, with
-    `top_threshold` and `top_area` (`jaxpneumo thresholds` chooses them), when fewer than the latter reach the former;
-    areas are in pixels of a 1024x1024 image. Removing single components is left to `postprocess.remove_small`.
+    A mask has all pixels with a probability of at least `threshold`. It is emptied if its area is below
+    `removal_threshold`. With `top_threshold` and `top_area` (`jaxpneumo thresholds` chooses them), it is also emptied
+    if fewer than `top_area` pixels reach `top_threshold`. Areas are in pixels of a 1024x1024 image. This function does
+    not remove single components; `postprocess.remove_small` does.
 
     Args:
-      network: of `load_predictor` or `compile_network`.
-      images: (key, uint8 (S, S) at the settings' size, (native height, native width)) each.
-      views: which masks are wanted: 0 without, 1 with flip TTA.
+      network: the result of `load_predictor` or `compile_network`.
+      images: for each image, (key, uint8 (S, S) at the settings' size, (native height, native width)).
+      views: the masks to return: 0 without flip TTA, 1 with flip TTA.
 
     Yields:
-      (key, {view: mask}) in the order of the stream.
+      (key, {view: mask}) in the order of `images`.
     """
     settings, views = network.settings, tuple(views)
     thresholds, areas = [settings.threshold], [settings.removal_threshold]
@@ -191,13 +197,13 @@ def predict_masks(
 
 @dataclass(frozen=True)
 class Batch:
-    """Probabilities of one batch, on the device.
+    """The probabilities of one batch, on the device.
 
     Attributes:
-      keys: of its images; fewer than B in a batch that is not full.
-      sizes: (native height, native width) of each.
-      probability: float32 (1 or 2, B, S, S), as `predict_probabilities` gives it.
-      grid: of the B images' native sizes.
+      keys: one key per image; fewer than B if the batch is not full.
+      sizes: (native height, native width) of each image.
+      probability: float32 (1 or 2, B, S, S), the result of `predict_probabilities`.
+      grid: the grid for the native sizes of the B images.
     """
 
     keys: list[Any]
@@ -212,16 +218,16 @@ def predict_native(
     mirror: bool,
     native: Callable[[Batch], Any],
 ) -> Iterator[tuple[Any, tuple[int, int], Any]]:
-    """What `native` makes of images' probabilities, in compiled batches.
+    """Predicts probabilities in compiled batches and applies `native` to each batch.
 
     Args:
-      network: of `load_predictor` or `compile_network`.
-      images: as for `predict_masks`.
-      mirror: whether flip TTA is wanted.
-      native: of a batch; gives a tree of device arrays with leading axis B, computed on the device.
+      network: the result of `load_predictor` or `compile_network`.
+      images: see `predict_masks`.
+      mirror: whether to use flip TTA.
+      native: function of a batch. It computes on the device and returns a tree of arrays with leading axis B.
 
     Yields:
-      (key, (native height, native width), that image's part of the tree, as NumPy arrays) in the order of the stream.
+      (key, (native height, native width), the image's part of the tree as NumPy arrays) in the order of `images`.
     """
     settings, images = network.settings, iter(images)
     pending: tuple[Batch, Any] | None = None
@@ -237,7 +243,7 @@ def predict_native(
             native_grid(sizes, settings.size, settings.batch_size),
         )
         started = batch, native(batch)
-        # The batch before is fetched while the device works on this one.
+        # Fetches the previous batch while the device computes this one.
         if pending is not None:
             yield from _fetch(*pending)
         pending = started

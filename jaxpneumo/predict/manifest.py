@@ -1,10 +1,10 @@
-"""What a prediction of an archive leaves behind: a manifest that is its journal, and parts that run anywhere.
+"""The manifest of a prediction, which is also its journal, and the parts of an archive.
 
-`manifest.jsonl` begins with a header (model, settings, software), then has a line for every file, written when its
-result is known, and ends with a line that says how many files there were (`process.jsonl`).
+`manifest.jsonl` (see `process.jsonl`) begins with a header: model, settings and software. One line per file follows,
+written as soon as the result is known. The last line has the number of files.
 
-A file belongs to a part by the checksum of its path alone: every machine finds its own, and files that come later do
-not move the others.
+The checksum of a file's path decides its part. So every machine finds the files of its part by itself, and new files
+do not change the parts of other files.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import is_unchanged
 
-GROUP = 64  # lines that go to the disk together
+GROUP = 64  # number of lines that are forced to the disk together
 NOTE = "Research software, not a medical device."
 SYNTHETIC_NOTE = "Trained on synthetic radiographs: these outlines say nothing about patients."
-_SAME = ("model", "settings", "part", "parts")  # of the header: what decides the results
+_SAME = ("model", "settings", "part", "parts")  # header fields that change the results
 
 
 def make_header(
@@ -36,13 +36,13 @@ def make_header(
     part: tuple[int, int] | None,
     synthetic: bool = False,
 ) -> dict[str, Any]:
-    """The manifest's first line.
+    """Makes the header, the first line of the manifest.
 
     Args:
       model: checksum of the parameters.
-      settings: everything else that decides a mask; JSON.
-      software: of `software.software`.
-      part: of `choose_part`.
+      settings: all other values that change a mask, for JSON.
+      software: the result of `software.software`.
+      part: the result of `choose_part`.
       synthetic: whether the model was trained on synthetic radiographs.
     """
     return {
@@ -60,21 +60,21 @@ def make_header(
 def open_manifest(
     folder: Path, header: dict[str, Any], root: Path, sources: Sequence[str]
 ) -> Iterator[tuple[list[str], Callable[[dict[str, Any]], None]]]:
-    """Opens a folder's manifest, an older one of the same model and settings where there is one.
+    """Opens a folder's manifest. It continues an older manifest with the same model and settings.
 
-    Entries of files that have changed since, or are gone, are dropped.
+    It drops the entries of files that have changed or no longer exist.
 
     Args:
-      folder: that it lies in; made when it is missing.
-      header: of `make_header`.
-      root: that the sources lie below.
-      sources: the files' paths, sorted.
+      folder: folder of the manifest; created if it is missing.
+      header: the result of `make_header`.
+      root: folder that holds the sources.
+      sources: paths of the files, sorted.
 
     Yields:
-      The sources that are still to be done, and a function that adds an entry: {"file", "stamp", "state", ...}.
+      The sources that have no result yet, and a function that adds an entry: {"file", "stamp", "state", ...}.
 
     Raises:
-      InputError: the older manifest was made otherwise, is in use, or is none.
+      InputError: the older file has another model or other settings, is in use, or is not a manifest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MANIFEST
@@ -86,7 +86,7 @@ def open_manifest(
             older = read_entries(path) if path.exists() else iter(())
             before = next(older, None)
             _compare(before, header, folder)
-            # The note is of the model, which is the same; older manifests say less of it.
+            # The note depends only on the model, which is the same. The notes of older manifests are shorter.
             file.write(jsonl.line({**(before or header), "note": header["note"]}))
             for entry in older:
                 source = str(entry.get("file", ""))
@@ -107,7 +107,7 @@ def open_manifest(
 
 
 def discard_other(folder: Path, header: dict[str, Any]) -> None:
-    """Removes what a folder holds of another model or other settings."""
+    """Removes the predictions of another model or other settings from a folder."""
     path = folder / MANIFEST
     try:
         _compare(next(read_entries(path), None) if path.exists() else None, header, folder)
@@ -118,10 +118,10 @@ def discard_other(folder: Path, header: dict[str, Any]) -> None:
 
 
 def read_entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a manifest one by one, its header first, up to one that is no whole line of JSON.
+    """Yields the entries of a manifest, header first. It stops at the first line that is not complete JSON.
 
     Raises:
-      InputError: it cannot be read, or does not begin with a header.
+      InputError: the file cannot be read, or does not begin with a header.
     """
     try:
         with open(path, "rb") as file:
@@ -134,13 +134,13 @@ def read_entries(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def end_entry(sources: Iterable[str], count: int) -> dict[str, Any]:
-    """The manifest's last line: how many files it has, and what the whole listing was."""
+    """Makes the last line of the manifest: its number of files, and number and digest of all listed files."""
     digest, listed = listing_digest(sources)
     return {"end": {"files": count, "listed": listed, "listing": digest}}
 
 
 def listing_digest(sources: Iterable[str]) -> tuple[str, int]:
-    """SHA-256 of sorted paths, and their number."""
+    """SHA-256 of the sorted paths, and the number of paths."""
     digest, count = hashlib.sha256(), 0
     for source in sources:
         digest.update(_bytes(source) + b"\n")
@@ -152,25 +152,26 @@ def listing_digest(sources: Iterable[str]) -> tuple[str, int]:
 
 
 def part_of(source: str, parts: int) -> int:
-    """Which of `parts` a file belongs to."""
+    """The number of the part that a file belongs to, 0 to `parts` - 1."""
     return zlib.crc32(_bytes(source)) % parts
 
 
 def part_folder(output: Path, part: tuple[int, int] | None) -> Path:
-    """Where a part writes: the output itself when there are no parts."""
+    """The output folder of a part; `output` itself if there are no parts."""
     return output if part is None else output / "part-{:05d}-of-{:05d}".format(*part)
 
 
 def choose_part(
     num_parts: int | str | None, part_id: int | str | None, environment: Mapping[str, str]
 ) -> tuple[int, int] | None:
-    """(part, number of parts) of the flags --part-id and --num-parts; None without them.
+    """Returns (part, number of parts) from the flags --part-id and --num-parts, or None without the flags.
 
-    "auto" takes them from a Slurm array (SLURM_ARRAY_TASK_ID, counted from SLURM_ARRAY_TASK_MIN, and
-    SLURM_ARRAY_TASK_COUNT); the id alone also from an indexed Kubernetes job (JOB_COMPLETION_INDEX).
+    "auto" takes both from a Slurm array: the part is SLURM_ARRAY_TASK_ID minus SLURM_ARRAY_TASK_MIN, the number of
+    parts is SLURM_ARRAY_TASK_COUNT. An indexed Kubernetes job gives only the part (JOB_COMPLETION_INDEX).
 
     Raises:
-      InputError: one flag without the other, no numbers, an id beyond the parts, or nothing to take "auto" from.
+      InputError: only one flag is given, a value is not a number, the part is outside 0 to N-1, or the environment
+        variables for "auto" are missing.
     """
     if num_parts is None and part_id is None:
         return None
@@ -217,10 +218,10 @@ def _check_part(part: int, parts: int) -> tuple[int, int]:
 
 
 def _compare(before: dict[str, Any] | None, now: dict[str, Any], folder: Path) -> None:
-    """Refuses to go on with another model or other settings."""
+    """Raises InputError if the model or the settings differ from those of the older manifest."""
     if before is None:
         return
-    # Before it was asked for, any image was predicted.
+    # Older manifests lack "any_image": all images were predicted then.
     old, new = (
         {**{n: h.get(n) for n in _SAME if n != "settings"}, "any_image": True, **h.get("settings", {})}
         for h in (before, now)

@@ -1,6 +1,7 @@
-"""Manifests to a submission, and `jaxpneumo merge`: the parts of an archive to what a single run would have written.
+"""Writes a submission from manifests, and `jaxpneumo merge`, which joins the parts of an archive.
 
-Both are one and the same: a single run is the merge of one part. Rows are sorted on the disk, not in memory.
+Merged parts give the same files as a single run. A single run uses the same code: it merges one part. Rows are sorted
+on the disk, not in memory.
 """
 
 import csv
@@ -26,7 +27,7 @@ from jaxpneumo.process.atomic import write_atomically, write_json
 from jaxpneumo.process.errors import DONE, PARTIAL, InputError
 from jaxpneumo.process.files import printable
 
-CHUNK = 8 << 20  # characters of rows that are sorted in memory
+CHUNK = 8 << 20  # largest number of characters that are sorted in memory at once
 
 HELP = """\
 Joins the parts of `jaxpneumo predict --num-parts N --part-id K`. The result is the same as that of one run over all
@@ -48,16 +49,16 @@ examples:
 
 @dataclass(frozen=True)
 class PredictedCounts:
-    """What a prediction did.
+    """The counts of a prediction.
 
     Attributes:
-      images, positive: radiographs read, and those with a finding.
-      set_aside: files that were not used.
-      not_frontal: those among them that are no frontal chest radiographs.
-      undrawn: radiographs whose outlined picture could not be written.
-      first: why the first file was set aside.
-      note: what whoever looks at the outlines must know.
-      remarks: sentences about header elements that could not be used as they are.
+      images, positive: number of radiographs that were predicted, and of those with a finding.
+      set_aside: number of files that were not used.
+      not_frontal: number of files that were set aside because they are not frontal chest radiographs.
+      undrawn: number of radiographs whose picture with outlines could not be written.
+      first: the reason why the first file was set aside.
+      note: the warning for readers of the outlines.
+      remarks: sentences about header elements that could not be used unchanged.
     """
 
     images: int
@@ -71,19 +72,19 @@ class PredictedCounts:
 
     @property
     def complete(self) -> bool:
-        """Everything that was asked for is there."""
+        """True if all files were predicted and all pictures were written."""
         return not self.set_aside and not self.undrawn
 
 
 def write_results(manifests: Sequence[Path], submission: Path, quarantine: Path | None) -> PredictedCounts:
-    """Writes the submission and what was set aside from manifests, both sorted, both atomically.
+    """Writes the submission and the quarantine file from manifests. Both are sorted and written atomically.
 
-    Of several files of one image the first counts; the others are set aside.
+    If several files hold the same image, the first file counts and the others are set aside.
 
     Args:
-      manifests: complete ones, of one model.
+      manifests: complete manifests of one model.
       submission: the csv file.
-      quarantine: the csv file, removed when nothing was set aside; None: not written.
+      quarantine: csv file of the files that were set aside. It is removed if there are none. None writes no file.
     """
     counts = {"images": 0, "positive": 0, "set_aside": 0, "not_frontal": 0, "undrawn": 0}
     others: list[tuple[str, str]] = []
@@ -121,7 +122,7 @@ def write_results(manifests: Sequence[Path], submission: Path, quarantine: Path 
         elif quarantine is not None:
             quarantine.unlink(missing_ok=True)
         for _ in rows:
-            pass  # counted
+            pass  # `set_aside` counts the rows
     for entry in entries("done"):
         if "undrawn" in entry:
             counts["undrawn"] += 1
@@ -135,7 +136,7 @@ def write_results(manifests: Sequence[Path], submission: Path, quarantine: Path 
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """A folder for sorting, always of the same name: what a killed process left there goes too."""
+    """A temporary folder for sorting. The name is fixed, so leftovers of a killed process are removed too."""
     path = folder / ".sorting"
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
@@ -146,7 +147,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 
 def sort_rows(rows: Iterable[Sequence[str]], scratch: Path) -> Iterator[tuple[str, ...]]:
-    """Rows of text in order; no more than CHUNK characters are in memory at once, the others in files in `scratch`."""
+    """Yields sorted rows. At most about CHUNK characters are in memory at once; the rest is in files in `scratch`."""
     rows, sorted_files = iter(rows), []
     while chunk := sorted(_take(rows)):
         with tempfile.NamedTemporaryFile("w", dir=scratch, delete=False) as file:
@@ -171,14 +172,15 @@ def _read_rows(path: Path) -> Iterator[tuple[str, ...]]:
             yield tuple(json.loads(line))
 
 
-# The verb
+# The command
 
 
 def find_parts(folder: Path) -> list[Path]:
-    """The manifests of all parts below a folder, in order.
+    """Finds the manifests of all parts below a folder, in order.
 
     Raises:
-      InputError: there are none, of several numbers of parts, or some are missing or not complete; all are named.
+      InputError: there are no parts, the parts belong to different numbers of parts, or some parts are missing or
+        incomplete. The message names all of them.
     """
     names = sorted(path.name for path in folder.glob("part-*-of-*")) if folder.is_dir() else []
     found = {name: re.fullmatch(r"part-(\d{5,})-of-(\d{5,})", name) for name in names}
@@ -206,7 +208,7 @@ def find_parts(folder: Path) -> list[Path]:
 
 
 def _state(manifest: Path) -> str:
-    """What a part lacks, "" when it is complete."""
+    """Why a part cannot be merged; "" if it is complete."""
     if not manifest.is_file():
         return "is missing"
     done, ended = 0, False
@@ -216,10 +218,11 @@ def _state(manifest: Path) -> str:
 
 
 def check_parts(manifests: Sequence[Path], scratch: Path) -> dict[str, Any]:
-    """Checks that complete parts fit together and have every file once; gives the first one's header.
+    """Checks that complete parts fit together and have every file exactly once. Returns the header of the first part.
 
     Raises:
-      InputError: they are of different models, settings or listings, or a file is missing, twice, or in a wrong part.
+      InputError: the parts have different models, settings or listings, or a file is missing, occurs twice or is in a
+        wrong part.
     """
     headers, ends = [], []
     for manifest in manifests:
@@ -259,7 +262,7 @@ def check_parts(manifests: Sequence[Path], scratch: Path) -> dict[str, Any]:
 
 
 def merge(folder: Path, output: Path) -> PredictedCounts:
-    """Merges the parts below a folder; see HELP. Raises InputError as `find_parts` and `check_parts`."""
+    """Merges the parts below a folder; see HELP. Raises the InputErrors of `find_parts` and `check_parts`."""
     manifests = find_parts(folder)
     place = output.parent if output.suffix == ".csv" else output
     if place.resolve() in {manifest.parent.resolve() for manifest in manifests}:
@@ -287,7 +290,7 @@ def _output(text: str) -> Path:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The verb: see HELP. Returns 0, or 3 when files were set aside."""
+    """Runs the command; see HELP. Returns 0, or 3 if files were set aside."""
     parser = Parser(prog="jaxpneumo merge", description=HELP)
     parser.add_argument("--input", type=places.path, required=True, help="folder with the parts")
     parser.add_argument("--output", type=_output, required=True, help="folder to write to, or a .csv file")

@@ -1,10 +1,11 @@
-"""Probabilities at the network's size to masks at the radiographs' native sizes, on the device.
+"""Makes masks at native size from probabilities at the network's size, on the device.
 
-A compiled function has fixed shapes, an archive many sizes. So masks lie at the upper left of a canvas whose sides
-are multiples of BUCKET, the smallest that holds every image of a batch: one program a canvas, not one a size. The
-true sizes come as tables, made on the host, of where each native row and column lies between those of the network.
-Interpolation between two neighbours is all there is to a pixel, and it does not know the canvas: masks are, bit for
-bit, those of a canvas of exactly the native size.
+A compiled function has fixed shapes, but the radiographs of an archive have many sizes. So each mask lies in the upper
+left corner of a canvas. The sides of the canvas are multiples of BUCKET, and it is the smallest one that holds all
+images of the batch. JAX then compiles one program per canvas size, not one per image size. The host computes tables
+with the position of each native row and column among the rows and columns of the network's output. A pixel depends
+only on the interpolation between its neighbours, not on the canvas. So the masks are bit for bit the same as on a
+canvas of exactly the native size.
 """
 
 from collections.abc import Sequence
@@ -23,12 +24,12 @@ OUTSIDE = -1.0
 
 
 class Grid(NamedTuple):
-    """Where the canvas's rows and columns lie among the network's, of B images; a tree of arrays.
+    """Positions of the canvas's rows and columns in the network's output, for B images; a tree of arrays.
 
     Attributes:
-      row: int32 (B, H), the network's row just above; -1 below the image's own last row.
-      row_share: float32 (B, H), share of the row after that one.
-      column, column_share: the same along the width, (B, W).
+      row: int32 (B, H), the nearest row of the network above each canvas row; -1 below the last row of the image.
+      row_share: float32 (B, H), the interpolation weight of the next row.
+      column, column_share: the same for the columns, (B, W).
     """
 
     row: np.ndarray
@@ -39,12 +40,12 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True)
 class NativeMask:
-    """One mask as it comes from the device.
+    """One mask as the device returns it.
 
     Attributes:
-      bits: uint8 (canvas height, canvas width / 8), as np.packbits along the rows has them.
+      bits: uint8 (canvas height, canvas width / 8), packed along the rows in the order of np.packbits.
       height, width: native size, in pixels.
-      area: pixels of the mask.
+      area: number of pixels in the mask.
     """
 
     bits: np.ndarray
@@ -58,18 +59,18 @@ class NativeMask:
 
 
 def canvas(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Height and width of the smallest canvas for images of these (height, width)."""
+    """Height and width of the smallest canvas for images with these sizes (height, width)."""
     return tuple(-(-max(side) // BUCKET) * BUCKET for side in zip(*sizes, strict=True))
 
 
 def native_grid(sizes: Sequence[tuple[int, int]], size: int, batch: int, shape: tuple[int, int] | None = None) -> Grid:
-    """The grid of a batch.
+    """Makes the grid of a batch.
 
     Args:
-      sizes: native (height, width) of its images, at most `batch`; the others stay empty.
+      sizes: native (height, width) of each image. If there are fewer than `batch`, the remaining images stay empty.
       size: side of the network's output.
       batch: B.
-      shape: (H, W); None is `canvas(sizes)`.
+      shape: (H, W) of the canvas; None uses `canvas(sizes)`.
     """
     height, width = shape or canvas(sizes)
     grid = Grid(
@@ -83,20 +84,23 @@ def native_grid(sizes: Sequence[tuple[int, int]], size: int, batch: int, shape: 
 
 
 def _neighbours(side: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Centres of `side` pixels among those of `size`, which end at the outer centres as OpenCV's do."""
+    """Positions of the centres of `side` pixels among `size` pixels: the lower neighbour, and the next one's weight.
+
+    Positions are clipped to the outermost centres, as in OpenCV.
+    """
     place = np.clip((np.arange(side) + 0.5) * size / side - 0.5, 0, size - 1)
     return place.astype(np.int32), place % 1
 
 
 def to_native(probability: jax.Array, grid: Grid) -> jax.Array:
-    """(B, S, S) probabilities resized bilinearly onto the canvas (B, H, W); OUTSIDE beyond each image."""
+    """Resizes probabilities (B, S, S) bilinearly to the canvas (B, H, W). Pixels outside of an image are OUTSIDE."""
     return jax.vmap(_to_native)(probability, grid)
 
 
 def _to_native(probability: jax.Array, grid: Grid) -> jax.Array:
     last = probability.shape[0] - 1
     left, top = jnp.maximum(grid.column, 0), jnp.maximum(grid.row, 0)
-    # Columns first: there are fewer rows then.
+    # Interpolates along the width first, while there are fewer rows.
     lower, upper = probability[:, left], probability[:, jnp.minimum(left + 1, last)]
     wide = lower + (upper - lower) * grid.column_share
     lower, upper = wide[top], wide[jnp.minimum(top + 1, last)]
@@ -107,22 +111,24 @@ def _to_native(probability: jax.Array, grid: Grid) -> jax.Array:
 def native_masks(
     probability: jax.Array, grid: Grid, smallest: jax.Array, thresholds: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Masks at native size: pixels that reach the first threshold, where the image has enough of them.
+    """Computes masks at native size. A mask has all pixels that reach the first threshold.
 
     Args:
       probability: float32 (B, S, S).
-      grid: of `native_grid`.
-      smallest: int32 (B, T): a mask is emptied unless, for each of the T thresholds, at least so many pixels reach it.
+      grid: the result of `native_grid`.
+      smallest: int32 (B, T), the smallest area in pixels at each of the T thresholds. The mask is emptied if fewer
+        pixels reach any of the thresholds.
       thresholds: float32 (T,).
 
     Returns:
-      uint8 (B, H, W / 8), bits along the rows as np.packbits has them; int32 (B,) pixels of each mask.
+      uint8 (B, H, W / 8), packed along the rows in the order of np.packbits; int32 (B,), the area of each mask in
+      pixels.
     """
 
     def one(image: tuple[jax.Array, Grid, jax.Array]) -> tuple[jax.Array, jax.Array]:
         probability, grid, smallest = image
-        # One threshold after the other, one image after the other: resize, comparison and packing then are one
-        # loop over the pixels, and the native probabilities never exist as an array.
+        # Loops over images and thresholds. So resizing, comparison and packing are one loop over the pixels, and the
+        # probabilities at native size are never stored as an array.
         bits = jax.lax.map(lambda level: jnp.packbits(_to_native(probability, grid) >= level, axis=-1), thresholds)
         area = jnp.sum(jax.lax.population_count(bits).astype(jnp.int32), axis=(1, 2))
         kept = jnp.all(area >= smallest)
@@ -132,5 +138,5 @@ def native_masks(
 
 
 def pixels_at_least(threshold: float, height: int, width: int) -> int:
-    """The smallest whole number of native pixels that is not below an area in pixels of a 1024x1024 image."""
+    """Converts an area in pixels of a 1024x1024 image to native pixels, rounded up."""
     return ceil(threshold * height * width / NATIVE_AREA)

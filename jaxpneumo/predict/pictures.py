@@ -1,4 +1,4 @@
-"""Pictures for people: outlines over radiographs, and sheets of many."""
+"""Pictures for readers: outlines on radiographs, and contact sheets."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +9,12 @@ import numpy as np
 from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
 
-# Okabe and Ito's orange and sky blue, RGB: told apart by every kind of colour vision, and seen on every grey
+# RGB. Orange and sky blue of Okabe and Ito's palette for all kinds of colour vision. Both are visible on all greys.
 COLORS = {"prediction": (230, 159, 0), "truth": (86, 180, 233)}
 WHITE, GREY = (255, 255, 255), (170, 170, 170)
 DISCLAIMER = "not a medical device"
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-SMALLEST_TEXT = 0.35  # the font scale below which letters run together
+SMALLEST_TEXT = 0.35  # letters run together below this font scale
 
 
 def overlay(
@@ -29,17 +29,17 @@ def overlay(
 
     Args:
       image: uint8 (H, W), grey.
-      prediction: (H, W) mask, 0 = background.
-      truth: the same, or None where it is unknown.
-      width: shrink to this width in pixels first, which leaves sharper lines than shrinking the result.
-      legend: write what the colours mean, and that this is not a medical device, along the lower edge.
-      warning: a sentence for the upper edge, ASCII.
+      prediction: mask (H, W), 0 = background.
+      truth: mask of the same shape; None if the truth is unknown.
+      width: shrinks the image to this width in pixels before drawing. Shrinking the result would blur the lines.
+      legend: draws a legend of the colours and the disclaimer "not a medical device" along the lower edge.
+      warning: ASCII sentence for the upper edge.
 
     Returns:
-      uint8 (H, W, 3), RGB; (round(H * width / W), width, 3) when shrunk.
+      uint8 (H, W, 3), RGB; (round(H * width / W), width, 3) if shrunk.
 
     Raises:
-      InputError: an image that is not uint8 (H, W), or a mask of another shape.
+      InputError: the image is not uint8 (H, W), or a mask has another shape.
     """
     if image.dtype != np.uint8 or image.ndim != 2:
         raise InputError(f"an overlay needs a grey uint8 image (height, width), not {image.dtype} {image.shape}.")
@@ -51,15 +51,15 @@ def overlay(
 
     if width is not None and width < image.shape[1]:
         image = _fit(image, width)
-        # any share of a pixel counts: the smallest finding must not vanish from a thumbnail
+        # Keeps every partly covered pixel, so that small findings stay visible in a thumbnail.
         masks = {name: (_fit(mask * 1.0, width) > 0).astype(np.uint8) for name, mask in masks.items()}
 
     picture = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     line = 1 + round(min(image.shape) / 512)  # 3 pixels at 1024, 1 at 256
-    smooth = cv2.LINE_AA if line > 1 else cv2.LINE_8  # OpenCV makes smooth lines of 1 pixel all but invisible
+    smooth = cv2.LINE_AA if line > 1 else cv2.LINE_8  # OpenCV's smooth lines of 1 pixel are almost invisible
     for name, mask in masks.items():
         outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        if name == "truth":  # dashed and on top, so that both are seen where they run together
+        if name == "truth":  # dashed and on top, so both lines are visible where they overlap
             outlines = [dash for outline in outlines for dash in _dashes(outline, 10 * line)]
             cv2.polylines(picture, outlines, False, COLORS[name], line, smooth)
         else:
@@ -77,20 +77,20 @@ def contact_sheet(
     width: int = 1600,
     outlines: Sequence[str] = ("prediction", "truth"),
 ) -> np.ndarray:
-    """Sets titled pictures in rows on a dark sheet, with the colours' legend below.
+    """Arranges pictures with titles in rows on a dark sheet, with a legend of the colours below.
 
     Args:
-      pictures: (title, uint8 (H, W, 3) RGB) pairs; best made by `overlay(..., width=about width / columns,
-        legend=False)`. Larger or smaller ones are resized to the cell. Titles are ASCII.
-      columns: pictures in a row.
-      width: the sheet's width in pixels; less when there are fewer pictures than columns.
-      outlines: the kinds that the legend explains.
+      pictures: (title, uint8 (H, W, 3) RGB) pairs. Titles are ASCII. Pictures are resized to the cell;
+        `overlay(..., width=about width / columns, legend=False)` makes them about that wide.
+      columns: number of pictures in a row.
+      width: width of the sheet in pixels. The sheet is narrower if there are fewer pictures than columns.
+      outlines: the kinds of outlines in the legend.
 
     Returns:
       uint8 (height, width, 3), RGB.
 
     Raises:
-      InputError: no pictures, or cells too narrow to see anything in.
+      InputError: there are no pictures, or the cells are too narrow.
     """
     if not pictures:
         raise InputError("a contact sheet needs at least one picture.")
@@ -121,7 +121,7 @@ def contact_sheet(
 def write_overlay(
     path: Path | str, image: np.ndarray, prediction: np.ndarray, truth: np.ndarray | None = None, warning: str = ""
 ) -> None:
-    """Writes `overlay(image, prediction, truth)` with its warning as a PNG, atomically."""
+    """Writes `overlay(image, prediction, truth, warning=warning)` as a PNG, atomically."""
     write_png(path, overlay(image, prediction, truth, warning=warning))
 
 
@@ -137,7 +137,7 @@ def write_png(path: Path | str, picture: np.ndarray) -> None:
 
 
 def _legend(picture: np.ndarray, names: Sequence[str]) -> None:
-    """A sample of each line with its name, and the disclaimer, on a darkened strip at the lower edge."""
+    """Draws a sample of each line with its name, and the disclaimer, on a darkened strip at the lower edge."""
     height, width = picture.shape[:2]
     natural = sum(_text_width(name, 1.0) + 90 for name in names) + _text_width(DISCLAIMER, 1.0) + 30
     scale = min(max(0.55 * width / 1024, SMALLEST_TEXT), 0.6, width / natural)
@@ -159,7 +159,7 @@ def _legend(picture: np.ndarray, names: Sequence[str]) -> None:
 
 
 def _warning(picture: np.ndarray, text: str) -> None:
-    """A sentence on a darkened strip at the upper edge, as large as there is room for."""
+    """Writes a sentence on a darkened strip at the upper edge, small enough to fit the width."""
     width = picture.shape[1]
     scale = min(max(0.55 * width / 1024, SMALLEST_TEXT), 0.94 * width / _text_width(text, 1.0))
     strip = picture[: max(1, round(42 * scale))]
@@ -168,14 +168,14 @@ def _warning(picture: np.ndarray, text: str) -> None:
 
 
 def _dashes(outline: np.ndarray, period: int) -> list[np.ndarray]:
-    """Pieces of a closed outline (points, 1, 2), three fifths of each `period` of its pixels."""
+    """Cuts a closed outline (points, 1, 2) into dashes: three fifths of each period of `period` pixels."""
     closed = np.concatenate([outline, outline[:1]])
     periods = np.array_split(closed, max(1, len(outline) // period))
     return [points[: max(2, round(0.6 * len(points)))] for points in periods]
 
 
 def _title(sheet: np.ndarray, title: str, left: int, baseline: int, room: int) -> None:
-    """A title made smaller, and then shortened in its middle, until it fits."""
+    """Writes a title. A long title is first made smaller, then shortened in the middle."""
     scale = min(0.55, max(SMALLEST_TEXT, 0.55 * room / max(1, _text_width(title, 0.55))))
     short, keep = title, len(title)
     while keep > 4 and _text_width(short, scale) > room:
@@ -185,7 +185,7 @@ def _title(sheet: np.ndarray, title: str, left: int, baseline: int, room: int) -
 
 
 def _fit(picture: np.ndarray, width: int) -> np.ndarray:
-    """The picture at this width."""
+    """Resizes a picture to this width."""
     height = max(1, round(picture.shape[0] * width / picture.shape[1]))
     shrinks = width < picture.shape[1]
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

@@ -1,4 +1,4 @@
-"""From a thresholded mask to the final one: the removal threshold (R-TH of the papers)."""
+"""Postprocessing of thresholded masks: the removal threshold (R-TH of the papers)."""
 
 from typing import cast
 
@@ -7,25 +7,25 @@ import numpy as np
 
 from jaxpneumo.process.errors import InputError
 
-NATIVE_AREA = 1024 * 1024  # thresholds are pixels of the challenge's 1024x1024 images
+NATIVE_AREA = 1024 * 1024  # removal thresholds are areas in pixels of the challenge's 1024x1024 images
 RULES = ("image", "component")
 
 
 def remove_small(mask: np.ndarray, threshold: int, rule: str = "image") -> np.ndarray:
-    """Removes predictions too small to be believed.
+    """Removes small predictions, which are probably false.
 
     Args:
       mask: (H, W) of 0 and 1, uint8 or bool.
-      threshold: area in pixels of a 1024x1024 image; it scales with H * W / 1024² for other sizes. Areas
-        *below* it are removed, so 0 removes nothing. The papers use 2048.
-      rule: "image" empties a mask whose whole area is below the threshold (2ST-UNet, section 5.1);
-        "component" removes each 8-connected component below it (section 4.3).
+      threshold: area in pixels of a 1024x1024 image; scaled by H * W / 1024² for other sizes. Areas *below* it are
+        removed, so 0 removes nothing. The papers use 2048.
+      rule: "image" empties the mask if its whole area is below the threshold (2ST-UNet, section 5.1). "component"
+        removes each 8-connected component with an area below the threshold (section 4.3).
 
     Returns:
-      (H, W) mask of the same type: `mask` itself where nothing is removed, else a new array.
+      (H, W) mask of the same type: `mask` itself if nothing is removed, else a new array.
 
     Raises:
-      InputError: an unknown rule, a negative threshold, or a mask that is not (H, W).
+      InputError: the rule is unknown, the threshold is negative, or the mask is not (H, W).
     """
     if rule not in RULES:
         raise InputError(f"removal rule {rule!r} is unknown; use one of: {', '.join(RULES)}.")
@@ -39,7 +39,7 @@ def remove_small(mask: np.ndarray, threshold: int, rule: str = "image") -> np.nd
     if area == 0 or smallest == 0:
         return mask
     if area < smallest:
-        return np.zeros_like(mask)  # under both rules: no component is larger than the whole
+        return np.zeros_like(mask)  # for both rules: no component is larger than the whole mask
     if rule == "image":
         return mask
 

@@ -1,8 +1,8 @@
-"""`jaxpneumo predict`: a folder of radiographs in, a submission csv and outlined pictures out.
+"""`jaxpneumo predict`: reads a folder of radiographs, writes a submission csv and pictures with outlines.
 
-Reading (`pipeline.py`), the device, and coding with writing run beside each other: while the device has a batch,
-processes decode the next pictures and threads code the masks before. What is known of a file goes to the manifest
-(`archive.py`) at once, and the submission is written from there.
+Three steps run at the same time. While the device predicts a batch, processes decode the next pictures (`reading.py`),
+and threads encode and draw the previous masks. The result of each file goes to the manifest (`manifest.py`) at once.
+The submission is written from the manifest.
 """
 
 import errno
@@ -44,8 +44,8 @@ from jaxpneumo.process.progress import COMPILING, progress_bar
 from jaxpneumo.process.ranges import BATCH, WORKERS, whole
 from jaxpneumo.run.config import VALUES
 
-# What needs JAX or pydicom is imported where it is used: --help and wrong flags do without, and so do the reading
-# processes without JAX.
+# Modules that need JAX or pydicom are imported where they are used. So --help and error messages for wrong flags are
+# fast, and the reading processes do not load JAX.
 if TYPE_CHECKING:
     from jaxpneumo.predict.infer import Predictor
     from jaxpneumo.predict.native import NativeMask
@@ -83,7 +83,7 @@ settings are those of the first run.
 def predict_folder(
     predictor: "Predictor", where: Path, output: Path, overlays: int | None = None, **options: Any
 ) -> PredictedCounts:
-    """Predicts every radiograph that `finder.find` finds in `where`; otherwise as `predict_files`."""
+    """Predicts all radiographs that `finder.find` finds in `where`. For other arguments see `predict_files`."""
     found = finder.find(where, output)
     return predict_files(predictor, found.folder, found.sources, output, overlays, **options)
 
@@ -100,24 +100,24 @@ def predict_files(
     anew: bool = False,
     any_image: bool = False,
 ) -> PredictedCounts:
-    """Predicts radiographs; the settings are `predictor.settings`.
+    """Predicts radiographs with the settings `predictor.settings`.
 
-    Of what grows with the number of files only their paths are in memory, and image ids while the submission is
-    written.
+    Memory holds the paths of all files and, while the submission is written, all image ids. Nothing else in memory
+    grows with the number of files.
 
     Args:
-      predictor: of `load_predictor`.
-      root, listed: the folder and all its sources, of `finder.find`.
+      predictor: the result of `load_predictor`.
+      root, listed: the folder and all its sources, from `finder.find`.
       output: see HELP.
-      overlays: how many pictures to write at most; None is one for every radiograph.
-      quiet: no progress bar.
-      workers: as `team` of `pipeline.read_ahead`.
-      part: (K, N) to predict part K of N only; None is all.
-      anew: remove predictions of another model or other settings from `output` instead of refusing to mix with them.
-      any_image: predict what is no frontal radiograph of the chest by its header, too.
+      overlays: largest number of pictures to write; None writes one for every radiograph.
+      quiet: shows no progress bar.
+      workers: `team` of `reading.read_ahead`.
+      part: (K, N) predicts only part K of N; None predicts all files.
+      anew: removes predictions of another model or other settings from `output`. If False, they cause an InputError.
+      any_image: also predicts images whose header says that they are not frontal chest radiographs.
 
     Raises:
-      InputError: not one of all files could be used, or `output` holds predictions of another model or other settings.
+      InputError: none of the files could be used, or `output` holds predictions of another model or other settings.
     """
     sources = listed if part is None else [source for source in listed if part_of(source, part[1]) == part[0]]
     folder = part_folder(output, part)
@@ -184,18 +184,18 @@ def _entry(picture: Picture) -> dict[str, Any]:
 def predict_codes(
     predictor: "Predictor", folder: Path, pictures: Iterable[Picture], draw_to: Path, overlays: int | None
 ) -> Iterator[tuple[Picture, str, int, str]]:
-    """Run-length codes of pictures' masks, and outlined pictures of the first ones.
+    """Predicts run-length codes of the masks, and writes pictures with outlines for the first radiographs.
 
     Args:
-      predictor: of `load_predictor`.
-      folder: that the pictures' files lie in.
-      pictures: of `pipeline.read_ahead`; none that could not be read.
-      draw_to: folder for the outlined pictures; one that is there already and newer than the file stays.
-      overlays: how many there may be; None is one for each.
+      predictor: the result of `load_predictor`.
+      folder: folder of the files.
+      pictures: results of `reading.read_ahead`, without files that could not be read.
+      draw_to: folder for the pictures with outlines. An existing picture that is newer than its file is kept.
+      overlays: largest number of pictures with outlines; None writes one for each radiograph.
 
     Yields:
-      (picture, without its image; code; area in native pixels; why it could not be drawn) in the order of the
-      pictures. What is to be drawn of it is on the disk.
+      (picture without its image, code, area in native pixels, reason why the outlines could not be drawn or "") in the
+      order of `pictures`. The picture with outlines, if any, is on the disk by then.
 
     Raises:
       OSError: the disk is full.
@@ -235,13 +235,13 @@ def predict_codes(
 
 
 def _draw(path: Path, source: Path, mask: np.ndarray, synthetic: bool) -> str:
-    """Writes the outlined picture of a file; returns why it cannot be, "" if it is there."""
+    """Writes the picture with outlines of a file. Returns the reason if that fails, else ""."""
     from jaxpneumo.dicom.dicom import read_image
 
     try:
-        # Read anew: keeping every radiograph until its mask is there would cost more than decoding a few twice.
+        # Decodes the file again. Keeping all radiographs in memory until their masks are ready would cost more.
         write_overlay(path, read_image(source).image, mask, warning=SYNTHETIC_NOTE if synthetic else "")
-    except InputError as error:  # it may have gone or changed meanwhile: its mask is there all the same
+    except InputError as error:  # the file was removed or changed in the meantime; its mask is still valid
         return printable(str(error))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -255,7 +255,7 @@ def _is_newer(path: Path, picture: Picture) -> bool:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The verb: see HELP. Returns 0, or 3 when files were set aside."""
+    """Runs the command; see HELP. Returns 0, or 3 if files were set aside."""
     parser = Parser(prog="jaxpneumo predict", description=HELP)
     workdir_options.add_arguments(parser)
     add = parser.add_argument

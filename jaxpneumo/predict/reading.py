@@ -1,8 +1,7 @@
-"""Reading ahead: files to pictures at the network's size, in processes beside the one that has the device.
+"""Reads files ahead of the prediction and shrinks them to the network's size, in separate processes.
 
-Decoding takes longer than anything else that the host does, and damaged files can crash or hang a decoder. The
-processes never import JAX. Pictures come back through shared memory of a fixed size; only a few words about each go
-through a pipe.
+Decoding is the slowest work of the host, and damaged files can crash or hang a decoder. The processes never import
+JAX. They return pictures through shared memory of a fixed size. A pipe carries only the other attributes.
 """
 
 import functools
@@ -27,26 +26,26 @@ from jaxpneumo.process.files import printable, stamp_if_there
 from jaxpneumo.process.machine import cores
 from jaxpneumo.process.runtime import one_thread_each
 
-SECONDS = 60.0  # that decoding one file may take
-FEW = 16  # files that are read here: starting processes would take longer
-WINDOW_BYTES = 32 << 20  # of shared memory at most; containers often have 64 MiB
-WINDOW = 128  # pictures on their way at most
+SECONDS = 60.0  # time limit for decoding one file
+FEW = 16  # up to this number of files, threads of this process read them: starting processes would take longer
+WINDOW_BYTES = 32 << 20  # largest amount of shared memory; containers often have only 64 MiB
+WINDOW = 128  # largest number of pictures that are read ahead
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A file as it was read, or the reason why it could not be or may not be used.
+    """A file that was read, or the reason why it is not used.
 
     Attributes:
-      source: the file's path below the folder, with slashes.
-      reason: "" for a radiograph; what follows is then known.
-      stamp: size in bytes and time of change in ns of the file that was read; (0, 0) where reading it failed, which
-        may go better the next time.
-      sha256: of the file, hexadecimal; "" when it could not even be read.
-      uid: SOP instance UID, or what `ids.name_of` calls a file without.
-      image: uint8 (S, S), shrunk by area average.
+      source: path of the file below the folder, with slashes.
+      reason: why the file is not used; "" for a radiograph. Then all following attributes are known.
+      stamp: size in bytes and modification time in ns of the file. (0, 0) if reading failed, so that it is tried again
+        the next time.
+      sha256: hexadecimal SHA-256 of the file; "" if it could not be read.
+      uid: SOP instance UID; the name from `ids.name_of` for files without one.
+      image: uint8 (S, S), resized by area averaging.
       height, width: native size, in pixels.
-      remarks: of the radiograph.
+      remarks: remarks about the radiograph's header.
     """
 
     source: str
@@ -62,13 +61,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read.
+    """Settings for reading files.
 
     Attributes:
-      folder: that they lie in.
+      folder: folder of the files.
       size: S, side of the pictures.
-      repeated: of `ids.repeated_names` of the whole listing.
-      any_image: take what is no frontal chest radiograph, too.
+      repeated: the result of `ids.repeated_names` for all listed files.
+      any_image: also accepts images that are not frontal chest radiographs.
     """
 
     folder: Path
@@ -80,19 +79,20 @@ class Reading:
 def read_ahead(
     reading: Reading, sources: Sequence[str], team: int | None = None, seconds: float = SECONDS
 ) -> Iterator[Picture]:
-    """Reads files, some ahead of what is asked for; memory does not grow with their number.
+    """Reads files ahead of the consumer. Memory does not grow with the number of files.
 
     Args:
-      reading: how, and where.
-      sources: their paths below the folder, with slashes.
-      team: processes; 0 reads in threads of this process, None is one a core, or 0 for a few files.
-      seconds: that one file may take in a process.
+      reading: folder and settings.
+      sources: paths of the files below the folder, with slashes.
+      team: number of processes. 0 reads in threads of this process. None uses one process per core, or threads for at
+        most FEW files.
+      seconds: time limit for one file in a process.
 
     Yields:
-      A picture a file, in the order of the files.
+      One picture per file, in the order of `sources`.
 
     Raises:
-      RuntimeError: a process cannot even start.
+      RuntimeError: a process cannot start.
     """
     if team is None:
         team = cores() if len(sources) > FEW else 0
@@ -115,14 +115,14 @@ def read_ahead(
                 )
             arrived[place] = result
             while (picture := arrived.pop(number, None)) is not None:
-                # The slot belongs to a later file as soon as the next result is asked for.
+                # Copies the image: a later file can overwrite the slot as soon as the next result is requested.
                 image = None if picture.reason else slots[number % window].copy()
                 number += 1
                 yield replace(picture, image=image)
 
 
 def read(reading: Reading, source: str) -> Picture:
-    """Reads one file here and now."""
+    """Reads one file in this thread."""
     from jaxpneumo.dicom import dicom
 
     path, shown = reading.folder / source, printable(source)
@@ -164,11 +164,11 @@ def _shared_memory(length: int) -> Iterator[SharedMemory]:
         yield memory
     finally:
         memory.unlink()
-        with suppress(BufferError):  # an array of it still lives; the memory goes with the process
+        with suppress(BufferError):  # an array still uses the memory; it is freed when the process ends
             memory.close()
 
 
-# In the processes
+# Functions for the reading processes
 
 _reading: Reading
 _memory: SharedMemory
@@ -176,7 +176,7 @@ _slots: np.ndarray
 
 
 def _start(reading: Reading, name: str, window: int) -> None:
-    import jaxpneumo.dicom.dicom  # noqa: F401  so that loading pydicom counts for no file
+    import jaxpneumo.dicom.dicom  # noqa: F401  loads pydicom now, so that it does not count as a file's decoding time
 
     global _reading, _memory, _slots
     one_thread_each()

@@ -1,4 +1,4 @@
-"""Thresholds by name: WORKDIR/thresholds/NAME.json, as `jaxpneumo thresholds` chooses and saves them."""
+"""Saved thresholds: WORKDIR/thresholds/NAME.json, the files that `jaxpneumo thresholds` writes."""
 
 import re
 from dataclasses import replace
@@ -13,7 +13,7 @@ NAMES_OF_TRIPLET = ("top_threshold", "top_area")
 
 
 def path_of(workdir: Path, name: str) -> Path:
-    """The file of a name. Raises InputError for a name that cannot be a file's."""
+    """The file of the thresholds with this name. Raises InputError if the name cannot be a file name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise InputError(
             f"{name!r} cannot be the name of thresholds: use letters, digits, dots, hyphens and underscores."
@@ -22,11 +22,11 @@ def path_of(workdir: Path, name: str) -> Path:
 
 
 def use(workdir: Path, name: str, settings: Predict) -> Predict:
-    """The settings of a prediction with the named thresholds of a run.
+    """Returns the prediction settings with the thresholds that a run saved under this name.
 
     Raises:
-      InputError: the run has none of this name, the file is damaged, or they were chosen with another input size
-        or for the other of with and without flip TTA.
+      InputError: the run has no thresholds with this name, the file is damaged, or the thresholds were chosen with
+        another input size or another flip TTA setting.
     """
     path = path_of(workdir, name)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""The challenge's submission file: a csv with one run-length code an image."""
+"""The challenge's submission file: a csv with one run-length code per image."""
 
 import csv
 from collections.abc import Iterable
@@ -13,14 +13,14 @@ EMPTY = "-1"  # the challenge's code for an image without pneumothorax
 
 
 def write_submission(path: Path | str, rows: Iterable[tuple[str, str]]) -> None:
-    """Writes `ImageId,EncodedPixels`, one row an image, in the order given; atomic, and lazy in `rows`.
+    """Writes `ImageId,EncodedPixels`, one row per image in the given order. It writes atomically and streams `rows`.
 
     Args:
       path: the csv file.
-      rows: (image id, code) pairs, the code as `jaxpneumo.data.rle.encode` gives it; "" also means empty.
+      rows: (image id, code) pairs. Codes come from `jaxpneumo.data.rle.encode`; "" also means an empty mask.
 
     Raises:
-      InputError: an image id is empty or comes twice; nothing is written then.
+      InputError: an image id is empty or occurs twice. Then nothing is written.
     """
     seen: set[str] = set()
     with write_atomically(path) as file:
@@ -36,13 +36,13 @@ def write_submission(path: Path | str, rows: Iterable[tuple[str, str]]) -> None:
 
 
 def read_submission(path: Path | str) -> dict[str, str]:
-    """Reads a submission back: image id -> code ("-1" where nothing is predicted), in the file's order.
+    """Reads a submission: image id -> code ("-1" for an empty mask), in the order of the file.
 
-    Blanks after the commas and a byte order mark are accepted, as the challenge's own files have them.
+    Blanks after commas and a byte order mark are accepted, because the challenge's own files have them.
 
     Raises:
-      InputError: the file cannot be read, its header is another one, a row has not two fields, or an image
-        comes twice.
+      InputError: the file cannot be read, its header is wrong, a row does not have an id and a code, or an image occurs
+        twice.
     """
     with open_csv(Path(path)) as reader:
         lines = [[field.strip() for field in row] for row in reader]

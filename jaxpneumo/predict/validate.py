@@ -1,7 +1,7 @@
-"""`jaxpneumo validate`: is a file a valid submission, also beside the challenge's sample?
+"""`jaxpneumo validate`: checks a submission file, also against the challenge's sample submission.
 
-A submission may have several rows for an image, one a region, as the challenge's label files have them; their union
-is the image's mask.
+A submission may have several rows per image, one for each region, like the challenge's label files. The mask of the
+image is the union of its regions.
 """
 
 import argparse
@@ -33,7 +33,7 @@ there are:
   dialect   the codes of the whole file seem to be of another kind, such as starts that count from the first pixel
   range     runs end outside the image (--size)
   overlap   regions of one image, in different rows, share pixels
-  unknown   an image is not in the sample; one finding if none is
+  unknown   an image is not in the sample; one finding if no image is in the sample
   missing   an image of the sample is not in the submission
   order     two images are in another order than in the sample
 
@@ -47,18 +47,18 @@ examples:
 Files may end in .csv.gz.
 """
 
-# What the challenge's reader splits at blanks and turns into whole numbers.
+# Codes that the challenge's reader can split at blanks and convert to whole numbers.
 CODE = re.compile(r"-1|[0-9]+( [0-9]+)*")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """One error in a submission.
 
     Attributes:
-      kind: as HELP lists them.
-      row: of the file, the header being row 1; 0 where there is none.
-      text: in words.
+      kind: one of the kinds in HELP.
+      row: row of the file; the header is row 1. 0 if no row applies.
+      text: description of the error.
     """
 
     kind: str
@@ -69,15 +69,15 @@ class Finding:
 def validate(
     submission: Path, sample: Path | None = None, size: tuple[int, int] | None = (1024, 1024)
 ) -> list[Finding]:
-    """Everything that is wrong with a submission, in the order of its rows; the sample's missing images last.
+    """Finds all errors of a submission, in the order of its rows. Missing images of the sample come last.
 
     Args:
       submission: the csv file.
-      sample: a csv with the images that must be there, in their order; its codes do not matter.
-      size: (height, width) of all images; None where it is not known: nothing then leaves an image.
+      sample: csv with the expected images in their order. Its codes are ignored.
+      size: (height, width) of all images. If None, nothing is reported as outside of the image.
 
     Raises:
-      InputError: a file cannot be read, or the sample is none.
+      InputError: a file cannot be read, or `sample` is not a sample submission.
     """
     findings: list[Finding] = []
     rows: list[tuple[int, str, str]] = []
@@ -112,7 +112,7 @@ def validate(
 
 
 def _read(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Rows with their numbers, blanks around fields removed; empty rows are passed over."""
+    """Yields the row numbers and fields, without blanks around the fields. Skips empty rows after row 1."""
     with labels.open_csv(path) as reader:
         for fields in reader:
             if fields or reader.line_num == 1:
@@ -120,7 +120,7 @@ def _read(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _sample_ids(path: Path) -> dict[str, int]:
-    """The sample's images and their places."""
+    """The images of the sample and their positions."""
     rows = [fields for _, fields in _read(path)]
     if not rows or not rows[0] or rows[0][0] != HEADER[0]:
         raise InputError(f"{path} is not a sample submission: it must begin with the header {','.join(HEADER)}.")
@@ -139,7 +139,7 @@ def _check_code(number: int, image_id: str, code: str, size: tuple[int, int] | N
 
 
 def _check_rows(image_id: str, rows: list[tuple[int, str]], size: tuple[int, int] | None) -> list[Finding]:
-    """Rows of one image beside each other."""
+    """Checks the rows of one image against each other."""
     findings = []
     first: dict[str, int] = {}
     for number, code in rows:
@@ -166,13 +166,13 @@ def _check_rows(image_id: str, rows: list[tuple[int, str]], size: tuple[int, int
 
 
 def _runs(code: str) -> list[tuple[int, int]]:
-    """First pixel of each run and the one after its last."""
+    """The first pixel of each run, and the pixel after its last."""
     edges = np.cumsum(np.array(code.split(), np.int64))
     return list(zip(edges[0::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
 def _compare(images: list[tuple[int, str]], sample: dict[str, int]) -> list[Finding]:
-    """Images with their first rows beside the sample's places."""
+    """Compares the images, each with its first row, with the sample's images and positions."""
     if images and sample and not any(image_id in sample for _, image_id in images):
         text = f"none of the images is in the sample: an id is {images[0][1]}, the sample's first {next(iter(sample))}"
         return [Finding("unknown", images[0][0], text)]
@@ -203,7 +203,7 @@ def _size(text: str) -> tuple[int, int] | None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The verb: see HELP. Returns 0 for a valid submission, else 2."""
+    """Runs the command; see HELP. Returns 0 for a valid submission, else 2."""
     parser = Parser(prog="jaxpneumo validate", description=HELP)
     parser.add_argument("--submission", type=places.path, required=True, help="csv file; may end in .gz")
     parser.add_argument("--sample", type=places.path, help="csv with the images that must be there, in this order")

@@ -1,4 +1,4 @@
-"""Several runs on one command line: the flags --workdir and --weights of an ensemble."""
+"""The flags --workdir and --weights, which name the runs of an ensemble and their weights."""
 
 import argparse
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ WEIGHTS = Several(number(0, 1e6))
 
 
 def add_arguments(parser: Parser) -> None:
-    """Adds --workdir, as often as there are runs, and --weights."""
+    """Adds --workdir, which can be repeated for several runs, and --weights."""
     parser.add_argument(
         "--workdir",
         action="append",
@@ -29,7 +29,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def read_workdirs(values: Sequence[str]) -> list[Path]:
-    """The folders of --workdir flags, each of which may hold several between commas."""
+    """The folders of all --workdir flags. One flag may name several folders, separated by commas."""
     named = [part for value in values for part in ([value] if Path(value).is_dir() else value.split(","))]
     try:
         return [places.path(part) for part in named]
@@ -39,14 +39,14 @@ def read_workdirs(values: Sequence[str]) -> list[Path]:
 
 
 def read_weights(weights: Sequence[float] | None, count: int) -> list[float]:
-    """`count` weights that sum up to 1.
+    """Normalises the weights of the runs, so that they sum to 1.
 
     Args:
-      weights: 0 or more and not all 0; None for equal ones.
-      count: of the runs.
+      weights: one weight of 0 or more for each run, not all 0. None means equal weights.
+      count: number of runs.
 
     Raises:
-      InputError: all are 0, or they are not as many.
+      InputError: all weights are 0, or their number is not `count`.
     """
     if weights is None:
         return [1 / count] * count

@@ -1,4 +1,4 @@
-"""The report's figures, each drawn for a light and for a dark page."""
+"""The figures of the report. Each figure is drawn for a light and for a dark page."""
 
 import io
 import math
@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-# Okabe and Ito's colours, told apart by every kind of colour vision
+# Okabe and Ito's palette, which suits all kinds of colour vision
 ORANGE, SKY, GREEN, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#CC79A7"
 BLUE, VERMILION = "#0072B2", "#D55E00"
 DPI = 150
@@ -19,7 +19,7 @@ DPI = 150
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a page: of text and lines, of what stands back, of the ground; and of the two curves."""
+    """Colours of a page: text and lines (ink), secondary elements (muted), grid, background (ground), two curves."""
 
     ink: str
     muted: str
@@ -36,7 +36,7 @@ Draw = Callable[[Figure, Theme], None]
 
 
 def png(draw: Draw, size: tuple[float, float], theme: Theme) -> bytes:
-    """Draws a figure of this size in inches and returns it as a PNG file."""
+    """Draws a figure with this size in inches and returns it as the bytes of a PNG file."""
     figure = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor=theme.ground)
     FigureCanvasAgg(figure)
     draw(figure, theme)
@@ -48,10 +48,13 @@ def png(draw: Draw, size: tuple[float, float], theme: Theme) -> bytes:
 
 
 def training(stages: dict[str, list[dict[str, Any]]]) -> tuple[Draw, tuple[float, float]]:
-    """Loss, validation Dice and IoU, and learning rate of each stage over its epochs.
+    """Plots loss, validation Dice and IoU, and learning rate of each stage over the epochs.
 
     Args:
-      stages: name -> records of log.jsonl that close an epoch.
+      stages: name -> records of log.jsonl at the end of each epoch.
+
+    Returns:
+      The function that draws the figure, and the size of the figure in inches.
     """
 
     def draw(figure: Figure, theme: Theme) -> None:
@@ -85,11 +88,14 @@ def training(stages: dict[str, list[dict[str, Any]]]) -> tuple[Draw, tuple[float
 
 
 def threshold_surfaces(found: dict[str, Any], own: dict[str, Any]) -> tuple[Draw, tuple[float, float]]:
-    """Mean score over probability and removal thresholds, by both removal rules.
+    """Plots the mean score over probability and removal thresholds, for both removal rules.
 
     Args:
-      found: thresholds.json.
+      found: content of thresholds.json.
       own: the run's own settings, {"threshold", "removal_threshold", "removal_rule"}.
+
+    Returns:
+      The function that draws the figure, and the size of the figure in inches.
     """
     levels, areas = np.array(found["levels"]), np.array(found["areas"])
     surfaces = {rule: np.array(values) for rule, values in found["surfaces"].items()}
@@ -124,10 +130,13 @@ def threshold_surfaces(found: dict[str, Any], own: dict[str, Any]) -> tuple[Draw
 
 
 def reliability(calibration: dict[str, Any]) -> tuple[Draw, tuple[float, float]]:
-    """Score against the share of positive images, before and after the temperature; images a bin below.
+    """Plots the share of positive images over the score, before and after temperature scaling, and images per bin.
 
     Args:
-      calibration: of one image-level score, see `calibration.calibration`.
+      calibration: calibration of one image-level score, see `calibration.calibration`.
+
+    Returns:
+      The function that draws the figure, and the size of the figure in inches.
     """
     kinds = {"as predicted": calibration["reliability"], "after temperature": calibration["after_temperature"]}
     kinds["after temperature"] = kinds["after temperature"]["reliability"]
@@ -152,11 +161,14 @@ def reliability(calibration: dict[str, Any]) -> tuple[Draw, tuple[float, float]]
 
 
 def strata(groups: list[dict[str, Any]], overall: dict[str, Any]) -> tuple[Draw, tuple[float, float]]:
-    """Dice of each group with its interval, over all its images and over its positives.
+    """Plots the Dice of each group with its interval, for all images and for the positives of the group.
 
     Args:
       groups: `strata` of summary.json.
       overall: {"dice", "dice_positive"} of all images.
+
+    Returns:
+      The function that draws the figure, and the size of the figure in inches.
     """
 
     def draw(figure: Figure, theme: Theme) -> None:
@@ -182,12 +194,15 @@ def strata(groups: list[dict[str, Any]], overall: dict[str, Any]) -> tuple[Draw,
 
 
 def dice_by_size(truth_area: np.ndarray, dice: np.ndarray, removal: int) -> tuple[Draw, tuple[float, float]]:
-    """Dice of every positive image by the size of its finding.
+    """Plots the Dice of every positive image over the size of its finding.
 
     Args:
-      truth_area: (N,) pixels of a 1024x1024 image, all above 0.
+      truth_area: (N,), areas in pixels of a 1024x1024 image, all above 0.
       dice: (N,).
-      removal: the run's removal threshold in the same pixels; 0 draws none.
+      removal: the run's removal threshold in pixels of a 1024x1024 image; 0 draws no line.
+
+    Returns:
+      The function that draws the figure, and the size of the figure in inches.
     """
 
     def draw(figure: Figure, theme: Theme) -> None:
@@ -211,12 +226,12 @@ def dice_by_size(truth_area: np.ndarray, dice: np.ndarray, removal: int) -> tupl
 
 
 def _place(value: float, grid: np.ndarray) -> float:
-    """Where a value lies between the cells of a grid."""
+    """The position of a value on the axis of a grid, interpolated between its cells."""
     return float(np.interp(value, grid, np.arange(len(grid))))
 
 
 def _limit(axes: Any, theme: Theme) -> None:
-    """Keeps single huge losses of early epochs from flattening the curves, and says where they are."""
+    """Limits the y axis, so that single very large losses do not flatten the curves. Labels mark the hidden values."""
     lines = [np.array(line.get_xydata()) for line in axes.lines]
     points = np.concatenate(lines) if lines else np.empty((0, 2))
     points = points[np.isfinite(points[:, 1])]
@@ -235,7 +250,7 @@ def _legend(axes: Any, theme: Theme, place: str = "best") -> None:
 
 
 def _dress(axes: Any, theme: Theme) -> None:
-    """The theme's colours on what matplotlib draws in black."""
+    """Applies the colours of the theme to the axes, which matplotlib draws in black."""
     axes.set_facecolor(theme.ground)
     axes.tick_params(labelsize=8, colors=theme.muted, labelcolor=theme.ink)
     axes.title.set(color=theme.ink, fontsize=10, fontweight="bold")

@@ -1,4 +1,4 @@
-"""The report's gallery: which images it shows, each with its pixels, its outlines and its words."""
+"""The gallery of the report: selects images and makes their pictures, outlines and descriptions."""
 
 import base64
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from jaxpneumo.evaluate.results import read_metrics, rows_of
 from jaxpneumo.predict.submission import read_submission
 from jaxpneumo.process.errors import InputError
 
-LARGEST = 512  # pixels of an embedded picture's side
-QUALITY = 88  # of its JPEG
-PATH_ERROR = 0.0008  # of the image's larger side: how far a drawn outline may lie from the mask's own
+LARGEST = 512  # largest side of an embedded picture in pixels
+QUALITY = 88  # JPEG quality of the pictures
+PATH_ERROR = 0.0008  # largest distance between drawn and exact outline, as a share of the image's larger side
 FILTERS = {
     "all": "All",
     "positive": "Positives",
@@ -28,16 +28,16 @@ class Entry:
     """One image of the gallery.
 
     Attributes:
-      image_id, row: name and row in the prepared data set.
-      picture: the prepared array's pixels as a JPEG data URI; square, to be shown at width : height.
-      width, height: native size, the outlines' coordinates.
+      image_id, row: id and row in the prepared data set.
+      picture: pixels of the prepared array as a JPEG data URI. It is square; the page shows it at width : height.
+      width, height: native size in pixels, the coordinates of the outlines.
       truth, prediction: outlines as SVG path data, "" for an empty mask.
-      truth_area, predicted_area: native pixels.
-      dice: of the run's own mode.
-      score: image-level score, mean of the top probabilities; None where the evaluation has none.
-      view: projection, "" unknown.
-      kinds: names of FILTERS that show it.
-      outcome: in words.
+      truth_area, predicted_area: areas in native pixels.
+      dice: Dice in the run's own mode.
+      score: image-level score, the mean of the top probabilities; None if the evaluation has no such score.
+      view: projection, "" if unknown.
+      kinds: names of the FILTERS that show the image.
+      outcome: short description of the result, such as "missed".
     """
 
     image_id: str
@@ -57,7 +57,7 @@ class Entry:
 
     @property
     def words(self) -> str:
-        """For the picture's alternative text."""
+        """The alternative text of the picture."""
         truth = f"pneumothorax of {self.truth_area:,} pixels" if self.truth_area else "no pneumothorax labelled"
         found = f"{self.predicted_area:,} pixels predicted" if self.predicted_area else "nothing predicted"
         return f"Chest radiograph {self.image_id}: {truth}, {found}, Dice {self.dice:.3f}"
@@ -65,29 +65,36 @@ class Entry:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The entries shown, from the best Dice to the worst, of `total` images; counts of all by filter."""
+    """The images of the gallery.
+
+    Attributes:
+      entries: the images that are shown, from the best to the worst Dice.
+      total: number of evaluated images.
+      counts: number of evaluated images by filter.
+    """
 
     entries: tuple[Entry, ...]
     total: int
     counts: dict[str, int]
 
     def shown(self, kind: str) -> int:
-        """How many of the entries a filter shows."""
+        """The number of entries that a filter shows."""
         return sum(kind in entry.kinds for entry in self.entries)
 
 
 def make_gallery(workdir: Path, data: Path, size: int, mode: str, most: int) -> Gallery:
-    """The gallery of a run's evaluation.
+    """Makes the gallery of a run's evaluation.
 
     Args:
-      workdir: an evaluated run.
-      data: the prepared data set that it was evaluated on.
-      size: of the arrays that the pictures are made of.
-      mode: whose masks evaluation/submission.csv holds, the run's own.
-      most: images to show; of more, evenly spaced ones from the best to the worst.
+      workdir: folder of an evaluated run.
+      data: the prepared data set of the evaluation.
+      size: side of the prepared arrays for the pictures.
+      mode: the run's own mode, which is the mode of the masks in evaluation/submission.csv.
+      most: largest number of images. If there are more, the gallery shows evenly spaced ones from the best to the
+        worst Dice.
 
     Raises:
-      InputError: the files of the evaluation do not belong together or to the data.
+      InputError: the files of the evaluation do not match each other or the data.
     """
     folder = workdir / "evaluation"
     metrics = read_metrics(folder / "metrics.csv")
@@ -105,7 +112,7 @@ def make_gallery(workdir: Path, data: Path, size: int, mode: str, most: int) -> 
     truth_area, area, tp = (metrics[name].astype(np.int64) for name in ("truth_area", f"{mode}_area", f"{mode}_tp"))
     scores = metrics.get(f"{'tta' if mode.startswith('tta') else 'plain'}_top_mean")
 
-    # Best first; of equal ones those with more to see.
+    # Best Dice first. For equal Dice, larger masks first.
     order = np.lexsort((image_ids, -(truth_area + area), -dices))
     shown = order[np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))]
     kinds = [_kinds(*one) for one in zip(truth_area, area, tp, strict=True)]
@@ -141,7 +148,7 @@ def make_gallery(workdir: Path, data: Path, size: int, mode: str, most: int) -> 
 
 
 def data_uri(image: np.ndarray) -> str:
-    """uint8 (S, S) as a JPEG in a data URI, shrunk to LARGEST."""
+    """Encodes uint8 (S, S) as a JPEG data URI. Images larger than LARGEST are shrunk."""
     if max(image.shape) > LARGEST:
         image = cv2.resize(image, (LARGEST, LARGEST), interpolation=cv2.INTER_AREA)
     _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
@@ -149,12 +156,12 @@ def data_uri(image: np.ndarray) -> str:
 
 
 def outline_path(mask: np.ndarray) -> str:
-    """Outlines of a mask (H, W) uint8 as SVG path data in its pixels; holes by the even-odd rule; "" when empty."""
+    """Outlines of a mask, uint8 (H, W), as SVG path data in pixels; "" if empty. Holes need the even-odd fill rule."""
     contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     parts = []
     for contour in contours:
         points = cv2.approxPolyDP(contour, PATH_ERROR * max(mask.shape), closed=True)[:, 0]
-        # OpenCV counts from pixel centres, SVG from their corners.
+        # The origin of OpenCV's coordinates is the centre of the first pixel, that of SVG its corner.
         parts.append("M" + "L".join(f"{x}.5 {y}.5" for x, y in points.tolist()) + "Z")
     return "".join(parts)
 

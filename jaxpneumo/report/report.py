@@ -1,6 +1,6 @@
-"""`jaxpneumo report`: one HTML page of a run that needs neither network nor other files.
+"""`jaxpneumo report`: writes one HTML page about a run. The page needs no network and no other files.
 
-Everything on it is read from what training and evaluation wrote; nothing is predicted anew.
+It reads the files of training and evaluation and predicts nothing.
 """
 
 import base64
@@ -32,7 +32,7 @@ from jaxpneumo.run.provenance import read_starts
 from jaxpneumo.score import bootstrap, scores
 from jaxpneumo.train.log import read_log
 
-if TYPE_CHECKING:  # what draws and fills the page is imported where it is used: --help does without
+if TYPE_CHECKING:  # slow modules, such as matplotlib, are imported where they are used, so --help is fast
     from jinja2 import Environment
 
 IMAGES = 200
@@ -40,8 +40,8 @@ MODES = {"plain": "no TTA", "tta": "TTA", "removal": "R-TH", "tta_removal": "TTA
 EXPERIMENTS = tuple(dict.fromkeys(row.run for rows in TABLES.values() for row in rows))
 
 HELP = """\
-Writes one self-contained HTML page about a trained and evaluated run. It shows the scores with intervals, beside the
-papers' scores and the scores of predicting nothing, and thresholds, calibration, groups of patients, training curves
+Writes one self-contained HTML page about a trained and evaluated run. It shows the scores with intervals, the papers'
+scores and the scores of empty predictions for comparison, thresholds, calibration, groups of patients, training curves
 and the origin of the run. A gallery shows radiographs with the true and the predicted outlines. Not a medical device.
 
 It writes
@@ -63,17 +63,17 @@ def write_report(
     """Writes WORKDIR/report.html and the figures in WORKDIR/report.
 
     Args:
-      workdir: a finished run with an evaluation.
-      data: its prepared data set; None is where its config says.
-      images: the gallery shows this many at most.
-      experiment: whose figures of the papers stand beside the scores, one of EXPERIMENTS; None takes the name of
-        the run's folder, if it is one.
+      workdir: folder of a finished and evaluated run.
+      data: its prepared data set; None uses the folder in the run's config.
+      images: largest number of images in the gallery.
+      experiment: one of EXPERIMENTS. The page shows the papers' scores of this experiment. None uses the name of the
+        run's folder, if it is one of EXPERIMENTS.
 
     Returns:
-      The page, and sentences about what it lacks.
+      The path of the page, and sentences about missing figures.
 
     Raises:
-      InputError: the run is not finished or not evaluated, or its files do not belong together.
+      InputError: the run is not finished or not evaluated, or its files do not match each other.
     """
     if images < 1:
         raise InputError(f"--images={images}: the gallery needs at least one image.")
@@ -134,7 +134,7 @@ def write_report(
 
 
 def _data_info(workdir: Path, data: Path, summary: dict[str, Any]) -> dict[str, Any]:
-    """dataset.json, of the data set that was evaluated and no other."""
+    """Reads dataset.json. Raises InputError unless `data` is the data set of the evaluation."""
     try:
         info = dataset.read_info(data)
     except InputError as error:
@@ -155,12 +155,12 @@ def _optional(path: Path) -> dict[str, Any] | None:
 
 
 def _epochs(path: Path) -> list[dict[str, Any]]:
-    """Records of a stage's log that close an epoch; none where there is no log (a stage taken from elsewhere)."""
+    """Records of a stage's log at the end of each epoch; none without a log (a stage taken from another run)."""
     return [record for record in read_log(path) if "validation_loss" in record] if path.is_file() else []
 
 
 def _gain_over_nothing(metrics: dict[str, np.ndarray], mode: str) -> dict[str, Any]:
-    """The paired difference of mean Dice to predicting nothing, see `bootstrap.paired`."""
+    """The paired difference between the mean Dice of the run and of empty predictions, see `bootstrap.paired`."""
     truth, area, tp = (metrics[name].astype(np.int64) for name in ("truth_area", f"{mode}_area", f"{mode}_tp"))
     nothing = scores.ratios({"tp": 0 * truth, "fp": 0 * truth, "fn": truth})
     ours = scores.ratios({"tp": tp, "fp": area - tp, "fn": truth - tp})
@@ -169,7 +169,7 @@ def _gain_over_nothing(metrics: dict[str, np.ndarray], mode: str) -> dict[str, A
 
 
 def _papers(experiment: str) -> dict[str, Any] | None:
-    """The papers' figures of an experiment: validation IoU by mode, and all others with their titles."""
+    """The papers' scores of an experiment: validation IoU by mode, and all other scores with their titles."""
     rows = [(title, row) for title, rows in TABLES.items() for row in rows if row.run == experiment]
     if not rows:
         return None
@@ -186,7 +186,11 @@ def _figures(
     calibration: dict[str, Any] | None,
     logs: dict[str, list[dict[str, Any]]],
 ) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Draws what there are numbers for: name -> {"light", "dark"} data URIs; and name -> why there is none."""
+    """Draws all figures that have data.
+
+    Returns:
+      name -> {"light", "dark"} data URIs, "width" and "height"; and name -> reason why a figure is missing.
+    """
     from jaxpneumo.report import figures
 
     found, lacking = {}, {}
@@ -238,7 +242,10 @@ def _figures(
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """A config as lines: dotted name -> value as text; of an absolute path the name, for the page goes elsewhere."""
+    """Flattens a config: dotted name -> value as text.
+
+    An absolute path is reduced to its last name, because other people may read the page.
+    """
     flat: dict[str, str] = {}
     for key, item in value.items():
         if isinstance(item, dict):
@@ -250,7 +257,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _environment() -> "Environment":
-    """Templates that escape every value; script and style are the package's own files."""
+    """Makes the template environment. It escapes all values, except script and style from the package's own files."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -259,7 +266,7 @@ def _environment() -> "Environment":
     folder = resources.files("jaxpneumo.report")
     script, style = (folder.joinpath(f"template.{kind}").read_text("utf-8") for kind in ("js", "css"))
     environment.globals["script"], environment.globals["style"] = Markup(script), Markup(style)
-    # The page runs this script and no other, whatever a value on it may hold.
+    # The hash lets the page run only this script, even if a value on the page contains another one.
     environment.globals["script_sha256"] = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment.filters["score"] = _score
     environment.filters["ends"] = _ends
@@ -275,7 +282,7 @@ def _score(value: float | None, digits: int = 4) -> str:
 
 
 def _ends(ends: Sequence[float] | None, digits: int = 4) -> str:
-    """An interval, with the digits that its score has; "" where there is none, or where both ends are one."""
+    """Formats an interval with the digits of its score; "" without an interval or if both ends are equal."""
     if not ends:
         return ""
     digits = digits if max(map(abs, ends)) < 10 else 1
@@ -284,7 +291,7 @@ def _ends(ends: Sequence[float] | None, digits: int = 4) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The verb: see HELP."""
+    """Runs the command; see HELP."""
     parser = Parser(prog="jaxpneumo report", description=HELP)
     parser.add_argument("--workdir", type=places.folder_to_fill, required=True, help="a finished and evaluated run")
     parser.add_argument("--data", type=places.path, help="prepared data set of the run (default: that of its config)")
@@ -295,7 +302,7 @@ def main(arguments: Sequence[str]) -> int:
         "--experiment",
         choices=EXPERIMENTS,
         metavar="EXPERIMENT",
-        help="whose figures of the papers to show (default: the run's folder's name, if it is one)",
+        help="show the papers' scores of this experiment (default: the name of the run's folder, if it is one)",
     )
     options = parser.parse_args(arguments)
     run_report.place(options.workdir / "report")
