@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
     add("--swa", default="5,3")
     add("--dice", default="image", choices=("image", "batch", "positive"))
     add("--encoder", default="resnet34")
+    add("--width", type=int, default=64, help="channels of the first stage; the peer has no such option")
     add("--dtype", default="float32", choices=("float32", "bfloat16"))
     add("--device", default="cpu", choices=("cpu", "cuda"), help="for the peer's sake: JAX finds its device by itself")
     add("--seed", type=int, default=0)
@@ -70,6 +71,7 @@ def recipe(options: argparse.Namespace) -> Config:
         "data.directory": str(options.data.resolve()),
         "data.split": str(options.splits.resolve()),
         "model.encoder": options.encoder,
+        "model.width": options.width,
         "model.dtype": options.dtype,
         "loss.dice": options.dice,
         **{f"augment.{group}": 0.0 for group in ("intensity", "distortion", "crop")},
