@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from jaxpneumo.data import dataset, prepare, rle
 from jaxpneumo.evaluate import compare, tables
 from jaxpneumo.evaluate import evaluate as module
-from jaxpneumo.evaluate.results import read_metrics
+from jaxpneumo.evaluate.results import nothing_found, read_metrics
 from jaxpneumo.predict.infer import load_predictor, predict_masks
 from jaxpneumo.predict.postprocess import remove_small
 from jaxpneumo.predict.submission import read_submission
@@ -93,6 +93,15 @@ def test_files_for_a_person_are_there(workdir, summary):
     assert "SYNTHETIC" in text
     assert "all empty" in text
     assert f"{summary['scores']['tta_removal']['dice']:.4f}" in text
+
+
+def test_a_run_that_finds_nothing_is_told(summary):
+    """However high its mean Dice is: images without a finding score 1."""
+    assert nothing_found(summary) == ""
+    mode = summary["run"]["mode"]
+    empty = summary | {"scores": summary["scores"] | {mode: summary["scores"][mode] | {"sensitivity": 0.0}}}
+    assert f"any of the {summary['n_positive']} images with pneumothorax" in module.table(empty)
+    assert nothing_found(empty | {"n_positive": 0}) == ""
 
 
 def test_batch_size_does_not_change_the_scores(workdir, summary, tmp_path):

@@ -181,6 +181,16 @@ def test_scores_baseline_papers_and_provenance_are_on_it(page, reported):
     assert config[MODE] in page.text
 
 
+def test_a_run_that_finds_nothing_has_a_banner(page, reported, tmp_path):
+    assert "NOTHING FOUND" not in page.text
+    run = shutil.copytree(reported, tmp_path / "run")
+    summary = read_json(run / "evaluation/summary.json")
+    summary["scores"][MODE]["sensitivity"] = 0.0
+    write_json(run / "evaluation/summary.json", summary)
+    path, _ = report.write_report(run)
+    assert "NOTHING FOUND" in path.read_text()
+
+
 def test_figures_are_files_too(page, reported):
     names = {path.stem for path in (reported / "report").iterdir()}
     assert names == {"training", "thresholds", "reliability", "strata", "dice_by_size"}

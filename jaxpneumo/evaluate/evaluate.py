@@ -17,6 +17,7 @@ from jaxpneumo.data import dataset, rle
 from jaxpneumo.data.splits import read_splits, split_rows, words
 from jaxpneumo.evaluate import thresholds
 from jaxpneumo.evaluate.modes import IMAGE_SCORES, MODES, VIEWS, own_mode
+from jaxpneumo.evaluate.results import nothing_found
 from jaxpneumo.evaluate.summary import summarise
 from jaxpneumo.predict import workdir_options
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
@@ -188,6 +189,8 @@ def table(summary: dict[str, Any]) -> str:
         f"{one('Hausdorff 95 %', 'hausdorff95_px')} px, {one('mean distance', 'surface_distance_px')} px",
         f"[{bootstrap.words(intervals)}]",
     ]
+    if warning := nothing_found(summary):
+        lines.append(warning)
     if trained := summary["split"].get("images_in_training"):
         lines.append(f"{trained} of these images were used for training: the scores are better than on new images.")
     if summary["run"].get("trained_on_synthetic"):

@@ -34,6 +34,16 @@ def read_summary(workdir: Path, folder: str = "evaluation") -> dict[str, Any]:
     return summary
 
 
+def nothing_found(summary: dict[str, Any]) -> str:
+    """Warns about a run that outlines no true pixel in any image; "" for any other run, and without positive images."""
+    if summary["n_positive"] == 0 or summary["scores"][summary["run"]["mode"]]["sensitivity"] > 0:
+        return ""
+    return (
+        f"No true pixel is outlined in any of the {summary['n_positive']} images with pneumothorax: this run is of no "
+        "use, however high its mean scores are. The network may predict nothing, or the thresholds may be too high."
+    )
+
+
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
     """Reads metrics.csv as columns of str. Raises InputError if the file is missing or empty."""
     try:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from jaxpneumo.data import dataset
 from jaxpneumo.data.splits import words
-from jaxpneumo.evaluate.results import read_metrics, read_summary
+from jaxpneumo.evaluate.results import nothing_found, read_metrics, read_summary
 from jaxpneumo.evaluate.tables import TABLES, VALIDATION
 from jaxpneumo.predict.postprocess import NATIVE_AREA
 from jaxpneumo.process import places, run_report
@@ -103,6 +103,7 @@ def write_report(
             name=workdir.resolve().name,
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             summary=summary,
+            nothing_found=nothing_found(summary),
             split=words(summary["split"]),
             split_facts=_flat(summary["split"]),
             mode=mode,
