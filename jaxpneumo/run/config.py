@@ -125,7 +125,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss: soft Dice of each image or of the whole batch."""
+    """The loss. `dice` is the soft Dice of all pixels of the batch, of each image, or of each image with a finding."""
 
     dice: str
 

@@ -1,7 +1,7 @@
 """The training of one stage, from top to bottom in one function: `train_stage`.
 
 A stage starts from the first of these that exists:
-  1. its result (`final/`), which is read; nothing is trained;
+  1. its result in `final/`: it is read, and the stage is not trained;
   2. its newest checkpoint;
   3. the given variables: the averaged weights of the stage before, pretrained weights or fresh ones.
 """
@@ -37,7 +37,7 @@ from jaxpneumo.train.step import make_eval_step, make_statistics_call, make_trai
 
 logger = logging.getLogger(__name__)
 
-COLLAPSED_AFTER = 5  # validations in a row that outline nothing: the first of a run may, so many rarely do
+COLLAPSED_AFTER = 5  # warn after this many validations in a row without any outline; the first few are often so
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class StageRun:
 
     Attributes:
       config: the run's config.
-      stage: the one of its stages.
+      stage: the stage that is trained.
       data: the prepared data set and its rows.
       mesh: the devices.
-      resident: of `load_resident`.
-      calls: steps of each compiled call of an epoch.
+      resident: the result of `load_resident`.
+      calls: number of steps in each compiled call of an epoch.
       stop_requested: whether this process has been asked to stop.
     """
 
@@ -105,8 +105,8 @@ def train_stage(
       variables: {"params", "batch_stats"} to start from.
 
     Returns:
-      The stage's variables: the averaged weights with their own BatchNorm statistics, or without averaging
-      the epoch with the best validation IoU.
+      The stage's variables: the averaged weights with their own BatchNorm statistics; if the stage does not average,
+      the weights of the epoch with the best validation IoU.
 
     Raises:
       InputError: the batch size does not fit the devices or the data.
@@ -149,7 +149,7 @@ def train_stage(
 
     # --- state: fresh, or the newest checkpoint's
     state = create(place(jax.device_get(variables), everywhere))
-    # Compiled now: no epoch but the first is to wait for a compilation.
+    # Compile now, so that only the first epoch waits for compilation.
     average_step = jax.jit(update_average, out_shardings=everywhere, donate_argnums=0).lower(state).compile()
     progress = Progress(0, 0, {}, Plateau(stage.learning_rate))
     with sigterm_deferred() as stop_requested, checkpoint.open_checkpoints(directory) as manager:
@@ -170,13 +170,13 @@ def train_stage(
             MetricsLog(directory, first_epoch) if is_first() else nullcontext() as log,
         ):
             for epoch in range(first_epoch, stage.epochs):
-                # --- one epoch of steps, or what an earlier start has left of it
+                # --- one epoch, or the rest of one that was interrupted
                 rate = learning_rate_fn(stage, epoch, progress.plateau)
                 started, steps_before = time.perf_counter(), progress.steps
                 state, progress, stopped = _train_epoch(run, train_call, state, feed, rate, progress, compiled)
                 seconds = time.perf_counter() - started
 
-                # --- validation, log, checkpoint: in this order, so that a resumed run repeats none of them
+                # --- validation, log, checkpoint: the checkpoint comes last and marks the epoch as done
                 if epoch == first_epoch:
                     logger.info("%s: validation (%s)", name, COMPILING)
                 scores = None if stopped else _evaluate(run, eval_step, state)
@@ -261,12 +261,12 @@ def _train_epoch(
     progress: Progress,
     compiled: set[int],
 ) -> tuple[TrainState, Progress, bool]:
-    """Takes the calls that are left of an epoch, or those until a process is asked to stop.
+    """Runs the remaining calls of an epoch, or stops early when a process is asked to stop.
 
     Args:
       run: what stays the same.
-      train_call: compiled for every length of a call when it first comes.
-      state: after `progress`.
+      train_call: the jitted call; each new number of steps triggers one compilation.
+      state: the train state at the point that `progress` describes.
       feed: the input of one call after the other.
       learning_rate: of this epoch.
       progress: how far the stage is.
@@ -316,7 +316,7 @@ def _train_epoch(
 
 
 def _evaluate(run: StageRun, eval_step: Any, state: TrainState) -> dict[str, float] | None:
-    """Scores of the validation images at the stage's size, each image counted once; None: stop.
+    """Scores of the validation images at the stage's size, each image counts once; None: asked to stop.
 
     Mean loss, IoU and Dice; and where there are images with a finding, the share of them in which anything is outlined.
     """
@@ -343,7 +343,8 @@ def _evaluate(run: StageRun, eval_step: Any, state: TrainState) -> dict[str, flo
 def _statistics(run: StageRun, model: UNet, state: TrainState) -> Any:
     """BatchNorm statistics of the averaged weights: the mean over one pass of training data, not augmented.
 
-    The running statistics belong to the weights of single epochs; averaged weights have none until then.
+    The running statistics belong to the weights of single epochs; averaged weights have no statistics of
+    their own until this function computes them.
     Raises Stopped when a process is asked to stop: the last checkpoint holds everything.
     """
     mesh, everywhere = run.mesh, replicated(run.mesh)
