@@ -4,8 +4,8 @@
 
 This config draws SYNTHETIC chest radiographs, writes them as DICOM files with a label csv and prepares them, as
 `jaxpneumo prepare` does with real radiographs. It trains the papers' network, with half the channels, at 96 and then
-128 pixels, scores the held-out images, and outlines the findings in twelve more images. The scores only show that the program works; they
-say nothing about patients. Expect a Dice of 0.7 or more on the held-out positives.
+128 pixels, scores the held-out images, and outlines the findings in twelve more images. The scores only show that the
+program works; they say nothing about patients. Expect a Dice of 0.7 or more on the held-out positives.
 """
 
 import ml_collections
