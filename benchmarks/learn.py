@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# Before our own imports: this checkout is measured, whatever is installed.
 sys.path.insert(0, str(REPOSITORY))
 
 from jaxpneumo.bench.bench_run import load_config  # noqa: E402

@@ -41,6 +41,22 @@ def small(prepared, **stage1):
     return config
 
 
+def train_interrupted(config, folder, epoch):
+    """Trains until `epoch` epochs of stage 1 are saved, and is interrupted then."""
+    original = checkpoint.save
+
+    def save_then_stop(manager, step, state, progress):
+        original(manager, step, state, progress)
+        if progress["epoch"] == epoch:
+            manager.wait_until_finished()
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_then_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(as_typed(config), folder)
+
+
 def test_average_is_the_mean_of_the_states_it_saw():
     variables = {"params": {"w": jnp.array([1.0, -2.0])}, "batch_stats": {}}
     state = create_train_state(variables, make_optimizer())
@@ -122,18 +138,7 @@ def test_a_network_that_outlines_nothing_is_told(prepared, tmp_path, caplog):
     del config.stage2
     config.data.validation_fraction = 0.4
     config.predict.threshold = 1.0  # which no probability reaches
-    original = checkpoint.save
-
-    def save_then_stop(manager, step, state, progress):
-        original(manager, step, state, progress)
-        if progress["epoch"] == 2:
-            manager.wait_until_finished()
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save", save_then_stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(as_typed(config), tmp_path / "run")
+    train_interrupted(config, tmp_path / "run", epoch=2)
     train(as_typed(config), tmp_path / "run")
     warnings = [record.message for record in caplog.records if "outline" in record.message]
     assert len(warnings) == 2
@@ -149,21 +154,9 @@ def test_a_network_that_outlines_nothing_is_told(prepared, tmp_path, caplog):
 
 def test_same_seed_gives_the_same_bits_also_in_two_parts(prepared, whole, tmp_path):
     """A run stopped after an epoch and started again ends where the uninterrupted one ends."""
-    stopped = small(prepared)
-    stop_after = 1
-    original = checkpoint.save
-
-    def save_then_stop(manager, step, state, progress):
-        original(manager, step, state, progress)
-        if progress["epoch"] == stop_after:
-            manager.wait_until_finished()
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save", save_then_stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(as_typed(stopped), tmp_path / "parts")
-    parts = train(as_typed(stopped), tmp_path / "parts")
+    config = small(prepared)
+    train_interrupted(config, tmp_path / "parts", epoch=1)
+    parts = train(as_typed(config), tmp_path / "parts")
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     assert_same(checkpoint.restore_final(whole / "stage2", parts, device)[0], parts)
     for stage in ("stage1", "stage2"):
