@@ -37,8 +37,8 @@ class TrainState:
 def initialise(model: UNet, seed: int) -> dict[str, Any]:
     """Fresh variables {"params", "batch_stats"} of a network; the input's size does not matter."""
     init = functools.partial(model.init, train=False)
-    # The program runs once. On two CPU cores, compiling it takes 18 s with optimisation and 6 s without, and the bits are
-    # the same. On a GPU this was not measured.
+    # The program runs once. On two CPU cores, compiling it takes 18 s with optimisation and 6 s without.
+    # The bits are the same. On a GPU this was not measured.
     quickly = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     options = quickly if jax.default_backend() == "cpu" else None
     return jax.jit(init, compiler_options=options)(jax.random.key(seed), jnp.zeros((1, 32, 32, 1)))
