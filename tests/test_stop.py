@@ -18,10 +18,11 @@ from jaxpneumo.process import errors
 from jaxpneumo.process.errors import InputError, Stopped, TrainingError
 from jaxpneumo.run import checkpoint
 from jaxpneumo.run.network import make_model
-from jaxpneumo.run.state import initialise
+from jaxpneumo.run.state import create_train_state, initialise
 from jaxpneumo.train import loop
 from jaxpneumo.train.feed import StageData
 from jaxpneumo.train.loop import train_stage
+from jaxpneumo.train.optimizer import make_optimizer
 
 STEPS, EPOCHS = 3, 3
 
@@ -215,8 +216,8 @@ def test_a_damaged_checkpoint_is_set_aside(damage, prepared, interrupted, tmp_pa
             shutil.rmtree(path)
     DAMAGES[damage](newest)
     config = make_config(prepared)
-    model, optimizer = make_model(config.model), loop.make_optimizer()
-    state = loop.create_train_state(initialise(model, 0), optimizer)
+    model, optimizer = make_model(config.model), make_optimizer()
+    state = create_train_state(initialise(model, 0), optimizer)
     with checkpoint.open_checkpoints(folder) as manager:
         restored = checkpoint.restore_newest(manager, state, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     assert f"{newest} is damaged" in caplog.text

@@ -13,7 +13,7 @@ optical distortion has five terms.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -74,8 +74,9 @@ class Parameters(NamedTuple):
     crop: Crop
 
 
+@lru_cache(maxsize=16)
 def make_augment(flip: float, intensity: float, distortion: float, crop: float, size: int) -> DeviceAugment:
-    """The augmentation of a batch, to be called in a compiled function.
+    """The augmentation of a batch, to be called in a compiled function; equal arguments give the same function.
 
     Args:
       flip, intensity, distortion, crop: probabilities of the groups A1..A4; 0 leaves a group out.

@@ -104,12 +104,17 @@ def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predic
 
 def compile_network(model: UNet, variables: dict[str, Any], settings: Predict, mesh: Mesh) -> CompiledNetwork:
     """Makes a network ready to predict. `variables` come from training and are on the devices of `mesh`."""
+    folded, probabilities, masks = _functions(model, mesh)
+    variables = folded(variables, model.encoder, jnp.dtype(model.dtype))
+    return CompiledNetwork(settings, variables, mesh, probabilities, masks)
+
+
+@functools.lru_cache(maxsize=4)
+def _functions(model: UNet, mesh: Mesh) -> tuple[Any, Any, Any]:
+    """Of folding, probabilities and masks; networks of one kind, as an ensemble's, compile them once."""
     # One program folds all layers. Folding them one by one would compile a program for each parameter shape.
-    folded = jax.jit(fold, static_argnums=(1, 2), out_shardings=replicated(mesh))
-    return CompiledNetwork(
-        settings,
-        folded(variables, model.encoder, jnp.dtype(model.dtype)),
-        mesh,
+    return (
+        jax.jit(fold, static_argnums=(1, 2), out_shardings=replicated(mesh)),
         jit_probabilities(functools.partial(predict_probabilities, model), mesh),
         jax.jit(each_on_its_device(native_masks, mesh, 3)),
     )

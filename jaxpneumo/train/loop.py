@@ -21,19 +21,17 @@ from jax.sharding import Mesh
 
 from jaxpneumo.augment import device
 from jaxpneumo.data.source import eval_batches
-from jaxpneumo.model.unet import UNet
 from jaxpneumo.process.errors import InputError, Stopped, TrainingError
 from jaxpneumo.process.progress import COMPILING, progress_bar
 from jaxpneumo.process.stop import sigterm_deferred
 from jaxpneumo.run import checkpoint
 from jaxpneumo.run.config import Augment, Config, Stage
-from jaxpneumo.run.network import batch_norm_momentum, make_model
-from jaxpneumo.run.sharding import is_first, make_mesh, place, place_flag, replicated, split, split_calls
-from jaxpneumo.run.state import TrainState, create_train_state, update_average
+from jaxpneumo.run.sharding import is_first, make_mesh, place, place_flag, replicated, split
+from jaxpneumo.run.state import TrainState
+from jaxpneumo.train.compiled import stage_functions
 from jaxpneumo.train.feed import StageData, load_resident, plan_calls, prefetch, remaining, training_feed
 from jaxpneumo.train.log import MetricsLog
-from jaxpneumo.train.optimizer import Plateau, learning_rate_fn, make_optimizer, reduce_on_plateau
-from jaxpneumo.train.step import make_eval_step, make_statistics_call, make_train_call, make_train_step
+from jaxpneumo.train.optimizer import Plateau, learning_rate_fn, reduce_on_plateau
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +112,7 @@ def train_stage(
       Stopped: SIGTERM came; the state is saved.
     """
     name, mesh = stage.name, make_mesh()
-    everywhere, along_data = replicated(mesh), split(mesh)
+    everywhere = replicated(mesh)
 
     # --- what is there already
     if result := checkpoint.restore_result(directory, variables, everywhere):
@@ -132,25 +130,13 @@ def train_stage(
     on_host, on_device = augmentations(config.augment, stage.size)
     resident = load_resident(config.data.resident, on_host is not None, data, stage.size, mesh)
 
-    # --- model, optimizer, compiled functions
-    model, optimizer = make_model(config.model), make_optimizer()
-    train_call = jax.jit(
-        make_train_call(make_train_step(model, optimizer, config.loss.dice, on_device, config.seed)),
-        in_shardings=(everywhere, everywhere, split_calls(mesh), everywhere, along_data),
-        out_shardings=everywhere,
-        donate_argnums=0,
-    )
-    eval_step = jax.jit(
-        make_eval_step(model, config.loss.dice, config.predict.threshold),
-        in_shardings=(everywhere, everywhere, along_data, along_data),
-        out_shardings=everywhere,
-    )
-    create = jax.jit(lambda start: create_train_state(start, optimizer), out_shardings=everywhere)
+    # --- compiled functions
+    functions = stage_functions(config.model, config.loss, config.seed, config.predict.threshold, on_device, mesh)
 
     # --- state: fresh, or the newest checkpoint's
-    state = create(place(jax.device_get(variables), everywhere))
+    state = functions.create(place(jax.device_get(variables), everywhere))
     # Compile now, so that only the first epoch waits for compilation.
-    average_step = jax.jit(update_average, out_shardings=everywhere, donate_argnums=0).lower(state).compile()
+    average = functions.average.lower(state).compile()
     progress = Progress(0, 0, {}, Plateau(stage.learning_rate))
     with sigterm_deferred() as stop_requested, checkpoint.open_checkpoints(directory) as manager:
         run = StageRun(config, stage, data, mesh, resident, calls, stop_requested)
@@ -173,19 +159,19 @@ def train_stage(
                 # --- one epoch, or the rest of one that was interrupted
                 rate = learning_rate_fn(stage, epoch, progress.plateau)
                 started, steps_before = time.perf_counter(), progress.steps
-                state, progress, stopped = _train_epoch(run, train_call, state, feed, rate, progress, compiled)
+                state, progress, stopped = _train_epoch(run, functions.train, state, feed, rate, progress, compiled)
                 seconds = time.perf_counter() - started
 
                 # --- validation, log, checkpoint: the checkpoint comes last and marks the epoch as done
                 if epoch == first_epoch:
                     logger.info("%s: validation (%s)", name, COMPILING)
-                scores = None if stopped else _evaluate(run, eval_step, state)
+                scores = None if stopped else _evaluate(run, functions.evaluate, state)
                 if scores is None:
                     checkpoint.save(manager, epoch * steps_per_epoch + progress.steps, state, progress.to_json())
                     checkpoint.wait(manager)
                     raise Stopped
                 if epoch >= stage.epochs - stage.swa_epochs:
-                    state = average_step(state)
+                    state = average(state)
                 plateau = progress.plateau
                 if stage.schedule == "plateau":
                     factor, patience = stage.plateau_factor, stage.plateau_patience
@@ -213,12 +199,12 @@ def train_stage(
         # --- the stage's result
         if stage.swa_epochs:
             chosen = {"weights": f"average of the last {int(jax.device_get(state.swa_count))} epochs"}
-            batch_stats = _statistics(run, model, state)
+            batch_stats = _statistics(run, functions.statistics, state)
             result = {"params": state.swa_params, "batch_stats": batch_stats}
         else:
             best, result = checkpoint.restore_best(manager, variables, everywhere)
             chosen = {"weights": f"epoch {best // steps_per_epoch}, the best validation IoU"}
-        scores = _evaluate(run, eval_step, replace(state, **result))
+        scores = _evaluate(run, functions.evaluate, replace(state, **result))
         if scores is None:
             raise Stopped
         checkpoint.save_final(directory, result, {"stage": name, **chosen, **scores})
@@ -340,7 +326,7 @@ def _evaluate(run: StageRun, eval_step: Any, state: TrainState) -> dict[str, flo
     return scores | ({"validation_outlined": outlined / positive} if positive else {})
 
 
-def _statistics(run: StageRun, model: UNet, state: TrainState) -> Any:
+def _statistics(run: StageRun, statistics_call: Any, state: TrainState) -> Any:
     """BatchNorm statistics of the averaged weights: the mean over one pass of training data, not augmented.
 
     The running statistics belong to the weights of single epochs; averaged weights have no statistics of
@@ -348,12 +334,6 @@ def _statistics(run: StageRun, model: UNet, state: TrainState) -> Any:
     Raises Stopped when a process is asked to stop: the last checkpoint holds everything.
     """
     mesh, everywhere = run.mesh, replicated(run.mesh)
-    statistics_call = jax.jit(
-        make_statistics_call(model, batch_norm_momentum(run.config.model)),
-        in_shardings=(everywhere, everywhere, everywhere, split_calls(mesh), split(mesh)),
-        out_shardings=everywhere,
-        donate_argnums=1,
-    )
     zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), state.batch_stats)
     carry = place((zeros, np.int32(0)), everywhere)
     with (
