@@ -30,15 +30,9 @@ from jaxpneumo.process import command, places, run_report
 from jaxpneumo.process.errors import DONE, PARTIAL, InputError
 from jaxpneumo.process.runtime import prepare_process
 from jaxpneumo.run.config import Config, check_paths, synthetic_folders, typed
-from jaxpneumo.run.config_files import find_config_file, why_refused
+from jaxpneumo.run.config_files import find_config_file, read_config_file, why_refused
 
 # `run` imports JAX and all modules that need it, because Grain's worker processes import this module too.
-
-FLAGS = flags.FLAGS
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "File with get_config(); configs/ has the papers' experiments."
-)
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run (default: runs/ and the config's name).")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,38 +40,34 @@ def main(arguments: Sequence[str]) -> int:
     if command.asks_for_help(arguments):
         print(__doc__)
         return DONE
-    config_file, arguments = _with_found_file(arguments)
+    config_file, arguments = _without_config(arguments)
+    found = find_config_file(config_file)
+    own = flags.FlagValues()
+    workdir = flags.DEFINE_string("workdir", "", "Folder of the run.", flag_values=own)
     try:
-        rest = FLAGS(["jaxpneumo", *arguments])[1:]
+        config = config_flags.DEFINE_config_dict(
+            "config", read_config_file(found), flag_values=own, sys_argv=list(arguments)
+        )
+        rest = own(["jaxpneumo", *arguments])[1:]
     except Exception as error:
         # The config file is the user's program and can raise any exception. A wrong override can too.
         raise InputError(f"--config={config_file} cannot be used: {why_refused(error)}") from error
     if rest:
         raise InputError(f"{' '.join(rest)} is not understood: flags have the form --config.stage1.epochs=2.")
-    workdir = _WORKDIR.value
+    flags.FLAGS(["jaxpneumo"])  # Grain reads absl's own
     name = config_file.removesuffix(".py").replace(".py:", "_").rsplit("/", 1)[-1]
-    return run(_CONFIG.value, places.path(workdir) if workdir else Path(f"runs/{name}"))
+    return run(config.value, places.path(workdir.value) if workdir.value else Path(f"runs/{name}"))
 
 
-def _with_found_file(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """Finds the config file. Accepts --config=FILE and --config FILE.
-
-    Args:
-      arguments: the command line.
-
-    Returns:
-      The value of --config, and the arguments with the path of the file that was found for it.
-
-    Raises:
-      InputError: --config is missing or empty, or there is no such file.
-    """
+def _without_config(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The value of --config=FILE or --config FILE, and the other arguments. Raises InputError where it is missing."""
     for place, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
         if flag in ("--config", "-config"):
             after = place + (1 if equals else 2)
             value = value if equals else "".join(arguments[place + 1 : after])
             if value:
-                return value, [*arguments[:place], f"--config={find_config_file(value)}", *arguments[after:]]
+                return value, [*arguments[:place], *arguments[after:]]
     raise InputError("no config: give one as --config=configs/exp5.py; --help has examples.")
 
 

@@ -7,10 +7,13 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
 
 from jaxpneumo.data import dataset
+from jaxpneumo.run import checkpoint
 from jaxpneumo.run.config import Config, typed
+from jaxpneumo.train.stages import train
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -46,6 +49,22 @@ def shrink(config: ConfigDict, data: Path) -> ConfigDict:
 def as_typed(config: ConfigDict) -> Config:
     """The dataclasses of a shipped config."""
     return typed(config.to_dict())
+
+
+def train_interrupted(config: ConfigDict, folder: Path, epoch: int, stage: str = "stage1") -> None:
+    """Trains until `epoch` epochs of a stage are saved, and is interrupted then."""
+    original = checkpoint.save
+
+    def save_then_stop(manager, step, state, progress):
+        original(manager, step, state, progress)
+        if progress["epoch"] == epoch and Path(manager.directory).parent.name == stage:
+            manager.wait_until_finished()
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_then_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(as_typed(config), folder)
 
 
 def writable_arrays(directory: Path, size: int) -> list[np.ndarray]:

@@ -16,8 +16,9 @@ from jaxpneumo.predict import saved_thresholds
 from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import BAD_INPUT, InputError
 from jaxpneumo.process.files import read_json
-from jaxpneumo.run.config import ALLOWED, differences, read_config, typed
+from jaxpneumo.run.config import differences, read_config, typed
 from jaxpneumo.run.config_files import find_config_file
+from jaxpneumo.run.config_values import ALLOWED
 from jaxpneumo.train.stages import train
 
 CONFIGS = ["exp1", "exp2", "exp3", "exp4", "exp5", "unet256", "quickstart", "augmentation_study:A1+A2"]

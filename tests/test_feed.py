@@ -12,13 +12,14 @@ from helpers import as_typed, epoch_records, load_config, shrink
 from jaxpneumo.augment import device
 from jaxpneumo.data.source import train_batches
 from jaxpneumo.process.errors import InputError
+from jaxpneumo.run.config import Loss
 from jaxpneumo.run.network import make_model
 from jaxpneumo.run.sharding import make_mesh, place, place_flag, replicated, split_calls
 from jaxpneumo.run.state import create_train_state, initialise
 from jaxpneumo.train import feed, loop
 from jaxpneumo.train.feed import StageData, load_resident, plan_calls, prefetch, remaining
 from jaxpneumo.train.loop import train_stage
-from jaxpneumo.train.losses import bce_dice_loss
+from jaxpneumo.train.losses import segmentation_loss
 from jaxpneumo.train.optimizer import make_optimizer
 from jaxpneumo.train.step import make_train_call, make_train_step, unpack
 
@@ -87,7 +88,7 @@ def test_compiled_and_plain_loops_train_alike(config, prepared, tmp_path, monkey
     # no feed, no calls, one device
     model, optimizer = make_model(as_typed(config).model), make_optimizer()
     state = create_train_state(initialise(model, 0), optimizer)
-    step = jax.jit(make_train_step(model, optimizer, config.loss.dice))
+    step = jax.jit(make_train_step(model, optimizer, Loss(config.loss.dice)))
     batches = train_batches(prepared, 32, ROWS, 4, config.seed)
     losses = []
     for _ in range(STEPS):
@@ -131,7 +132,7 @@ def test_any_number_of_devices_augments_alike(config, prepared):
     two = jax.tree.map(lambda *x: np.stack(x), next(batches), next(batches))
     batches.close()
     augment = device.make_augment(flip=0.5, intensity=0.5, distortion=0.5, crop=0.5, size=32)
-    step = make_train_step(model, optimizer, "image", augment, seed=7)
+    step = make_train_step(model, optimizer, Loss("image"), augment, seed=7)
     one_device = jax.jit(step)
     state = create_train_state(initialise(model, 0), optimizer)
     expected = []
@@ -141,7 +142,7 @@ def test_any_number_of_devices_augments_alike(config, prepared):
     image, mask = unpack({key: value[0] for key, value in two.items()})
     plain = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
     logits, _ = plain(initialise(model, 0), image)
-    assert abs(float(bce_dice_loss(logits, mask, np.ones(4), "image")[0]) - expected[0]) > 1e-4, "it augments"
+    assert abs(float(segmentation_loss(logits, mask, np.ones(4), Loss("image"))[0]) - expected[0]) > 1e-4, "it augments"
 
     mesh = make_mesh()
     assert mesh.size == 2

@@ -117,9 +117,5 @@ def test_main_names_the_runs_folder_by_its_config(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     seen = {}
     monkeypatch.setattr(main, "run", lambda config, workdir: seen.update(workdir=str(workdir)) or DONE)
-    main.FLAGS.unparse_flags()
-    try:
-        assert main.main([f"--config={REPOSITORY}/configs/augmentation_study.py:A1+A2"]) == DONE
-    finally:
-        main.FLAGS.mark_as_parsed()
+    assert main.main([f"--config={REPOSITORY}/configs/augmentation_study.py:A1+A2"]) == DONE
     assert seen == {"workdir": "runs/augmentation_study_A1+A2"}

@@ -18,7 +18,8 @@ from jaxpneumo.model.folding import fold
 from jaxpneumo.model.resnet import PreactivationResNet, ResNet
 from jaxpneumo.model.rewrites import folded_upsample, grey_stem, pool_by_slices, rewrites_for
 from jaxpneumo.model.unet import Parts, UNet
-from jaxpneumo.train.losses import bce_dice_loss
+from jaxpneumo.run.config import Loss
+from jaxpneumo.train.losses import segmentation_loss
 
 PREACT_EVAL = (-0.692736, 0.344581, 3.30675)
 PREACT_TRAIN = (0.0310207, 1.16741, 7.30601)
@@ -132,7 +133,7 @@ def test_training_agrees_with_smp(torch_case):
             logits, new = model.apply(
                 {"params": params, "batch_stats": batch_stats}, image, train=True, mutable=["batch_stats"]
             )
-            loss, parts = bce_dice_loss(logits, jnp.asarray(masks, jnp.float32), weight, dice="image")
+            loss, parts = segmentation_loss(logits, jnp.asarray(masks, jnp.float32), weight, Loss("image"))
             return loss, (parts, logits, new["batch_stats"])
 
         return jax.value_and_grad(loss_fn, has_aux=True)(params)
@@ -269,7 +270,10 @@ def _outcome(encoder, dtype, as_for_users=False, **change):
                 train=True,
                 mutable=["batch_stats"],
             )
-            return bce_dice_loss(logits, mask.astype(dtype), np.ones(2), "image")[0], (logits, updated["batch_stats"])
+            return segmentation_loss(logits, mask.astype(dtype), np.ones(2), Loss("image"))[0], (
+                logits,
+                updated["batch_stats"],
+            )
 
         step = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=AS_FOR_USERS if as_for_users else None)
         (_, (logits, statistics)), gradients = step(variables["params"])

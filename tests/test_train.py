@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import REPOSITORY, as_typed, assert_same, epoch_records, load_config, shrink
+from helpers import REPOSITORY, as_typed, assert_same, epoch_records, load_config, shrink, train_interrupted
 
 from jaxpneumo.data import dataset, partition, splits
 from jaxpneumo.data.source import train_batches
 from jaxpneumo.process.errors import DONE, InputError, TrainingError
 from jaxpneumo.run import checkpoint
+from jaxpneumo.run.config import Loss
 from jaxpneumo.run.network import batch_norm_momentum, make_model
 from jaxpneumo.run.sharding import check_batch_size
 from jaxpneumo.run.state import create_train_state, initialise, update_average
@@ -39,22 +40,6 @@ def small(prepared, **stage1):
     config.stage1.swa_epochs = 2
     config.stage1.update(stage1)
     return config
-
-
-def train_interrupted(config, folder, epoch):
-    """Trains until `epoch` epochs of stage 1 are saved, and is interrupted then."""
-    original = checkpoint.save
-
-    def save_then_stop(manager, step, state, progress):
-        original(manager, step, state, progress)
-        if progress["epoch"] == epoch:
-            manager.wait_until_finished()
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save", save_then_stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(as_typed(config), folder)
 
 
 def test_average_is_the_mean_of_the_states_it_saw():
@@ -79,7 +64,7 @@ def test_train_step_is_adam_on_the_gradient(prepared):
     model, optimizer = make_model(as_typed(config).model), make_optimizer()
     state = create_train_state(initialise(model, 0), optimizer)
     batch = next(train_batches(prepared, 32, np.arange(8), 4, 0))
-    after, metrics = jax.jit(make_train_step(model, optimizer, "image"))(state, batch, jnp.float32(1e-3))
+    after, metrics = jax.jit(make_train_step(model, optimizer, Loss("image")))(state, batch, jnp.float32(1e-3))
     assert after.step == 1
     assert metrics["loss"] == pytest.approx(float(metrics["bce"] + metrics["dice_loss"]))
     # Adam's first step moves every parameter with a gradient by the learning rate.

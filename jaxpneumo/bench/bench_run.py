@@ -9,7 +9,6 @@ is the idle time of the device.
 import ast
 import itertools
 import json
-import runpy
 import shutil
 import statistics
 import subprocess
@@ -27,7 +26,7 @@ from jaxpneumo.process.errors import DONE, InputError, TrainingError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.process.ranges import COUNT, whole
 from jaxpneumo.run.config import Config, Stage, typed
-from jaxpneumo.run.config_files import find_config_file, why_refused
+from jaxpneumo.run.config_files import find_config_file, read_config_file, why_refused
 from jaxpneumo.synthetic import radiographs
 
 DISTINCT = 200  # number of drawn radiographs; the others are copies of them
@@ -98,10 +97,7 @@ def bench_run(
 
 def load_config(file: str, overrides: list[str]) -> Config:
     """Reads a config file and applies "--config.a.b=value" changes. Raises InputError for wrong files or changes."""
-    path, colon, argument = find_config_file(file).partition(".py:")
-    module = runpy.run_path(f"{path}.py" if colon else path)
-    config = module["get_config"](*([argument] if argument else []))
-    config.lock()
+    config = read_config_file(find_config_file(file))
     for override in overrides:
         name, equals, text = override.removeprefix("--config.").partition("=")
         if not override.startswith("--config.") or not equals:

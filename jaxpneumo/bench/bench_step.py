@@ -26,12 +26,14 @@ from jaxpneumo.bench.roofline import Rates, Work, compiled_work, counted_work, d
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.process.errors import DONE, TrainingError
 from jaxpneumo.process.ranges import CALLS, PROBABILITY, Several
+from jaxpneumo.run.config import Loss
 from jaxpneumo.run.sharding import check_batch_size, make_mesh, place, replicated, split
 from jaxpneumo.run.state import TrainState, create_train_state, initialise
 from jaxpneumo.train.optimizer import make_optimizer
 from jaxpneumo.train.step import make_train_step
 
 LEARNING_RATE = 1e-4
+LOSS = Loss("batch")
 
 
 def jitted_step(model: UNet, augment: Callable | None = None) -> tuple[Any, Any]:
@@ -39,7 +41,7 @@ def jitted_step(model: UNet, augment: Callable | None = None) -> tuple[Any, Any]
     mesh, optimizer = make_mesh(), make_optimizer()
     everywhere, along_data = replicated(mesh), split(mesh)
     step = jax.jit(
-        make_train_step(model, optimizer, "image", augment),
+        make_train_step(model, optimizer, LOSS, augment),
         in_shardings=(everywhere, along_data, everywhere),
         out_shardings=(everywhere, everywhere),
         donate_argnums=0,

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,11 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     start: int = 0,
+    order: np.ndarray | None = None,
 ) -> grain.DatasetIterator:
     """Endless training batches, shuffled anew each epoch; a batch may begin in one epoch and end in the next.
+
+    With `order` they are those of the given order instead, and end with it.
 
     Args:
       directory: a prepared data set.
@@ -97,6 +101,7 @@ def train_batches(
       process_index, process_count: this process's place among those that train together.
       start: global batches to leave out at the beginning, those that a run has taken before: what follows is the
         same whichever workers and processes there were.
+      order: int (m,), places in `rows`.
 
     Returns:
       An iterator of {"image": (b, S, S) uint8, "mask": (b, S, S / 8) uint8 packed, "weight": (b,) float32
@@ -107,7 +112,8 @@ def train_batches(
     """
     if len(rows) == 0:
         raise InputError(f"no training images are left in {directory}: check the split.")
-    records = _shuffled(PreparedSource(directory, size, rows), seed).random_map(partial(_training_record, augment))
+    source = _ordered(PreparedSource(directory, size, rows), seed, order)
+    records = source.random_map(partial(_training_record, augment))
     batches = _shares(records, batch_size, start, process_index, process_count)
     # Grain would keep 500 elements ready, and here an element is a batch.
     threads = max(1, min(MAXIMUM_THREADS, cores() // max(1, workers)))
@@ -119,16 +125,38 @@ def train_batches(
 
 
 def index_batches(
-    count: int, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1, start: int = 0
+    count: int,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    start: int = 0,
+    order: np.ndarray | None = None,
 ) -> grain.DatasetIterator:
-    """The order of `train_batches` without the records: {"index": (b,) int32}, places in its `rows`, endless."""
-    batches = _shares(_shuffled(range(count), seed), batch_size, start, process_index, process_count)
+    """The order of `train_batches` without the records: {"index": (b,) int32}, places in its `rows`."""
+    batches = _shares(_ordered(range(count), seed, order), batch_size, start, process_index, process_count)
     batches = batches.map(lambda index: {"index": index.astype(np.int32)})
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64)))
 
 
-def _shuffled(records: Sequence | PreparedSource, seed: int) -> grain.MapDataset:
-    """The one global order: shuffled, again and again."""
+@dataclass(frozen=True)
+class _Ordered:
+    """Records in another order, some of them several times."""
+
+    records: Sequence | PreparedSource
+    order: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.records[int(self.order[index])]
+
+
+def _ordered(records: Sequence | PreparedSource, seed: int, order: np.ndarray | None) -> grain.MapDataset:
+    """The one global order: the given one, or shuffled again and again."""
+    if order is not None:
+        return grain.MapDataset.source(_Ordered(records, order)).seed(seed)
     return grain.MapDataset.source(records).seed(seed).shuffle().repeat()
 
 

@@ -104,13 +104,13 @@ def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predic
 
 def compile_network(model: UNet, variables: dict[str, Any], settings: Predict, mesh: Mesh) -> CompiledNetwork:
     """Makes a network ready to predict. `variables` come from training and are on the devices of `mesh`."""
-    folded, probabilities, masks = _functions(model, mesh)
+    folded, probabilities, masks = _functions(cast(Hashable, model), mesh)
     variables = folded(variables, model.encoder, jnp.dtype(model.dtype))
     return CompiledNetwork(settings, variables, mesh, probabilities, masks)
 
 
 @functools.lru_cache(maxsize=4)
-def _functions(model: UNet, mesh: Mesh) -> tuple[Any, Any, Any]:
+def _functions(model: Any, mesh: Mesh) -> tuple[Any, Any, Any]:
     """Of folding, probabilities and masks; networks of one kind, as an ensemble's, compile them once."""
     # One program folds all layers. Folding them one by one would compile a program for each parameter shape.
     return (

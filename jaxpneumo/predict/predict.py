@@ -42,7 +42,7 @@ from jaxpneumo.process.files import printable, safe_name
 from jaxpneumo.process.machine import cores
 from jaxpneumo.process.progress import COMPILING, progress_bar
 from jaxpneumo.process.ranges import BATCH, WORKERS, whole
-from jaxpneumo.run.config import VALUES
+from jaxpneumo.run.config_values import VALUES
 
 # Modules that need JAX or pydicom are imported where they are used. So --help and error messages for wrong flags are
 # fast, and the reading processes do not load JAX.

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
-from jaxpneumo.run.config import Predict, wrong_values
+from jaxpneumo.run.config import Predict
+from jaxpneumo.run.config_values import wrong_values
 
 NAMES = ("threshold", "removal_threshold", "removal_rule")
 NAMES_OF_TRIPLET = ("top_threshold", "top_area")

@@ -138,6 +138,7 @@ def multiple_of(step: int, high: int) -> Numbers:
 
 
 # What several commands have.
+WEIGHT = number(0, 1000)  # of a part in a sum
 SEED = whole(0, 2**32 - 1)
 WORKERS = whole(0, 1024)
 TEAM = whole(1, 1024)  # worker processes, where there is no work without one

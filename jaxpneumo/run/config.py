@@ -4,81 +4,22 @@ The files in configs/ and a run's config.json hold the same values as nested dic
 its default here, which is what the program did before it: configs and runs of every earlier version can be used.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from jaxpneumo.process import places, ranges
+from jaxpneumo.process import places
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
-from jaxpneumo.process.ranges import SWITCH, TEXT, Words, number, whole
-
-STAGES = ("stage1", "stage2")
-
-# Every value a config has beside its stages', and what it may be.
-VALUES = {
-    "seed": ranges.SEED,
-    "init_from": TEXT,
-    "data.directory": TEXT,
-    "data.split": TEXT,
-    "data.validation_fraction": ranges.FRACTION,
-    "data.split_seed": ranges.SEED,
-    "data.fold": whole(0, 999),
-    "data.workers": ranges.WORKERS,
-    "data.resident": Words(("auto", "on", "off")),
-    "model.encoder": Words(("resnet34_preact", "resnet34")),
-    "model.dtype": Words(("float32", "bfloat16")),
-    "model.input_convolution": SWITCH,
-    "model.momentum": number(0, 1, below_high=True, word="None"),
-    "model.pretrained": TEXT,
-    "model.depths": ranges.DEPTHS,
-    "model.width": ranges.WIDTH,
-    "model.remat": SWITCH,
-    "loss.dice": Words(("image", "batch", "positive")),
-    "augment.engine": Words(("device", "host")),
-    "augment.flip": ranges.PROBABILITY,
-    "augment.intensity": ranges.PROBABILITY,
-    "augment.distortion": ranges.PROBABILITY,
-    "augment.crop": ranges.PROBABILITY,
-    "predict.size": ranges.SIDE,
-    "predict.batch_size": ranges.BATCH,
-    "predict.tta": SWITCH,
-    "predict.threshold": ranges.PROBABILITY,
-    "predict.removal_threshold": ranges.AREA,
-    "predict.removal_rule": Words(("image", "component")),
-    "predict.input": TEXT,
-    "predict.overlays": whole(0, 10**9),
-}
-# Values that only some configs have.
-OPTIONAL = {
-    "data.synthetic.train": ranges.COUNT,
-    "data.synthetic.test": ranges.COUNT,
-    "data.synthetic.positive_fraction": ranges.PROBABILITY,
-    "data.synthetic.area_scale": ranges.AREA_SCALE,
-    "predict.top_threshold": ranges.PROBABILITY,
-    "predict.top_area": ranges.AREA,
-}
-MOST_EPOCHS = 10_000
-EPOCHS = whole(1, MOST_EPOCHS)
-STAGE_VALUES = {
-    "size": ranges.SIDE,
-    "batch_size": ranges.BATCH,
-    "epochs": EPOCHS,
-    "schedule": Words(("cosine", "plateau")),
-    "learning_rate": number(0, 1, above_low=True),
-    "swa_epochs": whole(0, MOST_EPOCHS),
-}
-SCHEDULE_VALUES = {
-    "cosine": {"final_learning_rate": number(0, 1)},
-    "plateau": {"plateau_factor": number(0, 1, above_low=True, below_high=True), "plateau_patience": EPOCHS},
-}
-
-# All of these under their full names.
-ALLOWED = VALUES | OPTIONAL
-for _stage in STAGES:
-    for _kinds in (STAGE_VALUES, *SCHEDULE_VALUES.values()):
-        ALLOWED |= {f"{_stage}.{_name}": _kind for _name, _kind in _kinds.items()}
+from jaxpneumo.run.config_values import (
+    LOSS_WEIGHTS,
+    OPTIONAL,
+    SCHEDULE_VALUES,
+    STAGE_VALUES,
+    STAGES,
+    VALUES,
+    wrong_values,
+)
 
 # Where the data lie, how they are read and what is predicted do not change what is trained.
 _FREE = ("data.directory", "data.workers", "data.resident", "data.synthetic", "predict.")
@@ -125,9 +66,26 @@ class Model:
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss. `dice` is the soft Dice of all pixels of the batch, of each image, or of each image with a finding."""
+    """The loss: a sum of parts with weights (`train.losses`).
+
+    Attributes:
+      dice: soft Dice of all pixels of the "batch", of each "image", or of each image with a finding ("positive").
+      smooth: pixels added to both sides of the Dice's fraction.
+      bce_weight, dice_weight, focal_weight, lovasz_weight: weights of the parts.
+      focal_gamma: exponent of the focal loss.
+      lovasz: "hinge", or "symmetric" for the mean of the hinges of finding and background.
+      border: cross-entropy and focal loss soften the mask's borders over this many pixels to each side.
+    """
 
     dice: str
+    smooth: float = 1.0
+    bce_weight: float = 1.0
+    dice_weight: float = 1.0
+    focal_weight: float = 0.0
+    lovasz_weight: float = 0.0
+    focal_gamma: float = 2.0
+    lovasz: str = "hinge"
+    border: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,7 +101,21 @@ class Augment:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the training. The last three belong to one schedule each and mean nothing with the other."""
+    """One stage of the training.
+
+    Attributes:
+      name: "stage1" to "stage9".
+      size, batch_size, epochs: of its images, its global batches and its passes.
+      schedule: "cosine" down to `final_learning_rate`, or "plateau" with its factor and patience.
+      learning_rate: the highest.
+      swa_epochs: the last epochs whose weights are averaged; 0 takes the best epoch's.
+      warmup_epochs: the first epochs, over which the rate rises to `learning_rate` in equal steps.
+      frozen_encoder_epochs: the first epochs, in which the encoder's parameters stay as they are.
+      positive_share: share of images with a finding in the first epoch; None draws all images alike.
+      final_positive_share: share in the last epoch, in between along a line; None keeps the first.
+      start_from: folder of another run, whose result the stage starts from; "" for that of the stage before.
+      bce_weight, dice_weight, focal_weight, lovasz_weight: instead of those of `Loss`; None keeps them.
+    """
 
     name: str
     size: int
@@ -155,6 +127,20 @@ class Stage:
     final_learning_rate: float = 0.0
     plateau_factor: float = 0.1
     plateau_patience: int = 1
+    warmup_epochs: int = 0
+    frozen_encoder_epochs: int = 0
+    positive_share: float | None = None
+    final_positive_share: float | None = None
+    start_from: str = ""
+    bce_weight: float | None = None
+    dice_weight: float | None = None
+    focal_weight: float | None = None
+    lovasz_weight: float | None = None
+
+    def loss(self, of_run: Loss) -> Loss:
+        """The stage's loss: the run's, with the stage's own weights."""
+        own = {name: getattr(self, name) for name in LOSS_WEIGHTS}
+        return replace(of_run, **{name: weight for name, weight in own.items() if weight is not None})
 
 
 @dataclass(frozen=True)
@@ -210,7 +196,13 @@ class Config:
 
 
 # Keys that came later, with what earlier versions did.
-LATER = {"data.fold": 0, "data.resident": "auto", "model.remat": False, "augment.engine": "host"}
+LATER: dict[str, Any] = {
+    **{"data.fold": 0, "data.resident": "auto", "model.remat": False, "augment.engine": "host"},
+    **{f"loss.{field.name}": field.default for field in fields(Loss) if field.name != "dice"},
+}
+STAGE_LATER = {
+    field.name: field.default for field in fields(Stage) if field.name in STAGE_VALUES and field.default is not MISSING
+}
 
 
 def typed(values: dict[str, Any]) -> Config:
@@ -246,7 +238,7 @@ def _problems(values: dict[str, Any]) -> list[str]:
         problems.append("stage1 is missing")
     for stage in stages:
         of_schedule = SCHEDULE_VALUES.get(str(flat.get(f"{stage}.schedule")), ())
-        names = (f"{stage}.{name}" for name in (*STAGE_VALUES, *of_schedule))
+        names = [f"{stage}.{name}" for name in (*STAGE_VALUES, *of_schedule) if name not in STAGE_LATER]
         problems += [f"{name} is missing" for name in names if name not in flat]
     return problems + [f"--config.{problem}" for problem in wrong_values(flat)]
 
@@ -267,6 +259,9 @@ def _config(values: dict[str, Any]) -> Config:
     flat["model.depths"] = tuple(flat["model.depths"])
     for key in ("data.directory", "data.split", "init_from", "model.pretrained", "predict.input"):
         flat[key] = _full_path(flat[key])
+    for key in flat:
+        if key.endswith(".start_from"):
+            flat[key] = _full_path(flat[key])
     return Config(
         seed=flat["seed"],
         init_from=flat["init_from"],
@@ -285,24 +280,12 @@ def _full_path(text: str) -> str:
     return str(places.path(text)) if needs_one else text
 
 
-def wrong_values(values: dict[str, Any]) -> Iterator[str]:
-    """What cannot be of the values there are, flat ("stage1.size"), in words; what is missing is passed over."""
-    for key, kind in ALLOWED.items():
-        if key in values and not kind.allows(values[key]):
-            yield f"{key} must be {kind}, not {values[key]!r}"
-    for stage in STAGES:
-        averaged, epochs = (values.get(f"{stage}.{name}") for name in ("swa_epochs", "epochs"))
-        if isinstance(averaged, int) and isinstance(epochs, int) and 1 <= epochs < averaged:
-            yield f"{stage}.swa_epochs must be at most {stage}.epochs, {epochs}, not {averaged}"
-
-    if (values.get("predict.top_threshold") is None) != (values.get("predict.top_area") is None):
-        yield "predict.top_threshold and predict.top_area belong together: both must be given, or none"
-
-
 def check_paths(config: Config) -> None:
     """Raises InputError for files and folders that a config names and that are not there."""
-    if (source := config.init_from) and not Path(source).is_dir():
-        raise InputError(f"--config.init_from={source} is not a folder. Give the folder of a finished run.")
+    starts = {"init_from": config.init_from} | {f"{stage.name}.start_from": stage.start_from for stage in config.stages}
+    for name, source in starts.items():
+        if source and not Path(source).is_dir():
+            raise InputError(f"--config.{name}={source} is not a folder. Give the folder of a finished run.")
     if (weights := config.model.pretrained) and not Path(weights).is_file():
         raise InputError(
             f"--config.model.pretrained={weights}: no such file. docs/data.md says where ImageNet weights come from."

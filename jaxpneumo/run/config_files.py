@@ -1,10 +1,14 @@
-"""Config files: where they are, and what was wrong with one in words."""
+"""Config files: where they are, how one is read, and what was wrong with one in words."""
 
 import re
+import runpy
 from pathlib import Path
 
+from ml_collections import ConfigDict, config_dict
+
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.run.config import ALLOWED
+from jaxpneumo.run.config import LATER, STAGE_LATER
+from jaxpneumo.run.config_values import ALLOWED, STAGES
 
 SHIPPED = Path(__file__).parent.parent / "configs"
 
@@ -23,6 +27,28 @@ def find_config_file(given: str) -> str:
         known = ", ".join(sorted(f"configs/{path.name}" for path in SHIPPED.glob("*.py")))
         raise InputError(f"--config={given}: there is no file {file} here; configs/ has the shipped ones: {known}.")
     return f"{found}:{argument}" if colon else str(found)
+
+
+def read_config_file(found: str) -> ConfigDict:
+    """What a config file's get_config() returns, with all keys that it may leave out at their defaults.
+
+    Args:
+      found: of `find_config_file`.
+
+    Returns:
+      The locked config: a flag can change every key, and none can make a new one.
+    """
+    path, colon, argument = found.partition(".py:")
+    module = runpy.run_path(f"{path}.py" if colon else path)
+    config = module["get_config"](*([argument] if argument else []))
+    defaults = LATER | {f"{stage}.{key}": value for stage in STAGES for key, value in STAGE_LATER.items()}
+    for name, default in defaults.items():
+        section, key = name.split(".")
+        if section in config and key not in config[section]:
+            config[section].unlock()
+            config[section][key] = config_dict.placeholder(float) if default is None else default
+    config.lock()
+    return config
 
 
 def why_refused(error: Exception) -> str:

@@ -44,8 +44,16 @@ def first_variables(config: Config) -> dict[str, Any]:
     if config.init_from:
         source = Path(config.init_from)
         first = final_directory(source / "stage1").is_dir()
-        stage = "stage1" if first else read_config(source).stages[-1].name
-        return checkpoint.restore_final(source / stage, variables, replicated(make_mesh()))[0]
+        return stage_result(source, "stage1" if first else read_config(source).stages[-1].name, variables)
     if config.model.pretrained:
         return pretrained.load(config.model.pretrained, variables)
     return variables
+
+
+def stage_result(run: Path | str, stage: str | None, template: dict[str, Any]) -> dict[str, Any]:
+    """The variables that a stage of a run ended with, the last stage for None, on all devices.
+
+    Raises InputError when they are missing, damaged or of another network than `template`.
+    """
+    stage = stage or read_config(run).stages[-1].name
+    return checkpoint.restore_final(Path(run) / stage, template, replicated(make_mesh()))[0]

@@ -1,9 +1,9 @@
 """The train state: a plain pytree that holds all a stage changes, and its weight average."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +37,11 @@ class TrainState:
 
 def initialise(model: UNet, seed: int) -> dict[str, Any]:
     """Fresh variables {"params", "batch_stats"} of a network; the input's size does not matter."""
-    return _initialiser(model)(jax.random.key(seed), jnp.zeros((1, 32, 32, 1)))
+    return _initialiser(cast(Hashable, model))(jax.random.key(seed), jnp.zeros((1, 32, 32, 1)))
 
 
 @functools.lru_cache(maxsize=4)
-def _initialiser(model: UNet) -> Callable[..., dict[str, Any]]:
+def _initialiser(model: Any) -> Callable[..., dict[str, Any]]:
     # The program runs once. On two CPU cores, compiling it takes 18 s with optimisation and 6 s without.
     # The bits are the same. On a GPU this was not measured.
     quickly = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

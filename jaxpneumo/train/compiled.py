@@ -53,13 +53,13 @@ def stage_functions(
         create=jax.jit(lambda variables: create_train_state(variables, optimizer), out_shardings=everywhere),
         average=jax.jit(update_average, out_shardings=everywhere, donate_argnums=0),
         train=jax.jit(
-            make_train_call(make_train_step(model, optimizer, loss.dice, augment, seed)),
+            make_train_call(make_train_step(model, optimizer, loss, augment, seed)),
             in_shardings=(everywhere, everywhere, along_calls, everywhere, along_data),
             out_shardings=everywhere,
             donate_argnums=0,
         ),
         evaluate=jax.jit(
-            make_eval_step(model, loss.dice, threshold),
+            make_eval_step(model, loss, threshold),
             in_shardings=(everywhere, everywhere, along_data, along_data),
             out_shardings=everywhere,
         ),

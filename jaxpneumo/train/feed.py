@@ -28,6 +28,7 @@ from jaxpneumo.process.errors import InputError, TrainingError
 from jaxpneumo.process.machine import free_memory
 from jaxpneumo.run.config import Config, Stage
 from jaxpneumo.run.sharding import all_processes, place, replicated, split_calls
+from jaxpneumo.train.sampling import sampled_order, shares
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +120,19 @@ def _free_memory() -> int:
     return free_memory() // len(devices)
 
 
+def training_order(data: StageData, stage: Stage, seed: int) -> np.ndarray | None:
+    """The order of a stage with a `positive_share`, of `sampling.sampled_order`; None for a stage without."""
+    wanted = shares(stage)
+    if wanted is None:
+        return None
+    positive = dataset.read_index(data.directory).positive[data.train_rows]
+    images = len(data.train_rows) // stage.batch_size * stage.batch_size
+    try:
+        return sampled_order(positive, wanted, images, seed)
+    except InputError as error:
+        raise InputError(f"{stage.name}: {error}") from error
+
+
 @contextmanager
 def training_feed(
     config: Config,
@@ -129,6 +143,7 @@ def training_feed(
     lengths: Iterable[int],
     start: int,
     mesh: Mesh,
+    order: np.ndarray | None = None,
 ) -> Iterator[Iterator[Any]]:
     """The input of one call after the other, put on the devices `AHEAD` calls early.
 
@@ -141,6 +156,7 @@ def training_feed(
       lengths: steps of each call.
       start: global batches taken before.
       mesh: the devices.
+      order: of `training_order`; None takes each training image once in a pass.
 
     Yields:
       An iterator; for a call of k steps {"index": (k, B)}, or {"image": (k, B, S, S), "mask": (k, B, S, S / 8),
@@ -149,7 +165,7 @@ def training_feed(
     process = (jax.process_index(), jax.process_count())
     rows = data.train_rows
     if resident:
-        batches = index_batches(len(rows), stage.batch_size, config.seed, *process, start)
+        batches = index_batches(len(rows), stage.batch_size, config.seed, *process, start, order)
     else:
         batches = train_batches(
             data.directory,
@@ -161,6 +177,7 @@ def training_feed(
             config.data.workers,
             *process,
             start,
+            order,
         )
 
     def calls() -> Iterator[Any]:

@@ -29,9 +29,18 @@ from jaxpneumo.run.config import Augment, Config, Stage
 from jaxpneumo.run.sharding import is_first, make_mesh, place, place_flag, replicated, split
 from jaxpneumo.run.state import TrainState
 from jaxpneumo.train.compiled import stage_functions
-from jaxpneumo.train.feed import StageData, load_resident, plan_calls, prefetch, remaining, training_feed
+from jaxpneumo.train.feed import (
+    StageData,
+    load_resident,
+    plan_calls,
+    prefetch,
+    remaining,
+    training_feed,
+    training_order,
+)
 from jaxpneumo.train.log import MetricsLog
 from jaxpneumo.train.optimizer import Plateau, learning_rate_fn, reduce_on_plateau
+from jaxpneumo.train.sampling import shares
 
 logger = logging.getLogger(__name__)
 
@@ -129,9 +138,12 @@ def train_stage(
     calls = plan_calls(steps_per_epoch)
     on_host, on_device = augmentations(config.augment, stage.size)
     resident = load_resident(config.data.resident, on_host is not None, data, stage.size, mesh)
+    order, positive_shares = training_order(data, stage, config.seed), shares(stage)
 
     # --- compiled functions
-    functions = stage_functions(config.model, config.loss, config.seed, config.predict.threshold, on_device, mesh)
+    functions = stage_functions(
+        config.model, stage.loss(config.loss), config.seed, config.predict.threshold, on_device, mesh
+    )
 
     # --- state: fresh, or the newest checkpoint's
     state = functions.create(place(jax.device_get(variables), everywhere))
@@ -152,14 +164,15 @@ def train_stage(
         taken = first_epoch * steps_per_epoch + progress.steps
         compiled: set[int] = set()
         with (
-            training_feed(config, data, stage, resident, on_host, lengths, taken, mesh) as feed,
+            training_feed(config, data, stage, resident, on_host, lengths, taken, mesh, order) as feed,
             MetricsLog(directory, first_epoch) if is_first() else nullcontext() as log,
         ):
             for epoch in range(first_epoch, stage.epochs):
                 # --- one epoch, or the rest of one that was interrupted
                 rate = learning_rate_fn(stage, epoch, progress.plateau)
                 started, steps_before = time.perf_counter(), progress.steps
-                state, progress, stopped = _train_epoch(run, functions.train, state, feed, rate, progress, compiled)
+                rates = rate, float(epoch >= stage.frozen_encoder_epochs)
+                state, progress, stopped = _train_epoch(run, functions.train, state, feed, rates, progress, compiled)
                 seconds = time.perf_counter() - started
 
                 # --- validation, log, checkpoint: the checkpoint comes last and marks the epoch as done
@@ -180,6 +193,7 @@ def train_stage(
                     "epoch": epoch,
                     "step": (epoch + 1) * steps_per_epoch,
                     "learning_rate": rate,
+                    **({"positive_share": positive_shares[epoch]} if positive_shares else {}),
                     **{f"train_{key}": total / steps_per_epoch for key, total in progress.totals.items()},
                     **scores,
                     "images_per_second": round((progress.steps - steps_before) * stage.batch_size / seconds, 2),
@@ -243,7 +257,7 @@ def _train_epoch(
     train_call: Any,
     state: TrainState,
     feed: Iterator[Any],
-    learning_rate: float,
+    rates: tuple[float, float],
     progress: Progress,
     compiled: set[int],
 ) -> tuple[TrainState, Progress, bool]:
@@ -254,7 +268,7 @@ def _train_epoch(
       train_call: the jitted call; each new number of steps triggers one compilation.
       state: the train state at the point that `progress` describes.
       feed: the input of one call after the other.
-      learning_rate: of this epoch.
+      rates: of this epoch, the learning rate and the encoder's factor.
       progress: how far the stage is.
       compiled: lengths of the calls so far; the bar says when another one is compiled. New ones are added.
 
@@ -262,7 +276,7 @@ def _train_epoch(
       The state, the progress, and whether to stop.
     """
     stage, mesh = run.stage, run.mesh
-    rate = place(np.float32(learning_rate), replicated(mesh))
+    placed_rates = place(np.array(rates, np.float32), replicated(mesh))
     steps, totals, pending = progress.steps, dict(progress.totals), None
     description = f"{stage.name} epoch {progress.epoch + 1}/{stage.epochs}"
     if progress.empty >= COLLAPSED_AFTER:
@@ -290,7 +304,8 @@ def _train_epoch(
             if length not in compiled:
                 bar.set_postfix_str(COMPILING)
                 compiled.add(length)
-            state, metrics = train_call(state, run.resident, next(feed), rate, place_flag(run.stop_requested(), mesh))
+            stop_flag = place_flag(run.stop_requested(), mesh)
+            state, metrics = train_call(state, run.resident, next(feed), placed_rates, stop_flag)
             steps += length
             # The call before is read while the device works on this one, so that neither waits.
             stop = pending is not None and note(pending)

@@ -41,9 +41,16 @@ def reduce_on_plateau(plateau: Plateau, loss: float, factor: float, patience: in
 
 
 def learning_rate_fn(stage: Stage, epoch: int, plateau: Plateau) -> float:
-    """The rate of one epoch by the stage's schedule, "cosine" or "plateau"; ValueError for another."""
+    """The rate of one epoch by the stage's schedule, "cosine" or "plateau"; ValueError for another.
+
+    In the `warmup_epochs` it rises to the stage's learning rate in equal steps; the schedule begins after them.
+    """
+    warmup = stage.warmup_epochs
+    if epoch < warmup:
+        return stage.learning_rate * (epoch + 1) / (warmup + 1)
     if stage.schedule == "cosine":
-        return cosine_learning_rate(epoch, stage.epochs, stage.learning_rate, stage.final_learning_rate)
+        left = stage.epochs - warmup
+        return cosine_learning_rate(epoch - warmup, left, stage.learning_rate, stage.final_learning_rate)
     if stage.schedule == "plateau":
         return plateau.learning_rate
     raise ValueError(f'schedule must be "cosine" or "plateau", not {stage.schedule!r}')

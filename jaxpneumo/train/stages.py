@@ -15,11 +15,11 @@ from jaxpneumo.process.errors import InputError
 from jaxpneumo.run import checkpoint
 from jaxpneumo.run.config import Config, check_paths, differences, read_config, synthetic_folders
 from jaxpneumo.run.folders import final_directory
-from jaxpneumo.run.network import first_variables
+from jaxpneumo.run.network import first_variables, stage_result
 from jaxpneumo.run.provenance import record_start
 from jaxpneumo.run.sharding import check_batch_size, is_first
 from jaxpneumo.synthetic import radiographs
-from jaxpneumo.train.feed import StageData
+from jaxpneumo.train.feed import StageData, training_order
 from jaxpneumo.train.loop import augmentations, train_stage
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,11 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
         augmentations(config.augment, stage.size)
     dataset.open_arrays(config.data.directory, config.predict.size)
     data, split = _read_split(config, workdir / "splits.json" if resumed else None)
+    for stage in config.trained_stages():
+        training_order(data, stage, config.seed)
     variables = first_variables(config)
+    others = [stage for stage in config.stages if stage.start_from]
+    starts = {stage.name: stage_result(stage.start_from, None, variables) for stage in others}
     # Only now: a start that was refused leaves nothing behind that stands in the next one's way.
     checkpoint.wait_for_all_processes("checks")
     if is_first():
@@ -75,7 +79,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
         folder = workdir / stage.name
         if final_directory(folder).is_dir():
             run_report.skipped(f"training of {stage.name}, complete before")
-        variables = train_stage(config, stage, data, folder, variables)
+        variables = train_stage(config, stage, data, folder, starts.get(stage.name, variables))
         run_report.wrote(final_directory(folder))
     return variables
 

@@ -10,6 +10,7 @@ that all processes see it at the same step without another exchange.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -18,8 +19,9 @@ import optax
 
 from jaxpneumo.augment.device import DeviceAugment
 from jaxpneumo.model.unet import UNet
+from jaxpneumo.run.config import Loss
 from jaxpneumo.run.state import TrainState
-from jaxpneumo.train.losses import bce_dice_loss
+from jaxpneumo.train.losses import segmentation_loss
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -34,11 +36,14 @@ def unpack(batch: Batch) -> tuple[jax.Array, jax.Array]:
 def make_train_step(
     model: UNet,
     optimizer: optax.GradientTransformation,
-    dice: str,
+    loss: Loss,
     augment: DeviceAugment | None = None,
     seed: int = 0,
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-    """Builds train_step(state, batch, learning_rate) -> (state, {"loss", "bce", "dice_loss"}).
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Builds train_step(state, batch, learning_rate, encoder_factor=1.0) -> (state, {"loss" and its parts}).
+
+    The encoder's parameters move at `encoder_factor` times the learning rate; 0 keeps them as they are, while Adam's
+    moments and the BatchNorm statistics go on.
 
     With `augment`, each image of the global batch has its own random key, made from `seed`, the state's step and its
     place in the batch: any number of devices and processes draws alike.
@@ -52,18 +57,24 @@ def make_train_step(
         image, mask = augment(keys, image, mask)
         return image[..., None] / 255.0, mask
 
-    def train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, learning_rate: jax.Array, encoder_factor: jax.Array | float = 1.0
+    ) -> tuple[TrainState, Metrics]:
         image, mask = prepare(state, batch)
 
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updated = model.apply(variables, image, train=True, mutable=["batch_stats"])
-            loss, parts = bce_dice_loss(logits, mask, batch["weight"], dice)
-            return loss, (updated["batch_stats"], {"loss": loss, **parts})
+            value, parts = segmentation_loss(logits, mask, batch["weight"], loss)
+            return value, (updated["batch_stats"], {"loss": value, **parts})
 
         (_, (batch_stats, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         direction, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        updates = jax.tree.map(lambda d: -learning_rate * d, direction)
+        encoder_rate = learning_rate * encoder_factor
+        updates = {
+            part: jax.tree.map(partial(jnp.multiply, -(encoder_rate if part == "encoder" else learning_rate)), own)
+            for part, own in cast(dict[str, Any], direction).items()
+        }
         state = replace(
             state,
             step=state.step + 1,
@@ -77,19 +88,20 @@ def make_train_step(
 
 
 def make_train_call(
-    train_step: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]],
+    train_step: Callable[..., tuple[TrainState, Metrics]],
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Builds train_call(state, resident, feed, learning_rate, stop) -> (state, metrics), of several steps.
+    """Builds train_call(state, resident, feed, rates, stop) -> (state, metrics), of several steps.
 
+    `rates` are the learning rate and the encoder's factor, as `make_train_step` has them, of shape (2,).
     `feed` holds k stacked batches, or their places in `resident` (`feed.py`). The metrics are those of train_step, of
     shape (k,), and "stop": whether any process was asked to.
     """
 
     def train_call(
-        state: TrainState, resident: Batch, feed: Batch, learning_rate: jax.Array, stop: jax.Array
+        state: TrainState, resident: Batch, feed: Batch, rates: jax.Array, stop: jax.Array
     ) -> tuple[TrainState, Metrics]:
         def body(state: TrainState, element: Batch) -> tuple[TrainState, Metrics]:
-            return train_step(state, take_batch(resident, element), learning_rate)
+            return train_step(state, take_batch(resident, element), *rates)
 
         state, metrics = _scan(body, state, feed)
         return state, {**metrics, "stop": stop.any()}
@@ -113,7 +125,7 @@ def _scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, feed: Batch) 
     return carry, jax.tree.map(lambda x: x[None], output)
 
 
-def make_eval_step(model: UNet, dice: str, threshold: float) -> Callable[..., Metrics]:
+def make_eval_step(model: UNet, loss: Loss, threshold: float) -> Callable[..., Metrics]:
     """Builds eval_step(params, batch_stats, batch, stop) -> sums over the batch, "stop".
 
     The sums are of loss, IoU, Dice and weight, of the images with a finding ("positive") and of those among them in
@@ -125,7 +137,7 @@ def make_eval_step(model: UNet, dice: str, threshold: float) -> Callable[..., Me
         image, mask = unpack(batch)
         weight = batch["weight"]
         logits = cast(jax.Array, model.apply({"params": params, "batch_stats": batch_stats}, image, train=False))
-        loss, _ = bce_dice_loss(logits, mask, weight, dice)
+        value, _ = segmentation_loss(logits, mask, weight, loss)
         prediction = (jax.nn.sigmoid(logits) >= threshold).astype(jnp.float32)
         intersection = (prediction * mask).sum((1, 2))
         total = prediction.sum((1, 2)) + mask.sum((1, 2))
@@ -134,7 +146,7 @@ def make_eval_step(model: UNet, dice: str, threshold: float) -> Callable[..., Me
         dice_score = jnp.where(empty, 1.0, 2.0 * intersection / jnp.where(empty, 1.0, total))
         count, positive = weight.sum(), (mask.sum((1, 2)) > 0) * weight
         return {
-            "loss": loss * count,
+            "loss": value * count,
             "iou": (iou * weight).sum(),
             "dice": (dice_score * weight).sum(),
             "outlined": ((prediction.sum((1, 2)) > 0) * positive).sum(),

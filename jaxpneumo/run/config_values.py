@@ -1,0 +1,106 @@
+"""What each value of a config may be: the names in full, with their ranges."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from jaxpneumo.process import ranges
+from jaxpneumo.process.ranges import SWITCH, TEXT, Words, number, whole
+
+# The sections of stages that a config may have, in the order in which they are trained.
+STAGES = tuple(f"stage{number}" for number in range(1, 10))
+
+LOSS_WEIGHTS = ("bce_weight", "dice_weight", "focal_weight", "lovasz_weight")
+
+# Every value a config has beside its stages', and what it may be.
+VALUES = {
+    "seed": ranges.SEED,
+    "init_from": TEXT,
+    "data.directory": TEXT,
+    "data.split": TEXT,
+    "data.validation_fraction": ranges.FRACTION,
+    "data.split_seed": ranges.SEED,
+    "data.fold": whole(0, 999),
+    "data.workers": ranges.WORKERS,
+    "data.resident": Words(("auto", "on", "off")),
+    "model.encoder": Words(("resnet34_preact", "resnet34")),
+    "model.dtype": Words(("float32", "bfloat16")),
+    "model.input_convolution": SWITCH,
+    "model.momentum": number(0, 1, below_high=True, word="None"),
+    "model.pretrained": TEXT,
+    "model.depths": ranges.DEPTHS,
+    "model.width": ranges.WIDTH,
+    "model.remat": SWITCH,
+    "loss.dice": Words(("image", "batch", "positive")),
+    "loss.smooth": number(0, 10**6, above_low=True),
+    **{f"loss.{name}": ranges.WEIGHT for name in LOSS_WEIGHTS},
+    "loss.focal_gamma": number(0, 10),
+    "loss.lovasz": Words(("hinge", "symmetric")),
+    "loss.border": whole(0, 16),
+    "augment.engine": Words(("device", "host")),
+    "augment.flip": ranges.PROBABILITY,
+    "augment.intensity": ranges.PROBABILITY,
+    "augment.distortion": ranges.PROBABILITY,
+    "augment.crop": ranges.PROBABILITY,
+    "predict.size": ranges.SIDE,
+    "predict.batch_size": ranges.BATCH,
+    "predict.tta": SWITCH,
+    "predict.threshold": ranges.PROBABILITY,
+    "predict.removal_threshold": ranges.AREA,
+    "predict.removal_rule": Words(("image", "component")),
+    "predict.input": TEXT,
+    "predict.overlays": whole(0, 10**9),
+}
+# Values that only some configs have.
+OPTIONAL = {
+    "data.synthetic.train": ranges.COUNT,
+    "data.synthetic.test": ranges.COUNT,
+    "data.synthetic.positive_fraction": ranges.PROBABILITY,
+    "data.synthetic.area_scale": ranges.AREA_SCALE,
+    "predict.top_threshold": ranges.PROBABILITY,
+    "predict.top_area": ranges.AREA,
+}
+MOST_EPOCHS = 10_000
+EPOCHS = whole(1, MOST_EPOCHS)
+STAGE_VALUES = {
+    "size": ranges.SIDE,
+    "batch_size": ranges.BATCH,
+    "epochs": EPOCHS,
+    "schedule": Words(("cosine", "plateau")),
+    "learning_rate": number(0, 1, above_low=True),
+    "swa_epochs": whole(0, MOST_EPOCHS),
+    "warmup_epochs": whole(0, MOST_EPOCHS),
+    "frozen_encoder_epochs": whole(0, MOST_EPOCHS),
+    "positive_share": number(0, 1, word="None"),
+    "final_positive_share": number(0, 1, word="None"),
+    "start_from": TEXT,
+    **{name: replace(ranges.WEIGHT, word="None") for name in LOSS_WEIGHTS},
+}
+SCHEDULE_VALUES = {
+    "cosine": {"final_learning_rate": number(0, 1)},
+    "plateau": {"plateau_factor": number(0, 1, above_low=True, below_high=True), "plateau_patience": EPOCHS},
+}
+
+# All of these under their full names.
+ALLOWED = VALUES | OPTIONAL
+for _stage in STAGES:
+    for _kinds in (STAGE_VALUES, *SCHEDULE_VALUES.values()):
+        ALLOWED |= {f"{_stage}.{_name}": _kind for _name, _kind in _kinds.items()}
+
+
+def wrong_values(values: dict[str, Any]) -> Iterator[str]:
+    """What cannot be of the values there are, flat ("stage1.size"), in words; what is missing is passed over."""
+    for key, kind in ALLOWED.items():
+        if key in values and not kind.allows(values[key]):
+            yield f"{key} must be {kind}, not {values[key]!r}"
+    for stage in STAGES:
+        epochs = values.get(f"{stage}.epochs")
+        for name in ("swa_epochs", "warmup_epochs", "frozen_encoder_epochs"):
+            some = values.get(f"{stage}.{name}")
+            if isinstance(some, int) and isinstance(epochs, int) and 1 <= epochs < some:
+                yield f"{stage}.{name} must be at most {stage}.epochs, {epochs}, not {some}"
+        if values.get(f"{stage}.final_positive_share") is not None and values.get(f"{stage}.positive_share") is None:
+            yield f"{stage}.final_positive_share needs {stage}.positive_share"
+
+    if (values.get("predict.top_threshold") is None) != (values.get("predict.top_area") is None):
+        yield "predict.top_threshold and predict.top_area belong together: both must be given, or none"
