@@ -27,14 +27,17 @@ def test_figures_are_those_that_the_configs_quote():
     for row in quoted:
         if row.run.startswith("exp5"):
             assert f"{row.paper:.4f}"[1:] in exp5
+    dice, iou = tables.TABLES["Single U-Net of Jakhar, Kaur and Gupta"]
+    quoted = f"Dice {dice.paper:.3f}, IoU {iou.paper:.3f}".replace("0.", ".")
+    assert quoted in (REPOSITORY / "configs/unet256.py").read_text()
 
 
 def test_without_runs_every_row_says_so(tmp_path, capsys):
     assert tables.main(["--runs", str(tmp_path)]) == DONE
     lines = capsys.readouterr().out.splitlines()
     rows = sum(len(table) for table in tables.TABLES.values())
-    assert len(tables.TABLES) == 6
-    assert sum(line.endswith("no run yet") for line in lines) == rows == 71
+    assert len(tables.TABLES) == 7
+    assert sum(line.endswith("no run yet") for line in lines) == rows == 73
     with pytest.raises(InputError, match="is not a folder"):
         tables.main(["--runs", str(tmp_path / "absent")])
 

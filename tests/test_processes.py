@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -37,13 +38,18 @@ def command(data: Path, workdir: Path) -> list[str]:
     ]
 
 
+def flags(devices: int) -> str:
+    """The tests' own XLA flags, with another number of emulated devices."""
+    return re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
+
+
 def start(data: Path, workdir: Path, devices: int, more: Sequence[str] = (), **environment: str) -> subprocess.Popen:
     """The command on `devices` emulated devices, with `more` arguments."""
     environment = (
         os.environ
         | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": flags(devices),
             "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
@@ -109,9 +115,11 @@ def assert_all_images_scored(run: Path, one: Path) -> None:
 
 
 def test_resident_and_streamed_input_train_alike_to_the_bit(prepared, tmp_path):
-    """On two devices; compiled as users have it, which the bits depend on."""
+    """On two devices; with XLA's fusions as users have them, which the bits depend on."""
+    as_users = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     for setting in ("on", "off"):
-        assert finish(start(prepared, tmp_path / setting, 2, [f"--config.data.resident={setting}"])) == [DONE]
+        run = start(prepared, tmp_path / setting, 2, [f"--config.data.resident={setting}"], **as_users)
+        assert finish(run) == [DONE]
     on, off = tmp_path / "on", tmp_path / "off"
     assert epoch_records(on / "stage1") == epoch_records(off / "stage1")
     template, device = variable_shapes(make_model(read_config(on).model)), SingleDeviceSharding(jax.devices()[0])

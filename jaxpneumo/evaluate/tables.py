@@ -1,4 +1,4 @@
-"""`jaxpneumo tables`: prints the papers' Tables 5 to 8, 10 and 11 with the scores of the runs in a folder.
+"""`jaxpneumo tables`: prints the papers' Tables 5 to 8, 10 and 11, and Jakhar et al.'s result, with our runs' scores.
 
 The title of a table names its content. Each of our scores comes with its interval, data and split, because the papers
 scored other images: their validation part is another random draw. The papers' test scores use the removal threshold
@@ -22,8 +22,8 @@ Prints the papers' tables of results. Each row has the papers' score, our score 
 and split of our score. A row without a finished and evaluated run says so. Not a medical device.
 
 The names of the folders in --runs tell which run is which: exp1 to exp5, exp5_round2 (exp5 trained on the data of
-round 2), augmentation_study_none, _A1, _A2, _A1+A2, _A3, _A4. Validation scores come from the folder evaluation/ of a
-run, test scores from evaluation-test/. This command makes the folder evaluation-test/:
+round 2), augmentation_study_none, _A1, _A2, _A1+A2, _A3, _A4, unet256. Validation scores come from the folder
+evaluation/ of a run, test scores from evaluation-test/. This command makes the folder evaluation-test/:
   jaxpneumo evaluate --workdir runs/exp5 --data data/round1-test --part all --output runs/exp5/evaluation-test
 
 examples:
@@ -107,7 +107,17 @@ TABLES: dict[str, list[Row]] = {
     "Augmentation study, test Dice": [
         row for arm in _ARMS for row in _by_mode(arm, _STUDY_TEST[arm], f"augmentation_study_{arm}", TEST, "dice")
     ],
+    # Their split, too, is one of their own; they neither mirror nor remove.
+    "Single U-Net of Jakhar, Kaur and Gupta": [
+        Row("unet256 Dice", 0.843, "unet256", VALIDATION, "plain", "dice"),
+        Row("unet256 IoU", 0.826, "unet256", VALIDATION, "plain", "iou"),
+    ],
 }
+
+
+def paper_of(run: str) -> str:
+    """Which paper a run's figures are from."""
+    return "Jakhar, Kaur and Gupta" if run == "unet256" else "arXiv 2009.02805"
 
 
 def collect(runs: Path) -> dict[str, list[dict[str, Any]]]:

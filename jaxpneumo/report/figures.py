@@ -38,12 +38,12 @@ Draw = Callable[[Figure, Theme], None]
 def png(draw: Draw, size: tuple[float, float], theme: Theme) -> bytes:
     """Draws a figure with this size in inches and returns it as the bytes of a PNG file."""
     figure = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor=theme.ground)
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     draw(figure, theme)
     for axes in figure.axes:
         _dress(axes, theme)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    canvas.print_png(buffer, metadata={"Software": None})  # figure.savefig would draw twice
     return buffer.getvalue()
 
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from jaxpneumo.data import dataset
 from jaxpneumo.data.splits import words
 from jaxpneumo.evaluate.results import nothing_found, read_metrics, read_summary
-from jaxpneumo.evaluate.tables import TABLES, VALIDATION
+from jaxpneumo.evaluate.tables import TABLES, VALIDATION, paper_of
 from jaxpneumo.predict.postprocess import NATIVE_AREA
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
@@ -170,12 +170,13 @@ def _gain_over_nothing(metrics: dict[str, np.ndarray], mode: str) -> dict[str, A
 
 
 def _papers(experiment: str) -> dict[str, Any] | None:
-    """The papers' scores of an experiment: validation IoU by mode, and all other scores with their titles."""
+    """The papers' scores of an experiment: validation IoU by mode, all others with their titles, and the source."""
     rows = [(title, row) for title, rows in TABLES.items() for row in rows if row.run == experiment]
     if not rows:
         return None
     validation = {row.mode: row.paper for _, row in rows if row.folder == VALIDATION and row.score == "iou"}
-    return {"iou": validation, "others": [(title, row) for title, row in rows if row.folder != VALIDATION]}
+    others = [(title, row) for title, row in rows if row.folder != VALIDATION or row.score != "iou"]
+    return {"iou": validation, "others": others, "source": paper_of(experiment)}
 
 
 def _figures(

@@ -141,7 +141,7 @@ def progress_picture(path: Path | str, records: list[Record]) -> None:
 
     epochs = [record["epoch"] for record in records]
     figure = Figure(figsize=(15, 5), dpi=80, layout="constrained")
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(1, 3)
 
     def draw(panel: Any, key: str, color: str, label: str, marker: str, line: str = "-") -> list[float]:
@@ -176,7 +176,7 @@ def progress_picture(path: Path | str, records: list[Record]) -> None:
     if speeds:
         figure.supxlabel(f"last epoch: {speeds[-1]:.1f} images/s", fontsize=15, color="0.35", x=0.99, ha="right")
     with write_atomically(path, "wb") as file:
-        figure.savefig(file, format="png")
+        canvas.print_png(file)  # figure.savefig would draw twice
 
 
 def _tensorboard_step(record: Record) -> int:
