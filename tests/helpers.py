@@ -34,13 +34,13 @@ def shrink(config: ConfigDict, data: Path) -> ConfigDict:
         del config.data.synthetic
     config.model.depths = (1, 1, 1, 1)
     config.model.width = 8
-    for stage, size in (("stage1", 32), ("stage2", 64)):
-        if stage in config:
-            config[stage].size = size
-            config[stage].batch_size = 4
-            config[stage].epochs = 1
-            config[stage].swa_epochs = min(config[stage].swa_epochs, 1)
-    config.predict.size = 64 if "stage2" in config else 32
+    stages = [name for name in config if name.startswith("stage")]
+    for stage in stages:
+        config[stage].size = 32 if stage == "stage1" else 64
+        config[stage].batch_size = 4
+        config[stage].epochs = 1
+        config[stage].swa_epochs = min(config[stage].swa_epochs, 1)
+    config.predict.size = 32 if stages == ["stage1"] else 64
     config.predict.batch_size = 4
     config.predict.input = ""
     return config

@@ -1,10 +1,14 @@
 """The shipped configs are the papers' experiments, and each of them runs."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from helpers import REPOSITORY, load_config, shrink
+from helpers import REPOSITORY, as_typed, load_config, shrink
 
 from jaxpneumo import main
 from jaxpneumo.predict.submission import read_submission
@@ -68,7 +72,7 @@ def test_docstrings_give_the_command(path):
     assert re.search(rf"python -m jaxpneumo.main --config=configs/{path.stem}\.py", path.read_text())
 
 
-SLOW = ("exp3", "exp4", "quickstart", "unet256", *(f"augmentation_study:{arm}" for arm in ARMS))
+SLOW = ("exp3", "exp4", "quickstart", "unet256", "winner", *(f"augmentation_study:{arm}" for arm in ARMS))
 
 
 @pytest.mark.parametrize("name", ["exp1", "exp5", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
@@ -76,7 +80,7 @@ def test_runs_one_shrunk_epoch_a_stage(name, prepared, tmp_path):
     """Each program of another network, size or augmentation is compiled anew: one of a kind is quick enough."""
     config = shrink(load_config(name), prepared)
     assert main.run(config, tmp_path) == DONE
-    assert_complete(tmp_path, [stage for stage in ("stage1", "stage2") if stage in config])
+    assert_complete(tmp_path, [stage for stage in config if stage.startswith("stage")])
 
 
 def test_experiment_3_takes_experiment_2s_weights(prepared, tmp_path):
@@ -101,3 +105,35 @@ def assert_complete(workdir, stages):
     assert set(summary["scores"]) == {"plain", "tta", "removal", "tta_removal"}
     assert summary["n_images"] == len(read_submission(workdir / "predictions/submission.csv"))
     assert "not a medical device" in (workdir / "report.html").read_text()
+
+
+def test_the_winners_recipe_draws_fewer_and_fewer_positives_and_grows():
+    config = as_typed(load_config("winner:resnet50"))
+    assert config.model.encoder == "resnet50"
+    assert [stage.size for stage in config.stages] == [512, 1024, 1024, 1024]
+    shares = [(stage.positive_share, stage.final_positive_share) for stage in config.stages]
+    assert shares == [(0.8, 0.6), (0.8, 0.8), (0.6, 0.6), (0.4, 0.4)]
+    assert [stage.frozen_encoder_epochs for stage in config.stages] == [0, 1, 0, 0]
+    assert (config.loss.bce_weight, config.loss.dice_weight, config.loss.focal_weight) == (3.0, 1.0, 4.0)
+    assert (config.predict.top_threshold, config.predict.top_area, config.predict.threshold) == (0.75, 2000, 0.3)
+    with pytest.raises(ValueError, match="resnet34, resnet50"):
+        load_config("winner:vgg")
+
+
+@pytest.mark.slow
+def test_the_winners_recipe_is_one_command(prepared, radiographs, tmp_path):
+    """Two folds of one network, thresholds out of fold, the ensemble's submission; a second start trains nothing."""
+    command = [str(REPOSITORY / "launch/winner.sh"), str(prepared), str(radiographs / "dicom")]
+    command += ["--config.model.depths=(1,1,1,1)", "--config.model.width=8", "--config.model.dtype=float32"]
+    for stage, size in (("stage1", 32), ("stage2", 64), ("stage3", 64), ("stage4", 64)):
+        command += [f"--config.{stage}.size={size}", f"--config.{stage}.batch_size=4", f"--config.{stage}.epochs=1"]
+        command += [f"--config.{stage}.swa_epochs=1", f"--config.{stage}.warmup_epochs=0"]
+    command += ["--config.predict.size=64", "--config.predict.batch_size=4", "--config.predict.overlays=0"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "RUNS": str(tmp_path), "NETWORKS": "resnet34", "FOLDS": "2"}
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == DONE, done.stdout + done.stderr[-3000:]
+        assert len(read_submission(tmp_path / "winner/submission.csv")) == 24
+    assert "stage4 is complete; its result is read from" in done.stderr
+    assert (tmp_path / "winner_resnet34_fold1/thresholds/winner.json").is_file()

@@ -4,6 +4,7 @@ import json
 import shutil
 from argparse import ArgumentTypeError
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from jaxpneumo.data import dataset, splits
 from jaxpneumo.evaluate import evaluate, thresholds
 from jaxpneumo.predict import predict, workdir_options
 from jaxpneumo.predict.ensemble import load_ensemble
+from jaxpneumo.predict.ensemble import shrink as shrink_images
 from jaxpneumo.predict.infer import load_predictor
 from jaxpneumo.predict.submission import read_submission
 from jaxpneumo.process.errors import DONE, InputError
@@ -35,6 +37,17 @@ def second(prepared, tmp_path_factory):
     folder = tmp_path_factory.mktemp("second") / "run"
     config = one_stage(prepared)
     config.seed = 7
+    train(as_typed(config), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def larger(prepared, tmp_path_factory):
+    """A run of another encoder, at 64 pixels."""
+    folder = tmp_path_factory.mktemp("larger") / "run"
+    config = one_stage(prepared)
+    config.model.encoder = "resnet34"
+    config.stage1.size = config.predict.size = 64
     train(as_typed(config), folder)
     return folder
 
@@ -84,17 +97,36 @@ def test_twice_the_same_run_and_weight_0_are_that_run(evaluated, second, images)
     np.testing.assert_array_equal(probabilities(load_ensemble([evaluated], [1.0]), images), alone)
 
 
-def test_runs_of_another_network_or_size_are_refused(evaluated, second, tmp_path):
-    other = shutil.copytree(second, tmp_path / "other")
-    config = json.loads((other / "config.json").read_text())
-    config["predict"]["size"] = 64
-    (other / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"differ in predict\.size \(32 and 64\)"):
-        load_ensemble([evaluated, other], [0.5, 0.5])
-    config["model"]["dtype"] = "bfloat16"
-    (other / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"differ in model\.dtype \('float32' and 'bfloat16'\), predict\.size"):
-        load_ensemble([evaluated, other], [0.5, 0.5])
+def test_runs_of_other_networks_and_sizes_are_averaged(evaluated, larger, prepared, images):
+    """Each network sees its own size: the images' means over areas. The probabilities are enlarged between pixels."""
+    large = np.asarray(dataset.open_arrays(prepared, 64)[0][:4])
+    ensemble = load_ensemble([evaluated, larger, evaluated], [0.3, 0.6, 0.1])
+    assert ensemble.settings.size == 64
+    assert [group.weights for group in ensemble.probabilities.__wrapped__.args[0]] == [(0.3, 0.1), (0.6,)]
+    blocks = large.reshape(4, 32, 2, 32, 2).mean((2, 4))
+    small = np.asarray(shrink_images(large, 32))
+    assert np.abs(small - blocks).max() <= 0.5
+    ours = jax.image.resize(probabilities(load_predictor(evaluated), small), (2, 4, 64, 64), "linear")
+    expected = 0.4 * np.asarray(ours) + 0.6 * probabilities(load_predictor(larger), large)
+    np.testing.assert_allclose(probabilities(ensemble, large), expected, atol=1e-5)
+
+
+def test_areas_that_are_no_whole_pixels_count_by_their_share():
+    image = np.random.default_rng(0).integers(0, 256, (2, 96, 96)).astype(np.uint8)
+    expected = [cv2.resize(picture, (64, 64), interpolation=cv2.INTER_AREA) for picture in image]
+    assert np.abs(np.asarray(shrink_images(jax.numpy.asarray(image), 64)).astype(int) - np.stack(expected)).max() <= 1
+
+
+def test_predict_takes_runs_of_other_networks(evaluated, larger, radiographs, tmp_path):
+    arguments = ["--workdir", str(evaluated), "--workdir", str(larger), "--input", str(radiographs / "dicom")]
+    arguments += ["--output", str(tmp_path / "out"), "--overlays", "0", "--workers", "0"]
+    assert predict.main(arguments) == DONE
+    assert len(read_submission(tmp_path / "out/submission.csv")) == 24
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["settings"]["size"] == 64
+
+
+def test_a_folder_that_is_no_run_is_refused(evaluated, tmp_path):
     with pytest.raises(InputError, match="is not a run"):
         load_ensemble([evaluated, tmp_path], [0.5, 0.5])
 

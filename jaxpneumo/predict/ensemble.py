@@ -1,23 +1,33 @@
 """Ensembles: the weighted mean of the probabilities of several runs, with and without flip TTA.
 
-All runs must have the same network and input size. Their parameters are stacked, and one compiled call applies all
-networks to a batch.
+The runs may have different networks and input sizes. Images come at the largest of the sizes. One compiled call makes
+them smaller where a run needs it, applies all networks and enlarges the probabilities again. Runs of one network and
+size are stacked, so that it is compiled once.
 """
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.predict.infer import Predictor, jit_probabilities, load_predictor, predict_probabilities
-from jaxpneumo.process.errors import InputError
 from jaxpneumo.run.network import make_model
 from jaxpneumo.run.sharding import replicated
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one network and input size: `weights` has one for each of them."""
+
+    model: UNet
+    size: int
+    weights: tuple[float, ...]
 
 
 def load_ensemble(workdirs: Sequence[Path], weights: Sequence[float], batch_size: int | None = None) -> Predictor:
@@ -29,61 +39,73 @@ def load_ensemble(workdirs: Sequence[Path], weights: Sequence[float], batch_size
       batch_size: see `load_predictor`.
 
     Returns:
-      A predictor. For several runs, its variables are stacked along a new first axis.
+      A predictor. For several runs, its variables are a tuple with one tree per network and size, stacked along a new
+      first axis, and its size is the largest of the runs' sizes.
 
     Raises:
-      InputError: a folder is not a finished run, or the runs differ in network or input size.
+      InputError: a folder is not a finished run.
     """
     predictors = [load_predictor(workdir, batch_size) for workdir in workdirs]
     first = predictors[0]
     if len(predictors) == 1:
         return first
-    for other in predictors[1:]:
-        _check_alike(first, other)
-    mesh, model = first.mesh, make_model(first.config.model, training=False)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(predictor.variables for predictor in predictors))
+    members: dict[Any, list[tuple[Predictor, float]]] = {}
+    for predictor, weight in zip(predictors, weights, strict=True):
+        # Initial weights and BatchNorm momentum do not matter to a prediction.
+        network = replace(predictor.config.model, pretrained="", momentum=None, remat=False)
+        members.setdefault((network, predictor.settings.size), []).append((predictor, weight))
+    groups = tuple(
+        Group(make_model(network, training=False), size, tuple(weight for _, weight in alike))
+        for (network, size), alike in members.items()
+    )
+    stacked = tuple(
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *(predictor.variables for predictor, _ in alike))
+        for alike in members.values()
+    )
     return replace(
         first,
-        variables=jax.device_put(stacked, replicated(mesh)),
+        settings=replace(first.settings, size=max(group.size for group in groups)),
+        variables=jax.device_put(stacked, replicated(first.mesh)),
         model_id="+".join(predictor.model_id for predictor in predictors),
-        probabilities=jit_probabilities(functools.partial(ensemble_probabilities, model, tuple(weights)), mesh),
+        probabilities=jit_probabilities(functools.partial(ensemble_probabilities, groups), first.mesh),
         synthetic=any(predictor.synthetic for predictor in predictors),
         weighted_runs=tuple(zip(workdirs, weights, strict=True)),
     )
 
 
 def ensemble_probabilities(
-    model: UNet, weights: tuple[float, ...], variables: dict[str, Any], image: jax.Array, mirror: bool
+    groups: Sequence[Group], variables: Sequence[dict[str, Any]], image: jax.Array, mirror: bool
 ) -> jax.Array:
     """Computes the weighted mean of `predict_probabilities` over several runs.
 
     Args:
-      model: the network of all runs.
-      weights: one weight per run; they sum to 1.
-      variables: {"params", "batch_stats"} with a leading axis over the runs.
-      image, mirror: see `predict_probabilities`.
+      groups: the runs by network and size; all weights together sum to 1.
+      variables: for each group {"params", "batch_stats"} with a leading axis over its runs.
+      image, mirror: see `predict_probabilities`; the image at the largest size.
 
     Returns:
       The same shapes and type as `predict_probabilities`.
     """
-    # Applies the runs one after another: on a CPU, XLA's convolutions are ten times slower if the kernels have a batch
-    # axis too.
-    each = jax.lax.map(lambda one: predict_probabilities(model, one, image, mirror), variables)
-    return jnp.tensordot(jnp.float32(weights), each, axes=1, precision="highest")
+    size, means = image.shape[-1], []
+    for group, stacked in zip(groups, variables, strict=True):
+        smaller = image if group.size == size else shrink(image, group.size)
+        # Applies the runs one after another: on a CPU, XLA's convolutions are ten times slower if the kernels have a
+        # batch axis too.
+        apply = functools.partial(predict_probabilities, group.model, image=smaller, mirror=mirror)
+        mean = jnp.tensordot(jnp.float32(group.weights), jax.lax.map(apply, stacked), axes=1, precision="highest")
+        means.append(mean if group.size == size else jax.image.resize(mean, (*mean.shape[:2], size, size), "linear"))
+    return functools.reduce(jnp.add, means)
 
 
-def _check_alike(first: Predictor, other: Predictor) -> None:
-    """Checks that two runs predict with the same network. Initial weights and BatchNorm momentum may differ."""
-    unlike = [
-        f"model.{key} ({one!r} and {two!r})"
-        for key in ("encoder", "dtype", "input_convolution", "depths", "width")
-        if (one := getattr(first.config.model, key)) != (two := getattr(other.config.model, key))
-    ]
-    sizes = first.settings.size, other.settings.size
-    if sizes[0] != sizes[1]:
-        unlike.append(f"predict.size ({sizes[0]} and {sizes[1]})")
-    if unlike:
-        raise InputError(
-            f"{first.workdir} and {other.workdir} cannot be averaged: they differ in {', '.join(unlike)}. Give runs "
-            "with the same network and input size."
-        )
+def shrink(image: jax.Array, size: int) -> jax.Array:
+    """Makes images smaller by averaging over areas, as `data.resize` does: uint8 (B, S, S) -> uint8 (B, size, size)."""
+    weights = _area_weights(image.shape[-1], size)
+    product = functools.partial(jnp.einsum, precision="highest")
+    return jnp.round(product("ih,bhw,jw->bij", weights, image.astype(jnp.float32), weights)).astype(jnp.uint8)
+
+
+def _area_weights(before: int, after: int) -> np.ndarray:
+    """The share of each of `before` pixels in the mean of each of `after` larger ones, (after, before)."""
+    edges = np.linspace(0, before, after + 1)
+    low, high = np.maximum(edges[:-1, None], np.arange(before)), np.minimum(edges[1:, None], np.arange(1, before + 1))
+    return (np.maximum(high - low, 0) * after / before).astype(np.float32)

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# The whole recipe of configs/winner.py: folds by patient, each network on each fold, thresholds chosen on the images
+# that the networks were not trained on, and the ensemble's submission. Started again, it goes on where it stopped.
+#
+#   launch/winner.sh data/siim siim/dicom-images-test                       runs/winner_NETWORK_foldK, runs/winner
+#   NETWORKS="resnet34 resnet50" FOLDS=4 launch/winner.sh data/siim siim/dicom-images-test
+#   RUNS=study launch/winner.sh data/siim siim/dicom-images-test --config.model.pretrained=resnet34-b627a593.pth
+set -euo pipefail
+
+usage() {
+    echo "usage: [RUNS=FOLDER] [NETWORKS=\"resnet34 ...\"] [FOLDS=5] launch/winner.sh DATA IMAGES [--config.a.b=VALUE ...]" >&2
+    exit 2
+}
+if (($# < 2)) || [[ $1 == --* || $2 == --* ]]; then usage; fi
+data=$(realpath -m "$1") images=$(realpath -m "$2")
+shift 2
+for argument in "$@"; do
+    if [[ $argument != --config.* ]]; then usage; fi
+done
+cd "$(dirname "$0")/.."
+for folder in "$data" "$images"; do
+    if [[ ! -d $folder ]]; then
+        echo "launch/winner.sh: there is no folder $folder." >&2
+        exit 2
+    fi
+done
+runs=${RUNS:-runs} networks=${NETWORKS:-resnet34 resnet50 se_resnext50_32x4d} count=${FOLDS:-5}
+mkdir -p "$runs"
+folds=$(realpath "$runs")/winner-folds-$count.json
+if [[ ! -f $folds ]]; then
+    python -m jaxpneumo split --data "$data" --method patient --folds "$count" --output "$folds"
+fi
+all=()
+for network in $networks; do
+    # Not in an array job: each fold of each network is needed below.
+    env -u SLURM_ARRAY_TASK_ID FOLDS="$(seq -s " " 0 $((count - 1)))" RUNS="$runs" NAME="winner_$network" \
+        launch/folds.sh "configs/winner.py:$network" "$folds" --config.data.directory="$data" "$@"
+    own=()
+    for fold in $(seq 0 $((count - 1))); do own+=(--workdir "$runs/winner_${network}_fold$fold"); done
+    python -m jaxpneumo thresholds "${own[@]}" --rule triplet --name winner --overwrite
+    all+=("${own[@]}")
+done
+python -m jaxpneumo predict "${all[@]}" --input "$images" --output "$runs/winner" --thresholds winner
+python -m jaxpneumo validate "$runs/winner/submission.csv"
