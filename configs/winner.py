@@ -1,17 +1,20 @@
-"""The recipe of the challenge's first place (private Dice .8679 with an ensemble at 1024), in the spirit of its settings.
+"""The recipe of the challenge's first place, whose ensemble at 1024 reached a private Dice of .8679.
 
     jaxpneumo prepare --images siim/dicom-images-train --labels siim/train-rle.csv --output data/siim --sizes 512,1024
     launch/winner.sh data/siim siim/dicom-images-test                    folds, thresholds, ensemble, submission
     python -m jaxpneumo.main --config=configs/winner.py:resnet34         one network, one split
 
-After the colon stands the network: resnet34, resnet50 or se_resnext50_32x4d.
+The network stands after the colon: resnet34, resnet50 or se_resnext50_32x4d.
 
-Taken over: positive images are drawn more often, .8 of them at first and .4 at the end; cross-entropy, Dice of the whole
-batch and focal loss weigh 3 : 1 : 4; training begins at 512 and goes on at 1024, where the encoder is frozen at first;
-rates of 1e-4 and then 1e-5; flip TTA; the triplet rule (.75, 2000, .3).
-Not taken over: the gradient is not clipped, there is no weight decay, the decoder has no attention, and the last epochs'
-weights are averaged instead of the three best checkpoints'. An epoch here is as long as all training images, theirs as
-the positive ones divided by their share: about three of theirs make one of ours.
+As in the first place's settings:
+- Positive images are drawn more often: .8 of all at first, .4 at the end.
+- Cross-entropy, Dice of the whole batch and focal loss weigh 3 : 1 : 4.
+- Training begins at 512 and goes on at 1024. There the encoder is frozen at first.
+- Learning rates are 1e-4 and then 1e-5. Prediction uses flip TTA and the triplet rule (.75, 2000, .3).
+
+Different: no gradient clipping, no weight decay, no attention in the decoder, and the mean of the last epochs' weights
+instead of the three best checkpoints. Our epoch has as many images as the training part; theirs has the positive ones
+and as many others as the share needs. About three of theirs make one of ours.
 Empty predictions score Dice .7785 on the round-2 training labels.
 """
 
