@@ -131,7 +131,8 @@ def test_borders_are_softened_for_the_cross_entropy_and_not_for_the_dice():
     logits = 4 * mask - 2
     hard, soft = loss_of(logits, mask)[1], loss_of(logits, mask, border=1)[1]
     assert soft["dice_loss"] == hard["dice_loss"]
-    assert soft["bce"] == pytest.approx(hard["bce"] + 4 * (2 * 5 / 3) / 25, rel=1e-5), "2/3 of a pixel a row, 4 apart"
+    # In each of five rows two pixels with logits of 2 and -2 are a third of the way towards the other value.
+    assert soft["bce"] == pytest.approx(hard["bce"] + 5 * 2 * (2 / 3) / 25, rel=1e-5)
 
 
 def test_smooth_is_the_same_on_both_sides_of_the_fraction():
