@@ -23,8 +23,8 @@ _MOST_PARTS = 16
 
 
 def convolve_with_explicit_gradients(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """As `plain_convolve`, in reverse mode only; the gradients are written out for kernels over 1x1 at stride 1."""
-    if stride == 1 and len(kernel) > 1:
+    """As `plain_convolve`, in reverse mode only; gradients of kernels over 1x1 at stride 1 without groups are explicit."""
+    if stride == 1 and len(kernel) > 1 and kernel.shape[2] == x.shape[-1]:
         return _convolve_explicit(x, kernel, padding)
     return plain_convolve(x, kernel, stride, padding)
 
