@@ -10,7 +10,7 @@ Each file holds, for a batch of three images of 64 pixels:
   features: mean, standard deviation and largest magnitude of the five encoder features, (5, 3), in evaluation.
   eval_logits, train_logits: (3, 64, 64).
   gradient_names, gradient_norms: of the first step's loss, one a parameter.
-  losses: BCE + Dice loss of four Adam(1e-3) steps, each before its step.
+  losses: BCE + Dice loss of three Adam(1e-3) steps, each before its step.
 """
 
 import sys
@@ -23,7 +23,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[2] / "shared" / "golden"
 FILES = {"resnet50": "smp_resnet50_unet.npz", "se_resnext50_32x4d": "smp_se_resnext50_unet.npz"}
-STEPS = 4
+STEPS = 3
 
 
 def loss_of(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
