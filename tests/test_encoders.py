@@ -60,15 +60,17 @@ def test_network_and_features_agree_with_smp_in_evaluation(case):
 def test_training_agrees_with_smp(case):
     """Train logits, the norm of every gradient and the losses of three Adam(1e-3) steps.
 
-    A fourth loss would be up to 1.6e-3 off: Adam's first steps turn rounding of tiny gradients into whole steps.
+    Adam's first steps turn the rounding of tiny gradients into whole steps, so the losses may drift apart a little.
     """
     encoder, variables, reference, image, masks = case
     # XLA's own kernel gradient of the grouped convolutions takes a minute.
     grouped = {"se_resnext50_32x4d": convolve_with_explicit_gradients}
     model = UNet(encoder, parts=Parts(convolve=grouped.get(encoder, plain_convolve), pool=pool_by_slices))
 
+    optimizer = optax.adam(1e-3)
+
     @jax.jit
-    def gradients(params, batch_stats):
+    def step(params, batch_stats, opt_state):
         def loss_fn(params):
             logits, new = model.apply(
                 {"params": params, "batch_stats": batch_stats}, image, train=True, mutable=["batch_stats"]
@@ -76,28 +78,26 @@ def test_training_agrees_with_smp(case):
             loss, _ = bce_dice_loss(logits, jnp.asarray(masks, jnp.float32), jnp.ones(len(image)), dice="image")
             return loss, (logits, new["batch_stats"])
 
-        return jax.value_and_grad(loss_fn, has_aux=True)(params)
+        (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        norms = jax.tree.map(jnp.linalg.norm, jax.tree.map(jnp.ravel, grads))
+        return (optax.apply_updates(params, updates), batch_stats, opt_state), loss, logits, norms
 
-    optimizer = optax.adam(1e-3)
-    params, batch_stats = variables["params"], variables["batch_stats"]
-    opt_state, losses = optimizer.init(params), []
-    for step in range(len(reference["losses"])):
-        (loss, (logits, batch_stats)), grads = gradients(params, batch_stats)
-        if step == 0:
+    state = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
+    losses = []
+    for _ in reference["losses"]:
+        state, loss, logits, norms = step(*state)
+        if not losses:
             assert_close(logits, reference["train_logits"], 1e-4)
-            norms = {
-                pretrained.torch_name(tuple(k.key for k in path)): float(jnp.linalg.norm(leaf.ravel()))
-                for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
-            }
-            ours = [norms[name] for name in reference["gradient_names"]]
+            by_name = {pretrained.torch_name(path): norm for path, norm in flatten_dict(norms).items()}
+            ours = [by_name[name] for name in reference["gradient_names"]]
             # Rounding decides which activations near zero pass their gradient on: single norms are up to 6e-3 off.
             np.testing.assert_allclose(ours, reference["gradient_norms"], rtol=2e-2)
             whole = np.linalg.norm(reference["gradient_norms"])
             np.testing.assert_allclose(np.linalg.norm(ours), whole, rtol=2e-3)
-        losses.append(loss)
-        updates, opt_state = optimizer.update(grads, opt_state)
-        params = optax.apply_updates(params, updates)
-    np.testing.assert_allclose(losses, reference["losses"], rtol=1e-3)
+        losses.append(float(loss))
+    for ours, expected, relative in zip(losses, reference["losses"], (1e-5, 1e-3, 3e-3), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=relative)
 
 
 @pytest.mark.parametrize("encoder", GOLDEN)
