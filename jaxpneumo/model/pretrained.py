@@ -5,7 +5,7 @@
 | resnet34_imagenet_1000_no_top.h5 | encoder "resnet34_preact" | classification_models (Keras), MIT |
 | resnet34-b627a593.pth, or as .safetensors | encoder "resnet34" | torchvision, BSD-3-Clause |
 | resnet50-0676ba61.pth or -11ad3fa6.pth, or as .safetensors | encoder "resnet50" | torchvision, BSD-3-Clause |
-| se_resnext50_32x4d-a260b3a4.pth, or as .safetensors | encoder "se_resnext50_32x4d" | Cadene's pretrained-models |
+| se_resnext50_32x4d-a260b3a4.pth, .safetensors | encoder "se_resnext50_32x4d" | Cadene, BSD-3-Clause |
 | .h5 of a segmentation_models Unet | all of "resnet34_preact" | its author's |
 | .pth, .safetensors of a segmentation_models_pytorch Unet | all of each but "resnet34_preact" | its author's |
 
