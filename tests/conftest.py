@@ -147,3 +147,14 @@ def as_before():
     for logger, level in zip((root, command.logger, logging.getLogger("absl")), levels, strict=True):
         logger.setLevel(level)
     progress.silent = False
+
+
+@pytest.fixture
+def compiled_as_for_users():
+    """With the options AS_FOR_USERS: programs as users have them. Quick compilation rounds more coarsely."""
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

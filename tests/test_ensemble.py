@@ -122,8 +122,8 @@ def test_predict_takes_runs_of_other_networks(evaluated, larger, radiographs, tm
     arguments += ["--output", str(tmp_path / "out"), "--overlays", "0", "--workers", "0"]
     assert predict.main(arguments) == DONE
     assert len(read_submission(tmp_path / "out/submission.csv")) == 24
-    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
-    assert manifest["settings"]["size"] == 64
+    header = json.loads((tmp_path / "out/manifest.jsonl").read_text().splitlines()[0])
+    assert header["settings"]["size"] == 64
 
 
 def test_a_folder_that_is_no_run_is_refused(evaluated, tmp_path):

@@ -1,8 +1,6 @@
 """The network is the papers' and smp's: golden values of the reference libraries, sizes, types, gradients."""
 
 import functools
-import importlib.util
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -10,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from networks import AS_FOR_USERS, assert_close, drawn, elements, golden, outcome, pattern, summary, tiny
 
 from jaxpneumo.model import pretrained
 from jaxpneumo.model.convolution import Convolution, plain_convolve
@@ -27,63 +26,28 @@ RESNET_EVAL = (0.149134, 0.303379, 2.08029)
 RESNET_TRAIN = (0.919781, 1.2443, 7.61032)
 
 
-def _golden(shared: Path, name: str):
-    specification = importlib.util.spec_from_file_location("golden_weights", shared / "golden" / "weights.py")
-    weights = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(weights)
-    reference = np.load(shared / "golden" / name)
-    images, masks = weights.batch(3, 64)
-    image = np.repeat(images[..., None].astype(np.float32) / 255, 3, axis=-1)
-    return weights, reference, image, masks
-
-
-def _named(entries, kind_of, weights):
-    out = {}
-    for entry in entries:
-        name, shape = str(entry).split("|")
-        shape = tuple(int(n) for n in shape.split(","))
-        out[name] = weights.array(name, shape, kind_of(name, len(shape)))
-    return out
-
-
-def _statistics(feature):
-    feature = np.asarray(feature)
-    return np.array([feature.mean(), feature.std(ddof=1), np.abs(feature).max()])
-
-
-def _count(tree):
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def _assert_close(ours, reference, relative=1e-3):
-    """Agreement relative to the reference's largest magnitude, as float32 convolutions allow."""
-    np.testing.assert_allclose(ours, reference, rtol=0, atol=relative * np.abs(reference).max())
-
-
 @pytest.fixture(scope="module")
 def keras_case(shared):
-    weights, reference, image, masks = _golden(shared, "keras_resnet34_unet.npz")
-    variables = pretrained.from_keras(_named(reference["names"], weights.keras_kind, weights))
+    weights, reference, image, masks = golden(shared, shared / "golden" / "keras_resnet34_unet.npz")
+    variables = pretrained.from_keras(drawn(reference["names"], weights.keras_kind, weights))
     return variables, reference, image, masks
 
 
 @pytest.fixture(scope="module")
 def torch_case(shared):
-    weights, reference, image, masks = _golden(shared, "smp_resnet34_unet.npz")
-    variables = pretrained.from_torch(_named(reference["keys"], weights.torch_kind, weights))
+    weights, reference, image, masks = golden(shared, shared / "golden" / "smp_resnet34_unet.npz")
+    variables = pretrained.from_torch(drawn(reference["keys"], weights.torch_kind, weights))
     return variables, reference, image, masks
 
 
 def test_preactivation_network_agrees_with_keras(keras_case):
     variables, reference, image, _ = keras_case
     model = UNet("resnet34_preact")
-    assert _count(variables["params"]) == reference["n_trainable"] == 24_438_804
-    assert _count(variables) == reference["n_total"] == 24_456_154
-    _assert_close(
-        jax.jit(model.apply, static_argnames="train")(variables, image, train=False), reference["eval_logits"]
-    )
+    assert elements(variables["params"]) == reference["n_trainable"] == 24_438_804
+    assert elements(variables) == reference["n_total"] == 24_456_154
+    assert_close(jax.jit(model.apply, static_argnames="train")(variables, image, train=False), reference["eval_logits"])
     logits, _ = model.apply(variables, image, train=True, mutable=["batch_stats"])
-    _assert_close(logits, reference["train_logits"])
+    assert_close(logits, reference["train_logits"])
 
 
 def test_preactivation_features_agree_with_keras(keras_case):
@@ -93,29 +57,17 @@ def test_preactivation_features_agree_with_keras(keras_case):
     features = encoder.apply({k: v["encoder"] for k, v in variables.items()}, image)
     names = ("relu0", "stage2_unit1_relu1", "stage3_unit1_relu1", "stage4_unit1_relu1", "relu1")
     for name, feature in zip(names, features, strict=True):
-        _assert_close(_statistics(feature), reference[f"eval_feature/{name}"])
+        assert_close(summary(feature), reference[f"eval_feature/{name}"])
 
 
 def test_network_and_features_agree_with_smp(torch_case):
     variables, reference, image, _ = torch_case
-    assert _count(variables["params"]) == reference["n_params"] == 24_436_369
-    _assert_close(UNet("resnet34").apply(variables, image, train=False), reference["eval_logits"])
+    assert elements(variables["params"]) == reference["n_params"] == 24_436_369
+    assert_close(UNet("resnet34").apply(variables, image, train=False), reference["eval_logits"])
     norm = functools.partial(nn.BatchNorm, use_running_average=True, epsilon=1e-5)
     features = ResNet(norm=norm, conv=Convolution).apply({k: v["encoder"] for k, v in variables.items()}, image)
     for i, feature in enumerate(features, start=1):
-        _assert_close(_statistics(feature), reference[f"eval_feature{i}"])
-
-
-AS_FOR_USERS = {"xla_cpu_use_fusion_emitters": True}
-
-
-@pytest.fixture
-def compiled_as_for_users():
-    """With the options AS_FOR_USERS: programs as users have them. Quick compilation rounds more coarsely."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+        assert_close(summary(feature), reference[f"eval_feature{i}"])
 
 
 @pytest.mark.usefixtures("compiled_as_for_users")
@@ -145,14 +97,14 @@ def test_training_agrees_with_smp(torch_case):
     for step in range(4):
         (loss, (parts, logits, batch_stats)), grads = gradients(params, batch_stats)
         if step == 0:
-            _assert_close(logits, reference["train_logits"])
+            assert_close(logits, reference["train_logits"])
             statistics = batch_stats["encoder"]["bn1"]
-            _assert_close(statistics["mean"], reference["running_mean/encoder.bn1"])
+            assert_close(statistics["mean"], reference["running_mean/encoder.bn1"])
             # PyTorch's running variance takes the unbiased batch variance, linen's the biased one.
             count = image.shape[0] * (image.shape[1] // 2) ** 2
             old = variables["batch_stats"]["encoder"]["bn1"]["var"]
             unbiased = 0.9 * old + (statistics["var"] - 0.9 * old) * count / (count - 1)
-            _assert_close(unbiased, reference["running_var/encoder.bn1"])
+            assert_close(unbiased, reference["running_var/encoder.bn1"])
             by_name = {
                 pretrained.torch_name(tuple(k.key for k in path)): leaf
                 for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
@@ -178,21 +130,8 @@ def test_training_agrees_with_smp(torch_case):
 def test_network_has_the_published_number_of_parameters(encoder, parameters, total):
     init = functools.partial(UNet(encoder).init, train=False)
     variables = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    assert _count(variables["params"]) == parameters
-    assert _count(variables) == total
-
-
-def _pattern(variables, seed):
-    """The same weights in every version of every library: drawn by NumPy, leaf by leaf in the order of names."""
-    rng = np.random.Generator(np.random.PCG64(seed))
-
-    def draw(path, leaf):
-        kind = path[-1].key
-        if kind == "kernel":
-            return rng.standard_normal(leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))
-        return rng.uniform(0.5, 1.5, leaf.shape) if kind in ("scale", "var") else 0.1 * rng.standard_normal(leaf.shape)
-
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: draw(path, leaf).astype(np.float32), variables)
+    assert elements(variables["params"]) == parameters
+    assert elements(variables) == total
 
 
 @pytest.mark.parametrize("parts", [Parts(), rewrites_for("cpu", training=True)], ids=["plain", "cpu"])
@@ -207,23 +146,19 @@ def test_tiny_network_gives_the_numbers_it_gave_when_it_agreed_with_the_referenc
     encoder, eval_numbers, train_numbers, parts
 ):
     """Mean, standard deviation and largest magnitude of the logits; taken when the golden cases above passed."""
-    model = _tiny(encoder=encoder, parts=parts)
+    model = tiny(encoder=encoder, parts=parts)
     image = np.random.Generator(np.random.PCG64(7)).random((2, 64, 64, 1), np.float32)
     shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
-    variables = _pattern(shapes, seed=1)
+    variables = pattern(shapes, seed=1)
     logits = jax.jit(functools.partial(model.apply, train=False))(variables, image)
-    np.testing.assert_allclose(_statistics(logits), eval_numbers, rtol=1e-3)
+    np.testing.assert_allclose(summary(logits), eval_numbers, rtol=1e-3)
     logits, _ = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))(variables, image)
-    np.testing.assert_allclose(_statistics(logits), train_numbers, rtol=1e-3)
-
-
-def _tiny(**kwargs):
-    return UNet(depths=(1, 1, 1, 1), width=8, **kwargs)
+    np.testing.assert_allclose(summary(logits), train_numbers, rtol=1e-3)
 
 
 @pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
 def test_grey_image_is_repeated_and_output_is_float32_at_full_size(encoder):
-    model = _tiny(encoder=encoder, dtype=jnp.bfloat16)
+    model = tiny(encoder=encoder, dtype=jnp.bfloat16)
     grey = jax.random.uniform(jax.random.key(0), (2, 32, 64, 1))
     variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(1), grey)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
@@ -240,44 +175,13 @@ def test_every_choice_of_rewrites_has_the_variables_of_the_plain_network(encoder
     for channels in (1, 3):
         shapes, plain = (
             jax.eval_shape(
-                functools.partial(_tiny(encoder=encoder, parts=parts).init, train=False),
+                functools.partial(tiny(encoder=encoder, parts=parts).init, train=False),
                 jax.random.key(0),
                 jnp.zeros((1, 32, 32, channels)),
             )
             for parts in (rewrites_for(backend, training), Parts())
         )
         assert shapes == plain
-
-
-@functools.cache
-def _outcome(encoder, dtype, as_for_users=False, **change):
-    """Logits, then gradients and updated statistics, of a tiny network on images that lie clear of ReLU's corner.
-
-    An activation may lie so close to zero that rounding decides whether its gradient passes; then the plain network's
-    own float32 gradient is off by 1e-2. With these images none lies closer than 2e-6 of the largest of its map.
-    """
-    image = np.random.Generator(np.random.PCG64(11)).random((2, 64, 64, 1))
-    mask = np.random.Generator(np.random.PCG64(8)).random((2, 64, 64)) < 0.1
-    with jax.enable_x64(dtype == "float64"):
-        model = _tiny(encoder=encoder, dtype=jnp.dtype(dtype), **change)
-        shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
-        variables = jax.tree.map(lambda leaf: leaf.astype(dtype), _pattern(shapes, seed=1))
-
-        def loss(params):
-            logits, updated = model.apply(
-                {"params": params, "batch_stats": variables["batch_stats"]},
-                image.astype(dtype),
-                train=True,
-                mutable=["batch_stats"],
-            )
-            return segmentation_loss(logits, mask.astype(dtype), np.ones(2), Loss("image"))[0], (
-                logits,
-                updated["batch_stats"],
-            )
-
-        step = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=AS_FOR_USERS if as_for_users else None)
-        (_, (logits, statistics)), gradients = step(variables["params"])
-        return jax.tree.map(np.asarray, (logits, gradients, statistics))
 
 
 REWRITES = {
@@ -299,7 +203,7 @@ CHANGES = [
 @pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
 def test_rewrites_change_neither_logits_nor_gradients_nor_statistics(encoder, change):
     """Leaf by leaf to 1e-11 in float64."""
-    plain, rewritten = _outcome(encoder, "float64"), _outcome(encoder, "float64", **change)
+    plain, rewritten = outcome(encoder, "float64"), outcome(encoder, "float64", **change)
     assert jax.tree.structure(plain) == jax.tree.structure(rewritten)
     for ours, reference in zip(*map(jax.tree.leaves, (rewritten, plain)), strict=True):
         assert np.abs(ours - reference).max() <= 1e-11 * max(1e-3, np.abs(reference).max())
@@ -311,9 +215,9 @@ def test_rewrites_change_neither_logits_nor_gradients_nor_statistics(encoder, ch
 @pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
 def test_rewrites_round_little_in_float32_as_users_have_it(encoder, change):
     """Logits to 1e-4 of the largest, gradients to 1e-4 of their norm."""
-    plain, rewritten = (_outcome(encoder, "float32", as_for_users=True, **each) for each in ({}, change))
+    plain, rewritten = (outcome(encoder, "float32", as_for_users=True, **each) for each in ({}, change))
     assert jax.tree.structure(plain) == jax.tree.structure(rewritten)
-    _assert_close(rewritten[0], plain[0], 1e-4)
+    assert_close(rewritten[0], plain[0], 1e-4)
     whole = [optax.tree.norm(g) for g in (jax.tree.map(np.subtract, rewritten[1], plain[1]), plain[1])]
     assert whole[0] < 1e-4 * whole[1]
 
@@ -344,13 +248,13 @@ def test_explicit_gradients_are_those_of_the_convolution(shape, features, size, 
 
 @pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
 def test_folded_network_predicts_the_same_and_has_no_statistics_behind_convolutions(encoder):
-    model = _tiny(encoder=encoder, parts=rewrites_for("cpu", training=False))
+    model = tiny(encoder=encoder, parts=rewrites_for("cpu", training=False))
     image = np.random.Generator(np.random.PCG64(7)).random((2, 64, 64, 1), np.float32)
     shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
-    variables = _pattern(shapes, seed=1)
+    variables = pattern(shapes, seed=1)
     folded = fold(variables, encoder, jnp.float32)
     apply = jax.jit(functools.partial(model.apply, train=False))
-    _assert_close(apply(folded, image), apply(variables, image), 1e-4)
+    assert_close(apply(folded, image), apply(variables, image), 1e-4)
     # Of all BatchNorms, the pre-activation encoder's first, its units' first and its last one remain.
     remaining = {"resnet34_preact": 2 * (1 + 4 + 1), "resnet34": 0}[encoder]
     assert len(jax.tree.leaves(folded["batch_stats"])) == remaining
@@ -369,10 +273,10 @@ def test_pooling_takes_the_maximum_of_each_window_and_its_gradient():
 
 
 def test_learnt_input_convolution_has_six_parameters_and_a_gradient():
-    model = _tiny(input_convolution=True)
+    model = tiny(input_convolution=True)
     grey = jax.random.uniform(jax.random.key(0), (2, 32, 32, 1))
     variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(1), grey)
-    assert _count(variables["params"]["input_convolution"]) == 6
+    assert elements(variables["params"]["input_convolution"]) == 6
 
     def mean_logit(params):
         logits, _ = model.apply({**variables, "params": params}, grey, train=True, mutable=["batch_stats"])
@@ -384,6 +288,6 @@ def test_learnt_input_convolution_has_six_parameters_and_a_gradient():
 
 def test_wrong_size_and_unknown_encoder_are_refused_in_words():
     with pytest.raises(ValueError, match="multiples of 32"):
-        _tiny().init(jax.random.key(0), jnp.zeros((1, 48, 32, 1)), train=False)
+        tiny().init(jax.random.key(0), jnp.zeros((1, 48, 32, 1)), train=False)
     with pytest.raises(ValueError, match="resnet34_preact, resnet34"):
-        UNet("resnet50").init(jax.random.key(0), jnp.zeros((1, 32, 32, 1)), train=False)
+        UNet("resnet18").init(jax.random.key(0), jnp.zeros((1, 32, 32, 1)), train=False)

@@ -14,8 +14,15 @@ he_uniform = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
 
 
 def plain_convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """(B, H, W, C) with a kernel (K, K, C, O), padded by zeros alike on all sides."""
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=NHWC)
+    """(B, H, W, C) with a kernel (K, K, C / groups, O), padded by zeros alike on all sides."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        dimension_numbers=NHWC,
+        feature_group_count=x.shape[-1] // kernel.shape[2],
+    )
 
 
 class Convolution(nn.Module):
@@ -26,7 +33,8 @@ class Convolution(nn.Module):
       size: height and width of the kernel.
       stride: in both directions.
       use_bias: add a learnt bias, one a channel.
-      kernel_init: initialiser of the kernel (size, size, C, features).
+      groups: parts of the channels, each convolved alone; divides C and features.
+      kernel_init: initialiser of the kernel (size, size, C / groups, features).
       dtype: type of the computation.
       convolve: computes it.
     """
@@ -35,6 +43,7 @@ class Convolution(nn.Module):
     size: int
     stride: int = 1
     use_bias: bool = False
+    groups: int = 1
     kernel_init: nn.initializers.Initializer = he_uniform
     dtype: jnp.dtype = jnp.float32
     convolve: Convolve = plain_convolve
@@ -47,6 +56,7 @@ class Convolution(nn.Module):
 
     @nn.compact
     def weights(self, channels: int) -> tuple[jax.Array, jax.Array | None]:
-        """The kernel (size, size, channels, features) and the bias (features,) or None, as they are stored."""
-        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, channels, self.features))
+        """The kernel (size, size, channels / groups, features) and the bias (features,) or None, as stored."""
+        shape = (self.size, self.size, channels // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
         return kernel, self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None

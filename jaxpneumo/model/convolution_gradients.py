@@ -20,13 +20,41 @@ _KERNEL_OUTWEIGHS = 4
 # On maps this wide the kernel's gradient is computed in parts of the batch, at most so many (measured at batch 4, 16).
 _WIDE = 64
 _MOST_PARTS = 16
+# Groups are put together up to so many channels. With 64 a training step (256 pixels, batch 4) takes a tenth less time,
+# but has twice the convolutions: it compiles for 63 s instead of 46.
+_CHANNELS_TOGETHER = 128
 
 
 def convolve_with_explicit_gradients(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     """As `plain_convolve`, in reverse mode only; the gradients are written out for kernels over 1x1 at stride 1."""
+    if kernel.shape[2] < x.shape[-1]:
+        return _convolve_groups_together(x, kernel, stride, padding)
     if stride == 1 and len(kernel) > 1:
         return _convolve_explicit(x, kernel, padding)
     return plain_convolve(x, kernel, stride, padding)
+
+
+def _convolve_groups_together(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """A convolution in groups as few ones without, of several groups each; between groups the kernel is zero.
+
+    That is many times the operations. But XLA's own kernel gradient of four channels a group takes 14 s on a map of
+    (4, 64, 64, 128), and this form takes 0.3 s for both gradients.
+    """
+    size, _, each, features = kernel.shape
+    groups = x.shape[-1] // each
+    most = max(1, _CHANNELS_TOGETHER // each)
+    together = max(count for count in range(1, groups + 1) if groups % count == 0 and count <= most)
+    parts = groups // together
+    # (row, column, 1, channel, part, group, feature) times (group, 1, group, 1)
+    kernels = kernel.reshape(size, size, 1, each, parts, together, features // groups)
+    apart = jnp.eye(together, dtype=kernel.dtype)[:, None, :, None]
+    convolved = [
+        convolve_with_explicit_gradients(
+            part, (kernels[:, :, :, :, i] * apart).reshape(size, size, together * each, -1), stride, padding
+        )
+        for i, part in enumerate(jnp.split(x, parts, axis=-1))
+    ]
+    return jnp.concatenate(convolved, axis=-1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jaxpneumo.model.unet import ENCODERS
 
 # convolution: the BatchNorm that follows it, by the modules they lie in
-_BLOCK = {"conv1": "bn1", "conv2": "bn2", "downsample_conv": "downsample_bn"}
+_BLOCK = {"conv1": "bn1", "conv2": "bn2", "conv3": "bn3", "downsample_conv": "downsample_bn"}
 _PREACTIVATION_UNIT = {"conv1": "bn2"}
-_STEM = {"resnet34_preact": {"conv0": "bn0"}, "resnet34": {"conv1": "bn1"}}
+_STEM = {"conv0": "bn0", "conv1": "bn1", "layer0_conv1": "layer0_bn1"}
 
 
 class FoldableNorm(nn.BatchNorm):
@@ -48,7 +48,7 @@ def fold(variables: dict[str, Any], encoder: str, dtype: jnp.dtype) -> dict[str,
     folded = dict(params)
     left = {}
     for part, pairs, nested, epsilon in (
-        ("encoder", _STEM[encoder], inside, kind.epsilon),
+        ("encoder", _STEM, inside, kind.epsilon),
         ("decoder", {}, _BLOCK, kind.decoder_epsilon),
     ):
         folded[part], left[part] = _fold_module(params[part], statistics[part], pairs, epsilon)

@@ -4,8 +4,10 @@
 | --- | --- | --- |
 | resnet34_imagenet_1000_no_top.h5 | encoder "resnet34_preact" | classification_models (Keras), MIT |
 | resnet34-b627a593.pth, or as .safetensors | encoder "resnet34" | torchvision, BSD-3-Clause |
+| resnet50-0676ba61.pth or -11ad3fa6.pth, or as .safetensors | encoder "resnet50" | torchvision, BSD-3-Clause |
+| se_resnext50_32x4d-a260b3a4.pth, .safetensors | encoder "se_resnext50_32x4d" | Cadene, BSD-3-Clause |
 | .h5 of a segmentation_models Unet | all of "resnet34_preact" | its author's |
-| .pth, .safetensors of a segmentation_models_pytorch Unet | all of "resnet34" | its author's |
+| .pth, .safetensors of a segmentation_models_pytorch Unet | all of each but "resnet34_preact" | its author's |
 
 PyTorch's names may stand behind a prefix that training programs put before them (module., model., net.), and in a
 mapping "state_dict" or the like. An encoder's weights alone leave the decoder as it is. Nothing is downloaded.
@@ -31,7 +33,7 @@ logger = logging.getLogger(__name__)
 Variables = dict[str, Any]
 
 # Parts that some files have and the network does not: classifiers of whole images, and PyTorch's counters.
-_CLASSIFIERS = ("fc.", "encoder.fc.", "classification_head.", "fc1/")
+_CLASSIFIERS = ("fc.", "encoder.fc.", "encoder.last_linear.", "classification_head.", "fc1/")
 _COUNTERS = "num_batches_tracked"
 _LISTED = 3  # names of each kind in a message
 
@@ -55,7 +57,7 @@ def torch_name(path: tuple[str, ...]) -> str:
     """Our path below `params` or `batch_stats` -> segmentation_models_pytorch's state-dict key."""
     *modules, leaf = path
     name = ".".join(modules)
-    name = re.sub(r"(layer\d)_(\d+)", r"\1.\2", name)
+    name = re.sub(r"(layer\d)_(\d+|conv1|bn1)", r"\1.\2", name)
     name = name.replace("downsample_conv", "downsample.0").replace("downsample_bn", "downsample.1")
     name = re.sub(r"decoder\.block(\d)\.conv(\d)", r"decoder.blocks.\1.conv\2.0", name)
     name = re.sub(r"decoder\.block(\d)\.bn(\d)", r"decoder.blocks.\1.conv\2.1", name)
@@ -76,11 +78,11 @@ def keras_name(path: tuple[str, ...]) -> str:
 
 
 def from_torch(state_dict: Mapping[str, np.ndarray], template: Variables | None = None) -> Variables:
-    """Variables of `UNet("resnet34")` from PyTorch arrays.
+    """Variables of a `UNet` over one of PyTorch's encoders, from PyTorch arrays.
 
     Args:
-      state_dict: name -> array, either segmentation_models_pytorch's Unet("resnet34"), whole or its encoder alone, or
-        torchvision's resnet34; behind any prefix. Classifiers are left out.
+      state_dict: name -> array, either segmentation_models_pytorch's Unet, whole or its encoder alone, or the
+        encoder's own library's network; behind any prefix. Classifiers are left out.
       template: variables of the network to fill (arrays or shapes); the default is the full ResNet34-UNet.
 
     Returns:
@@ -199,7 +201,7 @@ def _rename(
     if differences := len(missing) + len(shapes) + len(unexpected):
         raise InputError(
             f"{differences} differences from its {len(wanted)} weights. Check that model.encoder is the file's network "
-            "(resnet34_preact: Keras .h5; resnet34: torchvision).\n  "
+            "(resnet34_preact: Keras .h5; all others: PyTorch).\n  "
             + "\n  ".join(_first(kind, "\n  ") for kind in (missing, shapes, unexpected) if kind)
         )
     if values:

@@ -78,7 +78,7 @@ class GreyNorm(nn.BatchNorm):
         return scale, bias - now_mean * scale
 
 
-def pool_by_slices(x: jax.Array) -> jax.Array:
+def pool_by_slices(x: jax.Array, before: int = 1) -> jax.Array:
     """3x3 maximum at stride 2 of (B, H, W, C), H and W even, as maxima of slices, rows first.
 
     The gradient of XLA's window maximum takes a fifth of a training step on a CPU. Zeros pad, since no value is
@@ -87,7 +87,7 @@ def pool_by_slices(x: jax.Array) -> jax.Array:
     height, width = x.shape[1:3]
     dtype = x.dtype
     x = x.astype(jnp.promote_types(dtype, jnp.float32))
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    x = jnp.pad(x, ((0, 0), (before, 1), (before, 1), (0, 0)))
     x = jnp.maximum(jnp.maximum(x[:, 0:height:2], x[:, 1 : height + 1 : 2]), x[:, 2 : height + 2 : 2])
     x = jnp.maximum(jnp.maximum(x[:, :, 0:width:2], x[:, :, 1 : width + 1 : 2]), x[:, :, 2 : width + 2 : 2])
     return x.astype(dtype)

@@ -1,4 +1,4 @@
-"""The ResNet34-UNet: an encoder, five decoder blocks with skips, one logit a pixel (papers' Table 3)."""
+"""The ResNet-UNet: an encoder, five decoder blocks with skips, one logit a pixel (papers' Table 3)."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxpneumo.model.bottleneck import Bottleneck, SEResNeXtBottleneck
 from jaxpneumo.model.convolution import Convolution, Convolve, plain_convolve
 from jaxpneumo.model.resnet import ModuleFactory, Pool, PreactivationResNet, ResNet, Stem, plain_pool, plain_stem
 
@@ -16,7 +17,7 @@ from jaxpneumo.model.resnet import ModuleFactory, Pool, PreactivationResNet, Res
 class EncoderKind:
     """What changes with the encoder: its module and the BatchNorm constants of the library it comes from."""
 
-    module: type[nn.Module]
+    module: ModuleFactory
     epsilon: float
     decoder_epsilon: float
     momentum: float
@@ -26,6 +27,13 @@ ENCODERS = {
     "resnet34_preact": EncoderKind(PreactivationResNet, epsilon=2e-5, decoder_epsilon=1e-3, momentum=0.99),
     # PyTorch's momentum 0.1 weighs the new value; linen's weighs the old one.
     "resnet34": EncoderKind(ResNet, epsilon=1e-5, decoder_epsilon=1e-5, momentum=0.9),
+    "resnet50": EncoderKind(partial(ResNet, block=Bottleneck), epsilon=1e-5, decoder_epsilon=1e-5, momentum=0.9),
+    "se_resnext50_32x4d": EncoderKind(
+        partial(ResNet, block=SEResNeXtBottleneck, stem_name="layer0_", pool_before=0),
+        epsilon=1e-5,
+        decoder_epsilon=1e-5,
+        momentum=0.9,
+    ),
 }
 
 
@@ -48,10 +56,10 @@ class Parts:
     rounding, the same results. A module that it may build otherwise comes as its class with all arguments (`partial`).
 
     Attributes:
-      convolve: every square convolution, (x, kernel, stride, padding).
+      convolve: every square convolution, (x, kernel, stride, padding); the kernel's shape tells the groups.
       norm: BatchNorm's class, for maps of any number of dimensions with the channels last.
       stem: the encoder's first convolution with the normalisation of its input, (convolution, norm or None, image).
-      pool: the encoder's maximum, of a map without negative values.
+      pool: the encoder's maximum, of a map without negative values, (map, padding before).
       upsample: a decoder block's first convolution, (convolution, x, skip or None).
       decoder_end: the last decoder block and the head, (block, head, x).
     """
@@ -100,8 +108,9 @@ class UNet(nn.Module):
     """A U-Net over a ResNet encoder, with one logit a pixel.
 
     Attributes:
-      encoder: "resnet34_preact" (the papers' network, Keras segmentation_models; 24,438,804 parameters) or
-        "resnet34" (torchvision, segmentation_models_pytorch; 24,436,369 parameters).
+      encoder: "resnet34_preact" (the papers' network, Keras segmentation_models; 24,438,804 parameters); of
+        segmentation_models_pytorch "resnet34", "resnet50" (both torchvision's; 24,436,369 and 32,521,105 parameters)
+        and "se_resnext50_32x4d" (34,523,969 parameters).
       dtype: type of the computation, float32 or bfloat16 (float64 for tests). Parameters, statistics and logits stay
         float32.
       input_convolution: learn a 1x1 convolution from the grey channel to three (Exp1) instead of repeating it.

@@ -1,0 +1,92 @@
+"""Writes the golden values of the two deeper encoders: what segmentation_models_pytorch computes, in float32 on a CPU.
+
+Made with segmentation_models_pytorch 0.6.0 and PyTorch 2.13.0. Weights and images are drawn by ../shared/golden, which
+lies beside the checkout. Run it in an environment with both libraries:
+
+    python tests/golden/make_smp.py
+
+Each file holds, for a batch of three images of 64 pixels:
+  names: "name|shape" of every weight, in PyTorch's order and layout.
+  features: mean, standard deviation and largest magnitude of the five encoder features, (5, 3), in evaluation.
+  eval_logits, train_logits: (3, 64, 64).
+  gradient_names, gradient_norms: of the first step's loss, one a parameter.
+  losses: BCE + Dice loss of three Adam(1e-3) steps, each before its step.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).resolve().parent
+SHARED = HERE.parents[2] / "shared" / "golden"
+FILES = {"resnet50": "smp_resnet50_unet.npz", "se_resnext50_32x4d": "smp_se_resnext50_unet.npz"}
+STEPS = 3
+
+
+def loss_of(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Mean BCE of the pixels plus the mean over images of 1 - soft Dice (smoothed by 1); both (B, 1, H, W)."""
+    probabilities, axes = torch.sigmoid(logits), (1, 2, 3)
+    overlap = (probabilities * masks).sum(axes)
+    dice = (2 * overlap + 1) / (probabilities.sum(axes) + masks.sum(axes) + 1)
+    return torch.nn.functional.binary_cross_entropy_with_logits(logits, masks) + (1 - dice).mean()
+
+
+def golden_values(network: torch.nn.Module, weights: Any) -> dict[str, np.ndarray]:
+    """Fills the network with the weights of `weights`, trains it, and returns the arrays of its file."""
+    state = network.state_dict()
+    kinds = {name: weights.torch_kind(name, value.ndim) for name, value in state.items()}
+    for name, kind in kinds.items():
+        if kind:
+            state[name] = torch.from_numpy(weights.array(name, tuple(state[name].shape), kind))
+    network.load_state_dict(state)
+    pixels, findings = weights.batch(3, 64)
+    images = (torch.from_numpy(pixels).float() / 255)[:, None].repeat(1, 3, 1, 1)
+    masks = torch.from_numpy(findings).float()[:, None]
+    named = [f"{name}|{','.join(map(str, state[name].shape))}" for name, kind in kinds.items() if kind]
+    values: dict[str, Any] = {"names": np.array(named)}
+    network.eval()
+    with torch.no_grad():
+        features = network.encoder(images)[1:]
+        values["features"] = np.array([[f.mean(), f.std(), f.abs().max()] for f in features], np.float32)
+        values["eval_logits"] = network(images)[:, 0].numpy()
+    network.train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    losses = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        logits = network(images)
+        loss = loss_of(logits, masks)
+        loss.backward()
+        if step == 0:
+            values["train_logits"] = logits.detach()[:, 0].numpy()
+            norms = {name: float(parameter.grad.norm()) for name, parameter in network.named_parameters()}
+            values["gradient_names"] = np.array(list(norms))
+            values["gradient_norms"] = np.array(list(norms.values()), np.float32)
+        losses.append(loss.item())
+        optimizer.step()
+    return values | {"losses": np.array(losses, np.float32)}
+
+
+def main() -> None:
+    """Writes both files beside this one."""
+    sys.path.insert(0, str(SHARED))
+    import weights
+
+    # A torchvision without its compiled part fails on import, as two of its operators are not defined.
+    for operator in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, operator):
+            torch.library.define(f"torchvision::{operator}", "(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+    import segmentation_models_pytorch
+
+    for encoder, file in FILES.items():
+        network = segmentation_models_pytorch.Unet(encoder, encoder_weights=None, classes=1)
+        values = golden_values(network, weights)
+        np.savez_compressed(HERE / file, **values)
+        print(file, sum(p.numel() for p in network.parameters()), values["losses"], values["features"])
+
+
+if __name__ == "__main__":
+    main()
