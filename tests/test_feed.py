@@ -148,8 +148,8 @@ def test_any_number_of_devices_augments_alike(config, prepared):
     assert mesh.size == 2
     state = place(jax.device_get(create_train_state(initialise(model, 0), optimizer)), replicated(mesh))
     call = jax.jit(make_train_call(step), out_shardings=replicated(mesh))
-    rate = place(np.float32(1e-3), replicated(mesh))
-    _, metrics = call(state, {}, place(two, split_calls(mesh)), rate, place_flag(True, mesh))
+    rates = place(np.array([1e-3, 1.0], np.float32), replicated(mesh))
+    _, metrics = call(state, {}, place(two, split_calls(mesh)), rates, place_flag(True, mesh))
     np.testing.assert_allclose(metrics["loss"], expected, rtol=2e-4)
     assert metrics["stop"]
 

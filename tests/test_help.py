@@ -9,6 +9,7 @@ import pytest
 from helpers import REPOSITORY
 
 from jaxpneumo.__main__ import VERBS
+from jaxpneumo.bench.bench import BENCHMARKS
 
 SLOW = ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "scipy", "matplotlib", "albumentations", "pydicom", "tqdm")
 
@@ -39,9 +40,9 @@ def after(*arguments: str) -> tuple[int, str, set[str]]:
     return code, text, {name.split(".")[0] for name in modules}
 
 
-@pytest.mark.parametrize("verb", sorted(VERBS))
+@pytest.mark.parametrize("verb", [*sorted(VERBS), *(f"bench {name}" for name in BENCHMARKS)])
 def test_the_help_of_a_verb_loads_nothing_slow(verb):
-    code, text, modules = after(verb, "--help")
+    code, text, modules = after(*verb.split(), "--help")
     assert code == 0
     assert "usage:" in text or "jaxpneumo.main --config" in text
     assert modules.isdisjoint(SLOW), modules.intersection(SLOW)

@@ -5,6 +5,7 @@ augmentation; both are measured alternately. The host engine runs in the threads
 one processor core.
 """
 
+import argparse
 import statistics
 import time
 from typing import Any
@@ -16,10 +17,9 @@ import numpy as np
 from jaxpneumo.augment import device, host
 from jaxpneumo.bench.bench_input import PROBABILITIES
 from jaxpneumo.bench.bench_step import prepare_step
-from jaxpneumo.bench.measure import add_network, finish, network, parser, random_batch, rates, seconds_per_call
+from jaxpneumo.bench.measure import finish, network, random_batch, rates, seconds_per_call
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.process.errors import DONE
-from jaxpneumo.process.ranges import CALLS
 
 
 def bench_augment(
@@ -83,12 +83,8 @@ def _host_seconds(size: int, images: int, repeats: int) -> list[float]:
     return seconds
 
 
-def main(argv: list[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs `jaxpneumo bench augment`."""
-    options = parser("augment", __doc__, "--size 256 --batch 64 --dtype bfloat16")
-    add_network(options)
-    options.add_argument("--calls", type=CALLS, metavar="N", help="calls per repeat (default: about 0.3 s)")
-    options = options.parse_args(argv)
     result = bench_augment(network(options), options.size, options.batch, options.repeats, options.calls)
     finish(
         result,

@@ -4,6 +4,7 @@ The benchmark writes a prepared data set of noise. It reads the data from the op
 does from the second epoch on.
 """
 
+import argparse
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,12 +16,10 @@ import jax
 import numpy as np
 
 from jaxpneumo.augment import host
-from jaxpneumo.bench.measure import finish, parser, rates, seconds_per_call
+from jaxpneumo.bench.measure import finish, rates, seconds_per_call
 from jaxpneumo.data import dataset
 from jaxpneumo.data.source import index_batches, train_batches
-from jaxpneumo.process import places
 from jaxpneumo.process.errors import DONE
-from jaxpneumo.process.ranges import BATCH, CALLS, COUNT, WORKERS, multiple_of
 from jaxpneumo.run.sharding import check_batch_size, make_mesh, place, replicated, split
 from jaxpneumo.train.step import take_batch
 
@@ -103,28 +102,8 @@ def _with_batches(figures: dict[str, Any]) -> dict[str, Any]:
     return {**figures, "batches_per_second": 1 / figures["seconds"]}
 
 
-def main(argv: list[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs `jaxpneumo bench input`."""
-    options = parser("input", __doc__, "--size 256 --batch 64")
-    add = options.add_argument
-    add(
-        "--size",
-        type=multiple_of(8, 4096),
-        default=256,
-        metavar="PIXELS",
-        help="height and width (default: %(default)s)",
-    )
-    add("--batch", type=BATCH, default=64, metavar="N", help="images per batch (default: %(default)s)")
-    add("--images", type=COUNT, metavar="N", help="images in the data set (default: 512 or two batches)")
-    add("--workers", type=WORKERS, default=0, metavar="N", help="reading processes (default: 0, threads)")
-    add("--calls", type=CALLS, metavar="N", help="batches per repeat (default: about 0.3 s)")
-    add(
-        "--scratch",
-        type=places.scratch_folder,
-        metavar="DIR",
-        help="temporary folder for the data set (default: the system's)",
-    )
-    options = options.parse_args(argv)
     result = bench_input(
         options.size,
         options.batch,

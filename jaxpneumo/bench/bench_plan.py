@@ -5,6 +5,7 @@ reuse the memory of arguments, and the temporary arrays. It grows linearly with 
 batch sizes predicts the largest one, which is then compiled to confirm the prediction.
 """
 
+import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxpneumo.bench.bench_step import jitted_step
-from jaxpneumo.bench.measure import GIB, add_network, device_memory, finish, network, parser
+from jaxpneumo.bench.measure import GIB, device_memory, finish, network
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.process.errors import DONE, FAILED, InputError
-from jaxpneumo.process.ranges import SIDE, Several, number
 from jaxpneumo.run.state import create_train_state, variable_shapes
 
 # Share of the memory for the runtime, the next batch and the metrics.
@@ -116,20 +116,8 @@ def plan(model: UNet, size: int, memory: float) -> Plan:
     return largest_batch(needed, memory)
 
 
-def main(argv: list[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs `jaxpneumo bench plan`."""
-    options = parser("plan", __doc__, "--sizes 256,512 --memory 80")
-    add_network(options, size=None, batch=None)
-    options.add_argument(
-        "--sizes", type=Several(SIDE), default="256,512", metavar="PIXELS", help="image sizes (default: %(default)s)"
-    )
-    options.add_argument(
-        "--memory",
-        type=number(0, 1e6, above_low=True),
-        metavar="GIB",
-        help="memory of one device (default: as reported by the device)",
-    )
-    options = options.parse_args(argv)
     model = network(options)
     memory = options.memory * GIB if options.memory else float(device_memory())
     plans = {size: plan(model, size, memory * (1 - MARGIN)) for size in options.sizes}

@@ -5,6 +5,7 @@ both views and a mask at the network's size. The time of the whole prediction is
 masks at native size on the host.
 """
 
+import argparse
 from typing import Any
 
 import jax
@@ -13,10 +14,8 @@ import jax.numpy as jnp
 from jaxpneumo.bench.bench_step import rooflines
 from jaxpneumo.bench.measure import (
     GIB,
-    add_network,
     finish,
     network,
-    parser,
     peak_bytes,
     random_batch,
     rates,
@@ -26,7 +25,6 @@ from jaxpneumo.bench.roofline import Rates, counted_work, describe, device_rates
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.predict.infer import compile_network, predict_masks, predict_probabilities
 from jaxpneumo.process.errors import DONE
-from jaxpneumo.process.ranges import CALLS
 from jaxpneumo.run.config import Predict
 from jaxpneumo.run.sharding import check_batch_size, make_local_mesh, replicated, split
 from jaxpneumo.run.state import initialise
@@ -98,14 +96,8 @@ def bench_predict(
     return result
 
 
-def main(argv: list[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs `jaxpneumo bench predict`."""
-    options = parser("predict", __doc__, "--size 512 --batch 32 --dtype bfloat16")
-    add_network(options, size=512, batch=1)
-    options.add_argument("--no-tta", action="store_true", help="predict without the mirror image")
-    options.add_argument("--calls", type=CALLS, metavar="N", help="predictions per repeat (default: about 0.3 s)")
-    options.add_argument("--no-roofline", action="store_true", help="do not measure the device's peak rates")
-    options = options.parse_args(argv)
     model, device = network(options, training=False), None if options.no_roofline else device_rates(repeats=3)
     result = bench_predict(
         model, options.size, options.batch, options.repeats, options.calls, device, not options.no_tta

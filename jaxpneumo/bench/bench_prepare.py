@@ -4,6 +4,7 @@ Machines are shared and clock rates vary. So preparation and decoding are measur
 result that counts.
 """
 
+import argparse
 import csv
 import os
 import shutil
@@ -21,13 +22,10 @@ import numpy as np
 from jaxpneumo.data import ingest, labels
 from jaxpneumo.data import prepare as preparation
 from jaxpneumo.dicom import dicom
-from jaxpneumo.process import places
-from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
 from jaxpneumo.process.machine import cores, peak_memory
 from jaxpneumo.process.progress import progress_bar
-from jaxpneumo.process.ranges import COUNT, REPEATS, whole
 from jaxpneumo.process.workers import keep_memory
 
 _context = get_context("spawn")
@@ -205,29 +203,11 @@ def _prepare_once(folder: Path, sizes: tuple[int, ...], team: int) -> tuple[floa
     return report.images_per_second, report.busy_seconds, seconds, peak_memory(), max(report.worker_peaks, default=0)
 
 
-def main(argv: list[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs `jaxpneumo bench prepare`."""
-    parser = Parser(
-        prog="jaxpneumo bench prepare",
-        description="Compare the preparation of DICOM files with decoding them alone.",
-        epilog="example: jaxpneumo bench prepare --images siim/dicom-images-train --labels siim/train-rle.csv",
-    )
-    add = parser.add_argument
-    add("--images", type=places.path, required=True, metavar="DIR", help="folder with JPEG Baseline DICOM files")
-    add("--labels", dest="labels_path", type=places.path, metavar="CSV", help="labels (default: all negative)")
-    add("--count", type=COUNT, default=1000, metavar="N", help="images, repeated under new ids (default: 1000)")
-    add("--repeats", type=REPEATS, default=5, metavar="N", help="repeats of each; results are medians (default: 5)")
-    add("--workers", type=whole(2, 1024), metavar="N", help="number of processes (default: one per core, at least 2)")
-    add(
-        "--scratch",
-        type=places.scratch_folder,
-        metavar="DIR",
-        help="temporary folder for files and arrays (default: the system's)",
-    )
-    add("--output", type=places.file_to_write, metavar="JSON", help="also write the results as JSON")
-    options = vars(parser.parse_args(argv))
-    output = options.pop("output")
-    result = bench_prepare(**options)
+    arguments = vars(options)
+    output = arguments.pop("output")
+    result = bench_prepare(**arguments)
     if output:
         write_json(output, result)
     mega = 1 / 2**20

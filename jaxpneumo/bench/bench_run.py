@@ -6,6 +6,7 @@ and the time when the record appears, with the training step alone, which is mea
 is the idle time of the device.
 """
 
+import argparse
 import ast
 import itertools
 import json
@@ -19,18 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from jaxpneumo.bench.bench_prepare import repeat_files
-from jaxpneumo.bench.measure import finish, parser
+from jaxpneumo.bench.measure import finish
+from jaxpneumo.bench.options import CHALLENGE_IMAGES
 from jaxpneumo.data.prepare import prepare
-from jaxpneumo.process import places
 from jaxpneumo.process.errors import DONE, InputError, TrainingError
 from jaxpneumo.process.files import read_json
-from jaxpneumo.process.ranges import COUNT, whole
 from jaxpneumo.run.config import Config, Stage, typed
 from jaxpneumo.run.config_files import find_config_file, read_config_file, why_refused
 from jaxpneumo.synthetic import radiographs
 
 DISTINCT = 200  # number of drawn radiographs; the others are copies of them
-CHALLENGE_IMAGES = 12047
 
 
 def bench_run(
@@ -196,33 +195,8 @@ def _step_alone(config: Config, stage: Stage, folder: Path) -> float:
     return read_json(output)["seconds"]
 
 
-def main(argv: list[str]) -> int:
-    """Runs `jaxpneumo bench run`."""
-    options = parser("run", __doc__, "--config=configs/exp5.py --images 12047 --epochs 3")
-    add = options.add_argument
-    add("--config", required=True, metavar="FILE", help="config to run; --config.a.b=value changes one value")
-    add("--images", type=COUNT, default=CHALLENGE_IMAGES, metavar="N", help="radiographs (default: %(default)s)")
-    add(
-        "--epochs",
-        type=whole(2, 10_000),
-        default=3,
-        metavar="N",
-        help="epochs per stage; the first does not count (default: 3)",
-    )
-    add(
-        "--radiograph-size",
-        type=radiographs.SIZE,
-        default=1024,
-        metavar="PIXELS",
-        help="height and width of the drawn radiographs (default: %(default)s)",
-    )
-    add(
-        "--scratch",
-        type=places.scratch_folder,
-        metavar="DIR",
-        help="temporary folder for data and run (default: the system's)",
-    )
-    options, overrides = options.parse_known_args(argv)
+def main(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Runs `jaxpneumo bench run`; the overrides change its config."""
     result = bench_run(
         options.config,
         overrides,

@@ -4,6 +4,7 @@ The first start has an empty compilation cache; the second uses the cache that t
 new process. The time includes interpreter, imports, device, fresh weights, compilation and the step itself.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ def bench_start(arguments: list[str], repeats: int = 5, scratch: Path | None = N
     """Times starts: in each repeat, one with an empty cache and one with a filled cache.
 
     Args:
-      arguments: options of `add_network`.
+      arguments: options of `options.add_network`.
       repeats: number of repeats.
       scratch: folder for the caches, removed at the end; None uses the system's temporary folder.
 
@@ -84,10 +85,11 @@ def _first_step(argv: list[str]) -> dict[str, float]:
     import jax.numpy as jnp
 
     from jaxpneumo.bench import bench_step, measure
+    from jaxpneumo.bench.options import add_network
     from jaxpneumo.run.sharding import make_mesh, place, replicated, split
 
     parser = Parser()
-    measure.add_network(parser)
+    add_network(parser)
     options = parser.parse_args(argv)
     model = measure.network(options)
     moments = {"imported": time.monotonic()}
@@ -101,13 +103,10 @@ def _first_step(argv: list[str]) -> dict[str, float]:
     return {**moments, "step": time.monotonic()}
 
 
-def main(argv: list[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs `jaxpneumo bench start`."""
     from jaxpneumo.bench import measure
 
-    options = measure.parser("start", __doc__, "--size 256 --batch 4")
-    measure.add_network(options)
-    options = options.parse_args(argv)
     measure.network(options)
     settings = {name: getattr(options, name) for name in OPTIONS}
     settings["depths"] = ",".join(map(str, options.depths))

@@ -1,5 +1,6 @@
 """`jaxpneumo bench step`: the compiled training step alone, with its batch already on the device."""
 
+import argparse
 import functools
 import math
 import time
@@ -13,10 +14,8 @@ import jax.numpy as jnp
 from jaxpneumo.augment.device import make_augment
 from jaxpneumo.bench.measure import (
     GIB,
-    add_network,
     finish,
     network,
-    parser,
     peak_bytes,
     random_batch,
     rates,
@@ -25,7 +24,6 @@ from jaxpneumo.bench.measure import (
 from jaxpneumo.bench.roofline import Rates, Work, compiled_work, counted_work, describe, device_rates, roofline
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.process.errors import DONE, TrainingError
-from jaxpneumo.process.ranges import CALLS, PROBABILITY, Several
 from jaxpneumo.run.config import Loss
 from jaxpneumo.run.sharding import check_batch_size, make_mesh, place, replicated, split
 from jaxpneumo.run.state import TrainState, create_train_state, initialise
@@ -158,19 +156,8 @@ def _augmentation(probabilities: Sequence[float] | None, size: int) -> Callable 
     return make_augment(flip, intensity, distortion, crop, size)
 
 
-def main(argv: list[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs `jaxpneumo bench step`."""
-    options = parser("step", __doc__, "--size 512 --batch 16 --dtype bfloat16")
-    add_network(options)
-    options.add_argument("--calls", type=CALLS, metavar="N", help="steps per repeat (default: about 0.3 s)")
-    options.add_argument(
-        "--augment",
-        type=Several(PROBABILITY, 4),
-        metavar="P,P,P,P",
-        help="probabilities of the augmentations A1..A4 in the step, on the device",
-    )
-    options.add_argument("--no-roofline", action="store_true", help="do not measure the device's peak rates")
-    options = options.parse_args(argv)
     model, augment = network(options), _augmentation(options.augment, options.size)
     device = None if options.no_roofline else device_rates(repeats=3)
     result = bench_step(model, options.size, options.batch, options.repeats, options.calls, device, augment)

@@ -19,13 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpneumo.model.rewrites import rewrites_for
-from jaxpneumo.model.unet import ENCODERS, UNet
-from jaxpneumo.process import places
-from jaxpneumo.process.arguments import Parser
+from jaxpneumo.model.unet import UNet
 from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.machine import cores, free_memory, peak_memory
-from jaxpneumo.process.ranges import BATCH, DEPTHS, REPEATS, SIDE, WIDTH
 from jaxpneumo.process.software import software
 
 # Duration of a repeat. At this length, clock resolution and the first dispatch do not matter.
@@ -109,48 +106,8 @@ def random_batch(size: int, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def parser(name: str, doc: str | None, example: str, repeats: int = 5) -> Parser:
-    """Makes a parser with the options of all benchmarks: --repeats and --output.
-
-    Args:
-      name: name of the benchmark.
-      doc: docstring of its module. The first line gives the description.
-      example: options of the example in the help.
-      repeats: default of --repeats.
-    """
-    result = Parser(
-        prog=f"jaxpneumo bench {name}",
-        description=(doc or "").split("\n")[0].partition(": ")[2],
-        epilog=f"example: jaxpneumo bench {name} {example}",
-    )
-    result.add_argument(
-        "--repeats", type=REPEATS, default=repeats, metavar="N", help="results are medians (default: %(default)s)"
-    )
-    result.add_argument("--output", type=places.file_to_write, metavar="JSON", help="also write the results as JSON")
-    return result
-
-
-def add_network(parser: Parser, size: int | None = 256, batch: int | None = 4) -> None:
-    """Adds options for the network, for the image size unless `size` is None, and for the batch unless `batch` is."""
-    add = parser.add_argument
-    add("--encoder", choices=tuple(ENCODERS), default="resnet34_preact", help="encoder (default: %(default)s)")
-    add("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="computation type (default: %(default)s)")
-    add(
-        "--depths",
-        type=DEPTHS,
-        default="3,4,6,3",
-        metavar="N,N,N,N",
-        help="number of units in each stage of the encoder (default: %(default)s)",
-    )
-    add("--width", type=WIDTH, default=64, metavar="N", help="channels of the first stage (default: %(default)s)")
-    if size:
-        add("--size", type=SIDE, default=size, metavar="PIXELS", help="height and width (default: %(default)s)")
-    if batch:
-        add("--batch", type=BATCH, default=batch, metavar="N", help="images per batch (default: %(default)s)")
-
-
 def network(options: argparse.Namespace, training: bool = True) -> UNet:
-    """Makes the network of the options of `add_network`. If `training` is False, it takes folded variables."""
+    """Makes the network of the options of `options.add_network`. If `training` is False, it takes folded variables."""
     return UNet(
         options.encoder,
         jnp.dtype(options.dtype),
