@@ -37,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.remat = False  # True recomputes activations in the backward pass: less memory, more time
 
     config.loss = ml_collections.ConfigDict()
-    config.loss.dice = "image"  # soft Dice of each image; "batch": soft Dice of all pixels of the batch
+    config.loss.dice = "batch"  # soft Dice of all pixels of the batch; "image" and "positive" are each image's
 
     config.augment = ml_collections.ConfigDict()  # probabilities of the groups A1..A4
     config.augment.engine = "device"  # "host": albumentations, in the threads or processes that read the data

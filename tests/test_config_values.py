@@ -166,8 +166,11 @@ class TestRunsOfEarlierVersions:
     def test_only_what_trains_differently_is_a_difference(self, path):
         values, config = read_json(path), load_config(path.stem.rsplit("_", 1)[1])
         by_host = "engine" not in values["augment"]
-        assert differences(typed(values), as_typed(config)) == (["augment.engine"] if by_host else [])
-        config.augment.engine = "host"
+        # The configs' Dice loss was that of each image once.
+        assert (config.loss.dice, values["loss"]["dice"]) == ("batch", "batch" if path == EARLIER[-1] else "image")
+        changed = [] if path == EARLIER[-1] else ["loss.dice"]
+        assert differences(typed(values), as_typed(config)) == (["augment.engine"] if by_host else []) + changed
+        config.augment.engine, config.loss.dice = "host", values["loss"]["dice"]
         assert differences(typed(values), as_typed(config)) == ([] if by_host else ["augment.engine"])
         config.data.fold = 1
         assert "data.fold" in differences(typed(values), as_typed(config))

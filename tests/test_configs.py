@@ -83,11 +83,9 @@ def test_runs_one_shrunk_epoch_a_stage(name, prepared, tmp_path):
     assert_complete(tmp_path, [stage for stage in config if stage.startswith("stage")])
 
 
-def test_experiment_3_takes_experiment_2s_weights(prepared, tmp_path):
-    main.run(shrink(load_config("exp2"), prepared), tmp_path / "exp2")
-    assert_complete(tmp_path / "exp2", ["stage1"])
+def test_experiment_3_takes_experiment_2s_weights(evaluated, prepared, tmp_path):
     config = shrink(load_config("exp3"), prepared)
-    config.init_from = str(tmp_path / "exp2")
+    config.init_from = str(evaluated)  # exp2, shrunk
     main.run(config, tmp_path / "exp3")
     assert not (tmp_path / "exp3/stage1").exists()
     assert_complete(tmp_path / "exp3", ["stage2"])
