@@ -14,8 +14,8 @@ from jaxpneumo.data import dataset, splits
 from jaxpneumo.evaluate import evaluate, thresholds
 from jaxpneumo.predict import predict, workdir_options
 from jaxpneumo.predict.ensemble import load_ensemble
-from jaxpneumo.predict.ensemble import shrink as shrink_images
 from jaxpneumo.predict.infer import load_predictor
+from jaxpneumo.predict.native import shrink as shrink_images
 from jaxpneumo.predict.submission import read_submission
 from jaxpneumo.process.errors import DONE, InputError
 from jaxpneumo.train.stages import train

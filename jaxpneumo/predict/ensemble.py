@@ -13,10 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.predict.infer import Predictor, jit_probabilities, load_predictor, predict_probabilities
+from jaxpneumo.predict.native import shrink
 from jaxpneumo.run.network import make_model
 from jaxpneumo.run.sharding import replicated
 
@@ -95,17 +95,3 @@ def ensemble_probabilities(
         mean = jnp.tensordot(jnp.float32(group.weights), jax.lax.map(apply, stacked), axes=1, precision="highest")
         means.append(mean if group.size == size else jax.image.resize(mean, (*mean.shape[:2], size, size), "linear"))
     return functools.reduce(jnp.add, means)
-
-
-def shrink(image: jax.Array, size: int) -> jax.Array:
-    """Makes images smaller by averaging over areas, as `data.resize` does: uint8 (B, S, S) -> uint8 (B, size, size)."""
-    weights = _area_weights(image.shape[-1], size)
-    product = functools.partial(jnp.einsum, precision="highest")
-    return jnp.round(product("ih,bhw,jw->bij", weights, image.astype(jnp.float32), weights)).astype(jnp.uint8)
-
-
-def _area_weights(before: int, after: int) -> np.ndarray:
-    """The share of each of `before` pixels in the mean of each of `after` larger ones, (after, before)."""
-    edges = np.linspace(0, before, after + 1)
-    low, high = np.maximum(edges[:-1, None], np.arange(before)), np.minimum(edges[1:, None], np.arange(1, before + 1))
-    return (np.maximum(high - low, 0) * after / before).astype(np.float32)

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from jaxpneumo.model.folding import fold
 from jaxpneumo.model.unet import UNet
-from jaxpneumo.predict.native import Grid, NativeMask, native_grid, native_masks, pixels_at_least
+from jaxpneumo.predict.native import Grid, NativeMask, native_grid, native_masks, pixels_at_least, shrink
 from jaxpneumo.run import checkpoint
 from jaxpneumo.run.config import Config, Predict, read_config
 from jaxpneumo.run.network import make_model
@@ -29,7 +29,7 @@ from jaxpneumo.run.sharding import check_batch_size, each_on_its_device, make_lo
 from jaxpneumo.run.state import variable_shapes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CompiledNetwork:
     """A network that is ready to predict.
 
@@ -40,6 +40,7 @@ class CompiledNetwork:
       probabilities: compiled function (variables, uint8 (B, S, S), mirror) -> float32 (2, B, S, S): without and with
         flip TTA. If mirror is False, it returns only the first, (1, B, S, S).
       native_masks: the compiled `native.native_masks`.
+      gate: a network that decides which images show anything; the others' masks are emptied. None: no such network.
     """
 
     settings: Predict
@@ -47,9 +48,10 @@ class CompiledNetwork:
     mesh: Mesh
     probabilities: Any
     native_masks: Any
+    gate: "CompiledNetwork | None" = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Predictor(CompiledNetwork):
     """The network of a finished run and its origin. The settings are those of the run, unless a command changes them.
 
@@ -106,7 +108,9 @@ def compile_network(model: UNet, variables: dict[str, Any], settings: Predict, m
     """Makes a network ready to predict. `variables` come from training and are on the devices of `mesh`."""
     folded, probabilities, masks = _functions(cast(Hashable, model), mesh)
     variables = folded(variables, model.encoder, jnp.dtype(model.dtype))
-    return CompiledNetwork(settings, variables, mesh, probabilities, masks)
+    return CompiledNetwork(
+        settings=settings, variables=variables, mesh=mesh, probabilities=probabilities, native_masks=masks
+    )
 
 
 @functools.lru_cache(maxsize=4)
@@ -170,8 +174,9 @@ def predict_masks(
 
     A mask has all pixels with a probability of at least `threshold`. It is emptied if its area is below
     `removal_threshold`. With `top_threshold` and `top_area` (`jaxpneumo thresholds` chooses them), it is also emptied
-    if fewer than `top_area` pixels reach `top_threshold`. Areas are in pixels of a 1024x1024 image. This function does
-    not remove single components; `postprocess.remove_small` does.
+    if fewer than `top_area` pixels reach `top_threshold`. It is emptied, too, if the network's gate outlines nothing.
+    Areas are in pixels of a 1024x1024 image. This function does not remove single components;
+    `postprocess.remove_small` does.
 
     Args:
       network: the result of `load_predictor` or `compile_network`.
@@ -181,23 +186,41 @@ def predict_masks(
     Yields:
       (key, {view: mask}) in the order of `images`.
     """
-    settings, views = network.settings, tuple(views)
+    views = tuple(views)
+
+    def native(batch: Batch) -> dict[int, tuple[jax.Array, jax.Array]]:
+        levels = _levels(network.settings, batch)
+        masks = {view: network.native_masks(batch.probability[view], batch.grid, *levels) for view in views}
+        if network.gate is None:
+            return masks
+        kept = _kept_by(network.gate, batch)
+        return {v: (jnp.where(kept[:, None, None], bits, 0), jnp.where(kept, a, 0)) for v, (bits, a) in masks.items()}
+
+    for key, size, found in predict_native(network, images, 1 in views, native):
+        yield key, {view: NativeMask(bits, *size, int(area)) for view, (bits, area) in found.items()}
+
+
+def _levels(settings: Predict, batch: "Batch") -> tuple[np.ndarray, np.ndarray]:
+    """For `native_masks`: the smallest areas (B, T) in native pixels, and the probability thresholds (T,)."""
     thresholds, areas = [settings.threshold], [settings.removal_threshold]
     if settings.top_threshold is not None and settings.top_area is not None:
         thresholds.append(settings.top_threshold)
         areas.append(settings.top_area)
+    smallest = np.zeros((len(batch.pictures), len(areas)), np.int32)
+    for i, (_, size) in enumerate(zip(batch.keys, batch.sizes, strict=True)):
+        smallest[i] = [pixels_at_least(area, *size) for area in areas]
+    return smallest, np.array(thresholds, np.float32)
 
-    def native(batch: Batch) -> dict[int, tuple[jax.Array, jax.Array]]:
-        smallest = np.zeros((settings.batch_size, len(areas)), np.int32)
-        for i, (_, size) in enumerate(zip(batch.keys, batch.sizes, strict=True)):
-            smallest[i] = [pixels_at_least(area, *size) for area in areas]
-        return {
-            view: network.native_masks(batch.probability[view], batch.grid, smallest, np.array(thresholds, np.float32))
-            for view in views
-        }
 
-    for key, size, found in predict_native(network, images, 1 in views, native):
-        yield key, {view: NativeMask(bits, *size, int(area)) for view, (bits, area) in found.items()}
+def _kept_by(gate: CompiledNetwork, batch: "Batch") -> jax.Array:
+    """Which images of a batch (B,) a gate outlines anything in, with its own size, thresholds and flip TTA."""
+    settings = gate.settings
+    pictures = batch.pictures
+    if settings.size < pictures.shape[-1]:
+        pictures = jax.jit(shrink, static_argnums=1, out_shardings=split(gate.mesh))(pictures, settings.size)
+    probability = gate.probabilities(gate.variables, pictures, settings.tta)[int(settings.tta)]
+    grid = native_grid(batch.sizes, settings.size, len(pictures))
+    return gate.native_masks(probability, grid, *_levels(settings, batch))[1] > 0
 
 
 @dataclass(frozen=True)
@@ -207,12 +230,14 @@ class Batch:
     Attributes:
       keys: one key per image; fewer than B if the batch is not full.
       sizes: (native height, native width) of each image.
+      pictures: uint8 (B, S, S), on the device.
       probability: float32 (1 or 2, B, S, S), the result of `predict_probabilities`.
       grid: the grid for the native sizes of the B images.
     """
 
     keys: list[Any]
     sizes: list[tuple[int, int]]
+    pictures: jax.Array
     probability: jax.Array
     grid: Grid
 
@@ -241,10 +266,12 @@ def predict_native(
         for i, (_, picture, _) in enumerate(group):
             pictures[i] = picture
         sizes = [size for _, _, size in group]
+        placed = place(pictures, split(network.mesh))
         batch = Batch(
             [key for key, _, _ in group],
             sizes,
-            network.probabilities(network.variables, place(pictures, split(network.mesh)), mirror),
+            placed,
+            network.probabilities(network.variables, placed, mirror),
             native_grid(sizes, settings.size, settings.batch_size),
         )
         started = batch, native(batch)

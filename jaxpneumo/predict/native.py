@@ -8,6 +8,7 @@ only on the interpolation between its neighbours, not on the canvas. So the mask
 canvas of exactly the native size.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -140,3 +141,17 @@ def native_masks(
 def pixels_at_least(threshold: float, height: int, width: int) -> int:
     """Converts an area in pixels of a 1024x1024 image to native pixels, rounded up."""
     return ceil(threshold * height * width / NATIVE_AREA)
+
+
+def shrink(image: jax.Array, size: int) -> jax.Array:
+    """Makes images smaller by averaging over areas, as `data.resize` does: uint8 (B, S, S) -> uint8 (B, size, size)."""
+    weights = _area_weights(image.shape[-1], size)
+    product = functools.partial(jnp.einsum, precision="highest")
+    return jnp.round(product("ih,bhw,jw->bij", weights, image.astype(jnp.float32), weights)).astype(jnp.uint8)
+
+
+def _area_weights(before: int, after: int) -> np.ndarray:
+    """The share of each of `before` pixels in the mean of each of `after` larger ones, (after, before)."""
+    edges = np.linspace(0, before, after + 1)
+    low, high = np.maximum(edges[:-1, None], np.arange(before)), np.minimum(edges[1:, None], np.arange(1, before + 1))
+    return (np.maximum(high - low, 0) * after / before).astype(np.float32)

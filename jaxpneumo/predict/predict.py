@@ -49,6 +49,7 @@ from jaxpneumo.run.config_values import VALUES
 if TYPE_CHECKING:
     from jaxpneumo.predict.infer import Predictor
     from jaxpneumo.predict.native import NativeMask
+    from jaxpneumo.run.config import Predict
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +75,13 @@ examples:
   jaxpneumo predict --workdir runs/exp5 --input film.dcm --output out
   jaxpneumo predict --workdir runs/exp5 --input archive --output out --overlays 0 --num-parts 32 --part-id auto
   jaxpneumo predict --workdir runs/exp5_fold0 --workdir runs/exp5_fold1 --input images --output out
+  jaxpneumo predict --workdir runs/positives --gate runs/exp5 --input images --output out
 
 With several runs, the mean of their probabilities is used; --weights 0.7,0.3 makes it a weighted mean. All other
 settings are those of the first run.
+
+With --gate RUN, another run decides whether there is a pneumothorax: an image stays empty where that run, with its own
+thresholds, outlines nothing.
 """
 
 
@@ -174,6 +179,9 @@ def _header(predictor: "Predictor", part: tuple[int, int] | None, any_image: boo
     chosen |= {"dtype": predictor.config.model.dtype, "any_image": any_image}
     if predictor.weighted_runs:
         chosen["weights"] = [weight for _, weight in predictor.weighted_runs]
+    if (gate := predictor.gate) is not None:
+        of_gate = {name: value for name in names if (value := getattr(gate.settings, name)) is not None}
+        chosen["gate"] = {"model": cast("Predictor", gate).model_id, **of_gate}
     return make_header(predictor.model_id, chosen, software(), part, predictor.synthetic)
 
 
@@ -254,6 +262,19 @@ def _is_newer(path: Path, picture: Picture) -> bool:
     return path.exists() and path.stat().st_mtime_ns >= picture.stamp[1]
 
 
+def _load_gate(workdir: Path, thresholds: str | None, settings: "Predict") -> "Predictor":
+    """The run that decides which images are predicted, for predictions with these settings. Raises InputError."""
+    from jaxpneumo.predict.infer import load_predictor
+
+    gate = load_predictor(workdir, settings.batch_size)
+    if gate.settings.size > settings.size:
+        raise InputError(
+            f"--gate {workdir} predicts at size {gate.settings.size}, which is more than the {settings.size} of the "
+            "images here. Take a gate of the same size or a smaller one."
+        )
+    return replace(gate, settings=saved_thresholds.use(workdir, thresholds, gate.settings)) if thresholds else gate
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; see HELP. Returns 0, or 3 if files were set aside."""
     parser = Parser(prog="jaxpneumo predict", description=HELP)
@@ -275,6 +296,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     add("--removal-rule", choices=REMOVAL_RULES, help="remove whole images or single components (default: the run's)")
     add("--no-tta", action="store_true", help="predict without the mirror image")
+    add("--gate", type=places.path, metavar="RUN", help="leave images empty in which this run outlines nothing")
+    add("--gate-thresholds", metavar="NAME", help="saved thresholds of that run (default: its config's)")
     add(
         "--batch-size",
         type=BATCH,
@@ -305,8 +328,11 @@ def main(arguments: Sequence[str]) -> int:
     settings = replace(predictor.settings, tta=predictor.settings.tta and not options.no_tta, **given)
     if options.thresholds:
         settings = saved_thresholds.use(workdirs[0], options.thresholds, settings)
+    if options.gate_thresholds and not options.gate:
+        raise InputError("--gate-thresholds needs --gate RUN.")
+    gate = _load_gate(options.gate, options.gate_thresholds, settings) if options.gate else None
     report = predict_files(
-        replace(predictor, settings=settings),
+        replace(predictor, settings=settings, gate=gate),
         found.folder,
         found.sources,
         options.output,

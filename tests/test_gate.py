@@ -1,0 +1,97 @@
+"""Two steps: one run decides which images show pneumothorax, another, trained on positive images, outlines it."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers import as_typed, load_config, shrink
+
+from jaxpneumo.data import dataset
+from jaxpneumo.data.rle import EMPTY
+from jaxpneumo.predict import predict
+from jaxpneumo.predict.infer import load_predictor
+from jaxpneumo.predict.submission import read_submission
+from jaxpneumo.process.errors import DONE, InputError
+from jaxpneumo.train.stages import train
+
+
+@pytest.fixture(scope="module")
+def of_positives(prepared, tmp_path_factory):
+    """A run at 64 pixels that saw positive images only."""
+    folder = tmp_path_factory.mktemp("positives") / "run"
+    config = shrink(load_config("exp2"), prepared)
+    config.data.split, config.data.validation_fraction = "patient", 0.4
+    config.model.dtype = "float32"
+    config.stage1.size = config.predict.size = 64
+    config.stage1.unlock()
+    config.stage1.positive_share = 1.0
+    train(as_typed(config), folder)
+    return folder
+
+
+@pytest.fixture
+def predicted(radiographs, tmp_path):
+    """Predicts the radiographs into a folder of this name; returns image id -> codes."""
+
+    def run(name, *flags):
+        arguments = [*flags, "--input", str(radiographs / "dicom"), "--output", str(tmp_path / name)]
+        arguments += ["--overlays", "0", "--workers", "0", "--removal-threshold", "0"]
+        assert predict.main([*arguments, *(() if "--threshold" in flags else ("--threshold", "0.3"))]) == DONE
+        return read_submission(tmp_path / name / "submission.csv")
+
+    return run
+
+
+def save_thresholds(run, name, threshold):
+    """As `jaxpneumo thresholds` saves them."""
+    saved = {"threshold": threshold, "removal_threshold": 0, "removal_rule": "image", "tta": True, "size": 32}
+    (run / "thresholds").mkdir(exist_ok=True)
+    (run / "thresholds" / f"{name}.json").write_text(json.dumps(saved))
+
+
+def middle_threshold(evaluated):
+    """One that some images' highest probability reaches and others' does not."""
+    predictor = load_predictor(evaluated)
+    images = dataset.open_arrays(json.loads((evaluated / "config.json").read_text())["data"]["directory"], 32)[0]
+    highest = [
+        np.asarray(predictor.probabilities(predictor.variables, images[i : i + 4], True))[1].max((1, 2))
+        for i in range(0, len(images), 4)
+    ]
+    return float(np.median(np.concatenate(highest)))
+
+
+def test_an_image_stays_empty_where_the_gate_outlines_nothing(evaluated, of_positives, predicted):
+    """By the gate's own network, size, threshold and TTA: exactly as it predicts alone."""
+    threshold = middle_threshold(evaluated)
+    save_thresholds(evaluated, "half", threshold)
+    alone = predicted("alone", "--workdir", str(of_positives))
+    gate = predicted("gate", "--workdir", str(evaluated), "--threshold", str(threshold))
+    gated = predicted("gated", "--workdir", str(of_positives), "--gate", str(evaluated), "--gate-thresholds", "half")
+    kept = {image for image, code in gate.items() if code != EMPTY}
+    assert 0 < len(kept) < 24
+    assert any(alone[image] != EMPTY for image in alone.keys() - kept)
+    assert gated == {image: code if image in kept else EMPTY for image, code in alone.items()}
+
+
+def test_the_manifest_names_the_gate_and_another_gate_does_not_go_on(evaluated, of_positives, predicted, tmp_path):
+    flags = ("--workdir", str(of_positives), "--gate", str(evaluated))
+    predicted("out", *flags)
+    gate = json.loads((tmp_path / "out/manifest.jsonl").read_text().splitlines()[0])["settings"]["gate"]
+    assert (gate["threshold"], gate["removal_threshold"], gate["size"]) == (0.3, 20000, 32)
+    assert len(gate["model"]) == 64
+    save_thresholds(evaluated, "other", 0.9)
+    with pytest.raises(InputError, match="gate"):
+        predicted("out", *flags, "--gate-thresholds", "other")
+    with pytest.raises(InputError, match="gate"):
+        predicted("out", "--workdir", str(of_positives))
+
+
+def test_a_gate_that_cannot_be_used_is_refused(evaluated, of_positives, predicted, tmp_path):
+    with pytest.raises(InputError, match=r"predicts at size 64, which is more than the 32"):
+        predicted("a", "--workdir", str(evaluated), "--gate", str(of_positives))
+    with pytest.raises(InputError, match="--gate-thresholds needs --gate RUN"):
+        predicted("b", "--workdir", str(of_positives), "--gate-thresholds", "half")
+    with pytest.raises(InputError, match="is not a run"):
+        predicted("c", "--workdir", str(of_positives), "--gate", str(tmp_path))
+    with pytest.raises(InputError, match="has no thresholds named absent"):
+        predicted("d", "--workdir", str(of_positives), "--gate", str(evaluated), "--gate-thresholds", "absent")
