@@ -21,7 +21,18 @@ from jaxpneumo.run.config_files import find_config_file
 from jaxpneumo.run.config_values import ALLOWED
 from jaxpneumo.train.stages import train
 
-CONFIGS = ["exp1", "exp2", "exp3", "exp4", "exp5", "unet256", "quickstart", "augmentation_study:A1+A2", "winner"]
+CONFIGS = [
+    "exp1",
+    "exp2",
+    "exp3",
+    "exp4",
+    "exp5",
+    "unet256",
+    "quickstart",
+    "augmentation_study:A1+A2",
+    "winner",
+    "x5:outline",
+]
 
 
 def numbers_in(values: dict, prefix: str = "") -> dict:

@@ -72,7 +72,7 @@ def test_docstrings_give_the_command(path):
     assert re.search(rf"python -m jaxpneumo.main --config=configs/{path.stem}\.py", path.read_text())
 
 
-SLOW = ("exp3", "exp4", "quickstart", "unet256", "winner", *(f"augmentation_study:{arm}" for arm in ARMS))
+SLOW = ("exp3", "exp4", "quickstart", "unet256", "winner", "x5:decide", *(f"augmentation_study:{arm}" for arm in ARMS))
 
 
 @pytest.mark.parametrize("name", ["exp1", "exp5", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
@@ -116,6 +116,16 @@ def test_the_winners_recipe_draws_fewer_and_fewer_positives_and_grows():
     assert (config.predict.top_threshold, config.predict.top_area, config.predict.threshold) == (0.75, 2000, 0.3)
     with pytest.raises(ValueError, match="resnet34, resnet50"):
         load_config("winner:vgg")
+
+
+def test_the_second_places_steps_share_split_and_network():
+    decide, outline = (as_typed(load_config(f"x5:{step}")) for step in ("decide", "outline"))
+    assert (decide.data, decide.model) == (outline.data, outline.model)
+    assert outline.stages[0].positive_share == outline.stages[0].final_positive_share == 1.0
+    assert outline.stages[0].start_from == "runs/x5_decide"
+    assert decide.predict.size <= outline.predict.size, "a gate's images are made smaller, never larger"
+    with pytest.raises(ValueError, match="decide, outline"):
+        load_config("x5:both")
 
 
 @pytest.mark.slow
