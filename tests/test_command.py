@@ -23,7 +23,7 @@ from jaxpneumo.synthetic import radiographs
 TEXTS = {
     *("--output", "--input", "--workdir", "--data", "--labels", "--patients", "--patient-key", "--images", "--runs"),
     *("--picture", "--submission", "--sample", "--scratch", "--config", "a", "b"),
-    *("--method", "--split", "--name", "--thresholds", "--experiment"),
+    *("--method", "--split", "--name", "--thresholds", "--experiment", "--gate", "--gate-thresholds"),
     *("--rule", "--score", "--choose", "--mode", "--part", "--removal-rule", "--encoder", "--dtype"),
     *("--duplicate-pixels", "--on-quarantine"),
 }

@@ -51,11 +51,7 @@ class TestPaths:
         monkeypatch.chdir(tmp_path)
         seen = []
         monkeypatch.setattr(main, "run", lambda config, workdir: seen.append(workdir) or DONE)
-        main.FLAGS.unparse_flags()
-        try:
-            assert main.main([f"--config={REPOSITORY}/configs/exp2.py", "--workdir=."]) == DONE
-        finally:
-            main.FLAGS.mark_as_parsed()
+        assert main.main([f"--config={REPOSITORY}/configs/exp2.py", "--workdir=."]) == DONE
         assert seen == [tmp_path]
 
     def test_names(self, tmp_path, monkeypatch):

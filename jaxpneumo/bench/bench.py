@@ -29,11 +29,9 @@ def main(argv: list[str]) -> int:
         output.add_argument("--output")
         if path := output.parse_known_args(argv[1:])[0].output:
             run_report.place(path)
-        parser = PARSERS[name]()
-        options, overrides = parser.parse_known_args(argv[1:]) if name == "run" else (parser.parse_args(argv[1:]), None)
-        # Only now: these load JAX, and help and refusals need not wait for it.
-        main = import_module(f"jaxpneumo.bench.bench_{name}").main
-        return main(options) if overrides is None else main(options, overrides)
+        # Help and refusals come first: the benchmarks load JAX.
+        PARSERS[name]().parse_known_args(argv[1:])
+        return import_module(f"jaxpneumo.bench.bench_{name}").main(argv[1:])
     print("usage: jaxpneumo bench WHAT ...   (jaxpneumo bench WHAT --help says more)\n")
     print("\n".join(f"  {each:12} {purpose}" for each, purpose in BENCHMARKS.items()))
     print("\nexample:\n  jaxpneumo bench step --size 512 --batch 16 --dtype bfloat16")

@@ -5,7 +5,6 @@ augmentation; both are measured alternately. The host engine runs in the threads
 one processor core.
 """
 
-import argparse
 import statistics
 import time
 from typing import Any
@@ -18,6 +17,7 @@ from jaxpneumo.augment import device, host
 from jaxpneumo.bench.bench_input import PROBABILITIES
 from jaxpneumo.bench.bench_step import prepare_step
 from jaxpneumo.bench.measure import finish, network, random_batch, rates, seconds_per_call
+from jaxpneumo.bench.options import PARSERS
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.process.errors import DONE
 
@@ -83,8 +83,9 @@ def _host_seconds(size: int, images: int, repeats: int) -> list[float]:
     return seconds
 
 
-def main(options: argparse.Namespace) -> int:
+def main(argv: list[str]) -> int:
     """Runs `jaxpneumo bench augment`."""
+    options = PARSERS["augment"]().parse_args(argv)
     result = bench_augment(network(options), options.size, options.batch, options.repeats, options.calls)
     finish(
         result,

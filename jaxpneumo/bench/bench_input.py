@@ -4,7 +4,6 @@ The benchmark writes a prepared data set of noise. It reads the data from the op
 does from the second epoch on.
 """
 
-import argparse
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import numpy as np
 
 from jaxpneumo.augment import host
 from jaxpneumo.bench.measure import finish, rates, seconds_per_call
+from jaxpneumo.bench.options import PARSERS
 from jaxpneumo.data import dataset
 from jaxpneumo.data.source import index_batches, train_batches
 from jaxpneumo.process.errors import DONE
@@ -102,8 +102,9 @@ def _with_batches(figures: dict[str, Any]) -> dict[str, Any]:
     return {**figures, "batches_per_second": 1 / figures["seconds"]}
 
 
-def main(options: argparse.Namespace) -> int:
+def main(argv: list[str]) -> int:
     """Runs `jaxpneumo bench input`."""
+    options = PARSERS["input"]().parse_args(argv)
     result = bench_input(
         options.size,
         options.batch,

@@ -5,7 +5,6 @@ reuse the memory of arguments, and the temporary arrays. It grows linearly with 
 batch sizes predicts the largest one, which is then compiled to confirm the prediction.
 """
 
-import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxpneumo.bench.bench_step import jitted_step
 from jaxpneumo.bench.measure import GIB, device_memory, finish, network
+from jaxpneumo.bench.options import PARSERS
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.process.errors import DONE, FAILED, InputError
 from jaxpneumo.run.state import create_train_state, variable_shapes
@@ -116,8 +116,9 @@ def plan(model: UNet, size: int, memory: float) -> Plan:
     return largest_batch(needed, memory)
 
 
-def main(options: argparse.Namespace) -> int:
+def main(argv: list[str]) -> int:
     """Runs `jaxpneumo bench plan`."""
+    options = PARSERS["plan"]().parse_args(argv)
     model = network(options)
     memory = options.memory * GIB if options.memory else float(device_memory())
     plans = {size: plan(model, size, memory * (1 - MARGIN)) for size in options.sizes}

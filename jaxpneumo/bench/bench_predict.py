@@ -5,7 +5,6 @@ both views and a mask at the network's size. The time of the whole prediction is
 masks at native size on the host.
 """
 
-import argparse
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from jaxpneumo.bench.measure import (
     rates,
     seconds_per_call,
 )
+from jaxpneumo.bench.options import PARSERS
 from jaxpneumo.bench.roofline import Rates, counted_work, describe, device_rates
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.predict.infer import compile_network, predict_masks, predict_probabilities
@@ -96,8 +96,9 @@ def bench_predict(
     return result
 
 
-def main(options: argparse.Namespace) -> int:
+def main(argv: list[str]) -> int:
     """Runs `jaxpneumo bench predict`."""
+    options = PARSERS["predict"]().parse_args(argv)
     model, device = network(options, training=False), None if options.no_roofline else device_rates(repeats=3)
     result = bench_predict(
         model, options.size, options.batch, options.repeats, options.calls, device, not options.no_tta

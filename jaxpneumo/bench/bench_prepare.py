@@ -4,7 +4,6 @@ Machines are shared and clock rates vary. So preparation and decoding are measur
 result that counts.
 """
 
-import argparse
 import csv
 import os
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from jaxpneumo.bench.options import PARSERS
 from jaxpneumo.data import ingest, labels
 from jaxpneumo.data import prepare as preparation
 from jaxpneumo.dicom import dicom
@@ -203,8 +203,9 @@ def _prepare_once(folder: Path, sizes: tuple[int, ...], team: int) -> tuple[floa
     return report.images_per_second, report.busy_seconds, seconds, peak_memory(), max(report.worker_peaks, default=0)
 
 
-def main(options: argparse.Namespace) -> int:
+def main(argv: list[str]) -> int:
     """Runs `jaxpneumo bench prepare`."""
+    options = PARSERS["prepare"]().parse_args(argv)
     arguments = vars(options)
     output = arguments.pop("output")
     result = bench_prepare(**arguments)

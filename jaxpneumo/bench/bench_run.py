@@ -6,7 +6,6 @@ and the time when the record appears, with the training step alone, which is mea
 is the idle time of the device.
 """
 
-import argparse
 import ast
 import itertools
 import json
@@ -21,7 +20,7 @@ from typing import Any
 
 from jaxpneumo.bench.bench_prepare import repeat_files
 from jaxpneumo.bench.measure import finish
-from jaxpneumo.bench.options import CHALLENGE_IMAGES
+from jaxpneumo.bench.options import CHALLENGE_IMAGES, PARSERS
 from jaxpneumo.data.prepare import prepare
 from jaxpneumo.process.errors import DONE, InputError, TrainingError
 from jaxpneumo.process.files import read_json
@@ -195,8 +194,9 @@ def _step_alone(config: Config, stage: Stage, folder: Path) -> float:
     return read_json(output)["seconds"]
 
 
-def main(options: argparse.Namespace, overrides: list[str]) -> int:
-    """Runs `jaxpneumo bench run`; the overrides change its config."""
+def main(argv: list[str]) -> int:
+    """Runs `jaxpneumo bench run`."""
+    options, overrides = PARSERS["run"]().parse_known_args(argv)
     result = bench_run(
         options.config,
         overrides,

@@ -4,7 +4,6 @@ The first start has an empty compilation cache; the second uses the cache that t
 new process. The time includes interpreter, imports, device, fresh weights, compilation and the step itself.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -103,10 +102,12 @@ def _first_step(argv: list[str]) -> dict[str, float]:
     return {**moments, "step": time.monotonic()}
 
 
-def main(options: argparse.Namespace) -> int:
+def main(argv: list[str]) -> int:
     """Runs `jaxpneumo bench start`."""
     from jaxpneumo.bench import measure
+    from jaxpneumo.bench.options import PARSERS
 
+    options = PARSERS["start"]().parse_args(argv)
     measure.network(options)
     settings = {name: getattr(options, name) for name in OPTIONS}
     settings["depths"] = ",".join(map(str, options.depths))

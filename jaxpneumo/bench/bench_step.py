@@ -1,6 +1,5 @@
 """`jaxpneumo bench step`: the compiled training step alone, with its batch already on the device."""
 
-import argparse
 import functools
 import math
 import time
@@ -21,6 +20,7 @@ from jaxpneumo.bench.measure import (
     rates,
     seconds_per_call,
 )
+from jaxpneumo.bench.options import PARSERS
 from jaxpneumo.bench.roofline import Rates, Work, compiled_work, counted_work, describe, device_rates, roofline
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.process.errors import DONE, TrainingError
@@ -156,8 +156,9 @@ def _augmentation(probabilities: Sequence[float] | None, size: int) -> Callable 
     return make_augment(flip, intensity, distortion, crop, size)
 
 
-def main(options: argparse.Namespace) -> int:
+def main(argv: list[str]) -> int:
     """Runs `jaxpneumo bench step`."""
+    options = PARSERS["step"]().parse_args(argv)
     model, augment = network(options), _augmentation(options.augment, options.size)
     device = None if options.no_roofline else device_rates(repeats=3)
     result = bench_step(model, options.size, options.batch, options.repeats, options.calls, device, augment)
