@@ -114,7 +114,8 @@ def take_batch(resident: Batch, element: Batch) -> Batch:
     if not resident:
         return element
     batch = {key: value[element["index"]] for key, value in resident.items()}
-    return {**batch, "weight": jnp.ones(element["index"].shape, jnp.float32)}
+    # Behind a barrier, or the compiler drops products with 1 and sums in another order than with streamed weights.
+    return {**batch, "weight": jax.lax.optimization_barrier(jnp.ones(element["index"].shape, jnp.float32))}
 
 
 def _scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, feed: Batch) -> tuple[Any, Any]:
