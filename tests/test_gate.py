@@ -1,6 +1,7 @@
 """Two steps: one run decides which images show pneumothorax, another, trained on positive images, outlines it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -30,6 +31,12 @@ def of_positives(prepared, tmp_path_factory):
 
 
 @pytest.fixture
+def gate(evaluated, tmp_path):
+    """A run at 32 pixels, of all images; a test may save thresholds in it."""
+    return shutil.copytree(evaluated, tmp_path / "gate-run")
+
+
+@pytest.fixture
 def predicted(radiographs, tmp_path):
     """Predicts the radiographs into a folder of this name; returns image id -> codes."""
 
@@ -49,10 +56,10 @@ def save_thresholds(run, name, threshold):
     (run / "thresholds" / f"{name}.json").write_text(json.dumps(saved))
 
 
-def middle_threshold(evaluated):
+def middle_threshold(run):
     """One that some images' highest probability reaches and others' does not."""
-    predictor = load_predictor(evaluated)
-    images = dataset.open_arrays(json.loads((evaluated / "config.json").read_text())["data"]["directory"], 32)[0]
+    predictor = load_predictor(run)
+    images = dataset.open_arrays(json.loads((run / "config.json").read_text())["data"]["directory"], 32)[0]
     highest = [
         np.asarray(predictor.probabilities(predictor.variables, images[i : i + 4], True))[1].max((1, 2))
         for i in range(0, len(images), 4)
@@ -60,38 +67,38 @@ def middle_threshold(evaluated):
     return float(np.median(np.concatenate(highest)))
 
 
-def test_an_image_stays_empty_where_the_gate_outlines_nothing(evaluated, of_positives, predicted):
+def test_an_image_stays_empty_where_the_gate_outlines_nothing(gate, of_positives, predicted):
     """By the gate's own network, size, threshold and TTA: exactly as it predicts alone."""
-    threshold = middle_threshold(evaluated)
-    save_thresholds(evaluated, "half", threshold)
+    threshold = middle_threshold(gate)
+    save_thresholds(gate, "half", threshold)
     alone = predicted("alone", "--workdir", str(of_positives))
-    gate = predicted("gate", "--workdir", str(evaluated), "--threshold", str(threshold))
-    gated = predicted("gated", "--workdir", str(of_positives), "--gate", str(evaluated), "--gate-thresholds", "half")
-    kept = {image for image, code in gate.items() if code != EMPTY}
+    decided = predicted("gate", "--workdir", str(gate), "--threshold", str(threshold))
+    gated = predicted("gated", "--workdir", str(of_positives), "--gate", str(gate), "--gate-thresholds", "half")
+    kept = {image for image, code in decided.items() if code != EMPTY}
     assert 0 < len(kept) < 24
     assert any(alone[image] != EMPTY for image in alone.keys() - kept)
     assert gated == {image: code if image in kept else EMPTY for image, code in alone.items()}
 
 
-def test_the_manifest_names_the_gate_and_another_gate_does_not_go_on(evaluated, of_positives, predicted, tmp_path):
-    flags = ("--workdir", str(of_positives), "--gate", str(evaluated))
+def test_the_manifest_names_the_gate_and_another_gate_does_not_go_on(gate, of_positives, predicted, tmp_path):
+    flags = ("--workdir", str(of_positives), "--gate", str(gate))
     predicted("out", *flags)
-    gate = json.loads((tmp_path / "out/manifest.jsonl").read_text().splitlines()[0])["settings"]["gate"]
-    assert (gate["threshold"], gate["removal_threshold"], gate["size"]) == (0.3, 20000, 32)
-    assert len(gate["model"]) == 64
-    save_thresholds(evaluated, "other", 0.9)
+    named = json.loads((tmp_path / "out/manifest.jsonl").read_text().splitlines()[0])["settings"]["gate"]
+    assert (named["threshold"], named["removal_threshold"], named["size"]) == (0.3, 20000, 32)
+    assert len(named["model"]) == 64
+    save_thresholds(gate, "other", 0.9)
     with pytest.raises(InputError, match="gate"):
         predicted("out", *flags, "--gate-thresholds", "other")
     with pytest.raises(InputError, match="gate"):
         predicted("out", "--workdir", str(of_positives))
 
 
-def test_a_gate_that_cannot_be_used_is_refused(evaluated, of_positives, predicted, tmp_path):
+def test_a_gate_that_cannot_be_used_is_refused(gate, of_positives, predicted, tmp_path):
     with pytest.raises(InputError, match=r"predicts at size 64, which is more than the 32"):
-        predicted("a", "--workdir", str(evaluated), "--gate", str(of_positives))
+        predicted("a", "--workdir", str(gate), "--gate", str(of_positives))
     with pytest.raises(InputError, match="--gate-thresholds needs --gate RUN"):
         predicted("b", "--workdir", str(of_positives), "--gate-thresholds", "half")
     with pytest.raises(InputError, match="is not a run"):
         predicted("c", "--workdir", str(of_positives), "--gate", str(tmp_path))
     with pytest.raises(InputError, match="has no thresholds named absent"):
-        predicted("d", "--workdir", str(of_positives), "--gate", str(evaluated), "--gate-thresholds", "absent")
+        predicted("d", "--workdir", str(of_positives), "--gate", str(gate), "--gate-thresholds", "absent")
