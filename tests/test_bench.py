@@ -12,6 +12,7 @@ from jaxpneumo.bench.bench_augment import bench_augment
 from jaxpneumo.bench.bench_input import bench_input
 from jaxpneumo.bench.bench_plan import compiled_bytes, largest_batch, step_bytes
 from jaxpneumo.bench.bench_predict import bench_predict
+from jaxpneumo.bench.bench_profile import kind_of, modules
 from jaxpneumo.bench.bench_run import load_config
 from jaxpneumo.bench.bench_step import bench_step
 from jaxpneumo.bench.roofline import Rates, Work, compiled_work, counted_work, device_rates, roofline
@@ -167,6 +168,37 @@ def test_predict():
     single = bench_predict(TINY_PREDICTING, 32, 4, 1, 1, Rates({"float32": 1e9, "bfloat16": 1e9}, 1e9), False, 64)
     both, one = (found["roofline"]["counted"]["operations"] for found in (result, single))
     assert both == one > 0
+
+
+def test_profile_gives_the_time_of_kernels_to_the_modules_of_the_network(tmp_path, capsys):
+    arguments = [*TINY_OPTIONS, "--repeats=1", "--rows=5", f"--output={tmp_path / 'a.json'}"]
+    assert bench.main(["profile", *arguments]) == 0
+    result = json.loads((tmp_path / "a.json").read_text())
+    rows = result["rows"]
+    assert sum(row["seconds"] for row in rows) == pytest.approx(result["seconds"])
+    assert result["seconds"] == pytest.approx(sum(result["instructions"].values()))
+    found = {(row["module"], row["way"]) for row in rows if row["kind"] == "convolution"}
+    for way in ("forward", "backward"):
+        assert {("encoder/stage4_unit1", way), ("decoder/block4", way), ("decoder/segmentation_head", way)} <= found
+    assert "ms" in capsys.readouterr().out
+
+
+def test_a_programs_text_says_where_an_instruction_belongs():
+    program = """
+      %fusion.3 = f32[4]{0} fusion(%a), metadata={op_name="jit(step)/while/body/jvp(UNet)/decoder/block4/bn1/mul"}
+      ROOT %cudnn-conv.1 = (bf16[2]{0}) custom-call(), metadata={op_name="jit(s)/transpose(jvp(UNet))/encoder/conv0/c"}
+      %copy.1 = f32[4]{0} copy(%b), metadata={op_name="jit(step)/transpose"}
+      %pool.1 = f32[4]{0} fusion(%b), metadata={op_name="jit(masks)/UNet/encoder/max"}
+    """
+    assert modules(program) == {
+        "fusion.3": ("decoder/block4", "forward"),
+        "cudnn-conv.1": ("encoder/conv0", "backward"),
+        "copy.1": ("other", ""),
+        "pool.1": ("encoder", "forward"),
+    }
+    names = ("cudnn-conv-bw-filter.2", "loop_convert_fusion", "input_reduce_fusion.1", "wrapped_transpose.3", "add.1")
+    kinds = ["convolution", "element-wise", "reduction", "layout", "element-wise"]
+    assert [kind_of(name) for name in names] == kinds
 
 
 def test_input(tmp_path):

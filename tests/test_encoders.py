@@ -21,8 +21,9 @@ from jaxpneumo.model.bottleneck import SEModule
 from jaxpneumo.model.convolution import Convolution, plain_convolve
 from jaxpneumo.model.convolution_gradients import convolve_with_explicit_gradients
 from jaxpneumo.model.folding import fold
+from jaxpneumo.model.pooling import pool_by_slices
 from jaxpneumo.model.resnet import plain_pool
-from jaxpneumo.model.rewrites import pool_by_slices, rewrites_for
+from jaxpneumo.model.rewrites import rewrites_for
 from jaxpneumo.model.unet import ENCODERS, Parts, UNet
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.run.config import Loss

@@ -11,11 +11,15 @@ import pytest
 from networks import AS_FOR_USERS, assert_close, drawn, elements, golden, outcome, pattern, summary, tiny
 
 from jaxpneumo.model import pretrained
+from jaxpneumo.model.batch_norm import ExplicitNorm
 from jaxpneumo.model.convolution import Convolution, plain_convolve
 from jaxpneumo.model.convolution_gradients import convolve_with_explicit_gradients
 from jaxpneumo.model.folding import fold
-from jaxpneumo.model.resnet import PreactivationResNet, ResNet
-from jaxpneumo.model.rewrites import folded_upsample, grey_stem, pool_by_slices, rewrites_for
+from jaxpneumo.model.packed import pack, packed_decoder_end, parted_upsample, unpack
+from jaxpneumo.model.pooling import pool_by_slices, pool_with_taps
+from jaxpneumo.model.resnet import PreactivationResNet, ResNet, plain_pool
+from jaxpneumo.model.rewrites import folded_upsample, rewrites_for
+from jaxpneumo.model.stem import grey_stem, packed_grey_stem
 from jaxpneumo.model.unet import Parts, UNet
 from jaxpneumo.run.config import Loss
 from jaxpneumo.train.losses import segmentation_loss
@@ -189,12 +193,20 @@ REWRITES = {
     "pool": {"parts": Parts(pool=pool_by_slices)},
     "upsample": {"parts": Parts(upsample=folded_upsample)},
     "convolve": {"parts": Parts(convolve=convolve_with_explicit_gradients)},
+    "packed stem": {"parts": Parts(stem=packed_grey_stem)},
+    "pool with taps": {"parts": Parts(pool=pool_with_taps)},
+    "explicit norm": {"parts": Parts(norm=ExplicitNorm)},
+    "parted upsample": {"parts": Parts(upsample=parted_upsample)},
+    "packed end": {"parts": Parts(decoder_end=packed_decoder_end)},
+    "packed end, explicit norm": {"parts": Parts(decoder_end=packed_decoder_end, norm=ExplicitNorm)},
+    "packed end, remat": {"parts": Parts(decoder_end=packed_decoder_end), "remat": True},
     "cpu": {"parts": rewrites_for("cpu", training=True)},
+    "gpu": {"parts": rewrites_for("gpu", training=True)},
     "remat": {"remat": True},
 }
-# "cpu" has all but remat in one.
+# "cpu" and "gpu" have all but remat between them.
 CHANGES = [
-    pytest.param(change, id=name, marks=() if name in ("cpu", "remat") else pytest.mark.slow)
+    pytest.param(change, id=name, marks=() if name in ("cpu", "gpu", "remat") else pytest.mark.slow)
     for name, change in REWRITES.items()
 ]
 
@@ -202,11 +214,11 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
 def test_rewrites_change_neither_logits_nor_gradients_nor_statistics(encoder, change):
-    """Leaf by leaf to 1e-11 in float64."""
+    """Leaf by leaf to 1e-12 of the largest in float64."""
     plain, rewritten = outcome(encoder, "float64"), outcome(encoder, "float64", **change)
     assert jax.tree.structure(plain) == jax.tree.structure(rewritten)
     for ours, reference in zip(*map(jax.tree.leaves, (rewritten, plain)), strict=True):
-        assert np.abs(ours - reference).max() <= 1e-11 * max(1e-3, np.abs(reference).max())
+        assert np.abs(ours - reference).max() <= 1e-12 * max(1e-3, np.abs(reference).max())
 
 
 @pytest.mark.slow
@@ -246,9 +258,10 @@ def test_explicit_gradients_are_those_of_the_convolution(shape, features, size, 
             np.testing.assert_allclose(mine, reference, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
-def test_folded_network_predicts_the_same_and_has_no_statistics_behind_convolutions(encoder):
-    model = tiny(encoder=encoder, parts=rewrites_for("cpu", training=False))
+def test_folded_network_predicts_the_same_and_has_no_statistics_behind_convolutions(encoder, backend):
+    model = tiny(encoder=encoder, parts=rewrites_for(backend, training=False))
     image = np.random.Generator(np.random.PCG64(7)).random((2, 64, 64, 1), np.float32)
     shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
     variables = pattern(shapes, seed=1)
@@ -263,13 +276,22 @@ def test_folded_network_predicts_the_same_and_has_no_statistics_behind_convoluti
     assert kernels["decoder"]["block0"]["bn1"]["bias"].dtype == jnp.float32
 
 
-def test_pooling_takes_the_maximum_of_each_window_and_its_gradient():
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("pool", [pool_by_slices, pool_with_taps])
+def test_pooling_takes_the_maximum_of_each_window_and_its_gradient(pool, before):
     x = jax.random.uniform(jax.random.key(0), (2, 8, 12, 3))
-    window = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-    np.testing.assert_array_equal(pool_by_slices(x), window(x))
+    np.testing.assert_array_equal(pool(x, before), plain_pool(x, before))
     weights = jax.random.normal(jax.random.key(1), (2, 4, 6, 3))
-    ours, reference = (jax.grad(lambda x, pool=pool: (pool(x) * weights).sum())(x) for pool in (pool_by_slices, window))
+    ours, reference = (
+        jax.grad(lambda x, form=form: (form(x, before) * weights).sum())(x) for form in (pool, plain_pool)
+    )
     np.testing.assert_allclose(ours, reference, rtol=1e-6, atol=1e-7)
+
+
+def test_a_packed_map_holds_the_pixels_of_each_window_side_by_side():
+    x = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+    np.testing.assert_array_equal(pack(x)[1, 1, 2], x[1, 2:4, 4:6].reshape(4, 3))
+    np.testing.assert_array_equal(unpack(pack(x)), x)
 
 
 def test_learnt_input_convolution_has_six_parameters_and_a_gradient():

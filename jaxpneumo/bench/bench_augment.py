@@ -45,12 +45,12 @@ def bench_augment(
     keys = jax.random.split(jax.random.key(0), batch)
     alone = jax.jit(augment)
     seconds = {"device": seconds_per_call(lambda: alone(keys, image, mask), repeats, calls)}
-    steps = {"plain_step": prepare_step(model, size, batch).once}
-    steps["augmented_step"] = prepare_step(model, size, batch, augment).once
+    steps = {"plain_step": prepare_step(model, size, batch)}
+    steps["augmented_step"] = prepare_step(model, size, batch, augment)
     seconds |= {name: [] for name in steps}
     for _ in range(repeats):
-        for name, once in steps.items():
-            seconds[name] += seconds_per_call(once, 1, calls)
+        for name, step in steps.items():
+            seconds[name] += [each / step.steps for each in seconds_per_call(step.once, 1, calls)]
     added = [
         (augmented - plain) / plain
         for plain, augmented in zip(seconds["plain_step"], seconds["augmented_step"], strict=True)

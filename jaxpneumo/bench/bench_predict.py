@@ -5,6 +5,8 @@ both views and a mask at the network's size. The time of the whole prediction is
 masks at native size on the host.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -21,9 +23,15 @@ from jaxpneumo.bench.measure import (
     seconds_per_call,
 )
 from jaxpneumo.bench.options import PARSERS
-from jaxpneumo.bench.roofline import Rates, counted_work, describe, device_rates
+from jaxpneumo.bench.roofline import Rates, Work, compiled_work, counted_work, describe, device_rates
 from jaxpneumo.model.unet import UNet
-from jaxpneumo.predict.infer import compile_network, predict_masks, predict_probabilities
+from jaxpneumo.predict.infer import (
+    CompiledNetwork,
+    compile_network,
+    jit_probabilities,
+    predict_masks,
+    predict_probabilities,
+)
 from jaxpneumo.process.errors import DONE
 from jaxpneumo.run.config import Predict
 from jaxpneumo.run.sharding import check_batch_size, make_local_mesh, replicated, split
@@ -61,25 +69,15 @@ def bench_predict(
     Raises:
       InputError: the batch size is not a multiple of the number of devices.
     """
-    mesh = make_local_mesh(batch)
-    check_batch_size(batch, mesh.size, "predict")
-    settings = Predict(size, batch, True, THRESHOLD, REMOVAL)
-    predictor = compile_network(model, jax.device_put(initialise(model, 0), replicated(mesh)), settings, mesh)
+    prepared = prepare_predict(model, size, batch, mirror)
     images = random_batch(size, batch)["image"]
-
-    def masks(variables: dict[str, Any], image: jax.Array) -> jax.Array:
-        return predict_probabilities(model, variables, image, mirror)[-1] >= THRESHOLD
-
-    on_device = jax.device_put(images, split(mesh))
-    jitted = jax.jit(masks, in_shardings=(replicated(mesh), split(mesh)))
-    compiled = jitted.lower(predictor.variables, on_device).compile()
 
     def whole() -> None:
         stream = ((key, image, (native, native)) for key, image in enumerate(images))
-        for _ in predict_masks(predictor, stream, [int(mirror)]):
+        for _ in predict_masks(prepared.network, stream, [int(mirror)]):
             pass
 
-    seconds = seconds_per_call(lambda: compiled(predictor.variables, on_device), repeats, calls)
+    seconds = seconds_per_call(prepared.once, repeats, calls)
     result = {
         "size": size,
         "batch": batch,
@@ -91,9 +89,42 @@ def bench_predict(
         "peak_bytes": peak_bytes(),
     }
     if device:
-        counted = counted_work(jitted, predictor.variables, on_device)
-        result["roofline"] = rooflines(compiled, counted, result, device, mesh.size)
+        devices = prepared.network.mesh.size
+        result["roofline"] = rooflines(compiled_work(prepared.compiled), prepared.counted, result, device, devices)
     return result
+
+
+@dataclass(frozen=True)
+class PreparedPrediction:
+    """A compiled prediction with weights and a batch of noise on the devices.
+
+    Attributes:
+      once: function that predicts the batch once and returns its masks.
+      compiled: the compiled program.
+      counted: the work of the program, counted from shapes.
+      network: the same network, for whole predictions.
+    """
+
+    once: Callable[[], jax.Array]
+    compiled: Any
+    counted: Work
+    network: CompiledNetwork
+
+
+def prepare_predict(model: UNet, size: int, batch: int, mirror: bool = True) -> PreparedPrediction:
+    """Compiles the prediction of a batch of noise. For arguments and errors see `bench_predict`."""
+    mesh = make_local_mesh(batch)
+    check_batch_size(batch, mesh.size, "predict")
+    settings = Predict(size, batch, True, THRESHOLD, REMOVAL)
+    network = compile_network(model, jax.device_put(initialise(model, 0), replicated(mesh)), settings, mesh)
+
+    def masks(variables: dict[str, Any], image: jax.Array, mirror: bool) -> jax.Array:
+        return predict_probabilities(model, variables, image, mirror)[-1] >= THRESHOLD
+
+    on_device = jax.device_put(random_batch(size, batch)["image"], split(mesh))
+    compiled = jit_probabilities(masks, mesh).lower(network.variables, on_device, mirror).compile()
+    counted = counted_work(lambda variables, image: masks(variables, image, mirror), network.variables, on_device)
+    return PreparedPrediction(lambda: compiled(network.variables, on_device), compiled, counted, network)
 
 
 def main(argv: list[str]) -> int:

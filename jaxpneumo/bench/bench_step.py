@@ -1,4 +1,7 @@
-"""`jaxpneumo bench step`: the compiled training step alone, with its batch already on the device."""
+"""`jaxpneumo bench step`: the compiled training step alone, with its batches already on the device.
+
+As in training, a compiled call has several steps on an accelerator and one on a CPU.
+"""
 
 import functools
 import math
@@ -9,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxpneumo.augment.device import make_augment
 from jaxpneumo.bench.measure import (
@@ -25,10 +29,11 @@ from jaxpneumo.bench.roofline import Rates, Work, compiled_work, counted_work, d
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.process.errors import DONE, TrainingError
 from jaxpneumo.run.config import Loss
-from jaxpneumo.run.sharding import check_batch_size, make_mesh, place, replicated, split
+from jaxpneumo.run.sharding import check_batch_size, make_mesh, place, place_flag, replicated, split, split_calls
 from jaxpneumo.run.state import TrainState, create_train_state, initialise
+from jaxpneumo.train.feed import STEPS_PER_CALL, plan_calls
 from jaxpneumo.train.optimizer import make_optimizer
-from jaxpneumo.train.step import make_train_step
+from jaxpneumo.train.step import make_train_call, make_train_step
 
 LEARNING_RATE = 1e-4
 LOSS = Loss("batch")
@@ -62,7 +67,7 @@ def bench_step(
     device: Rates | None = None,
     augment: Callable | None = None,
 ) -> dict[str, Any]:
-    """Times training steps on one batch of noise.
+    """Times training steps on batches of noise.
 
     Args:
       model: the network.
@@ -81,7 +86,7 @@ def bench_step(
       TrainingError: the loss is not finite, so the times are meaningless.
     """
     prepared = prepare_step(model, size, batch, augment)
-    seconds = seconds_per_call(prepared.once, repeats, calls)
+    seconds = [each / prepared.steps for each in seconds_per_call(prepared.once, repeats, calls)]
     loss = float(prepared.once())
     if not math.isfinite(loss):
         raise TrainingError(f"the loss of the measured steps became {loss}: the times mean nothing.")
@@ -97,56 +102,68 @@ def bench_step(
         "peak_bytes": peak_bytes(),
     }
     if device:
-        result["roofline"] = rooflines(prepared.compiled, prepared.counted, result, device, jax.device_count())
+        # Of a loop's steps XLA's analysis does not say how many it counts.
+        compiled = compiled_work(prepared.compiled) if prepared.steps == 1 else Work(None, None)
+        result["roofline"] = rooflines(compiled, prepared.counted, result, device, jax.device_count())
     return result
 
 
-def rooflines(compiled: Any, counted: Work, result: dict[str, Any], device: Rates, devices: int) -> dict[str, Any]:
+def rooflines(compiled: Work, counted: Work, result: dict[str, Any], device: Rates, devices: int) -> dict[str, Any]:
     """Compares the time of a measured program with both counts of its work: {"compiled", "counted"}."""
     line = functools.partial(roofline, result["seconds"], rates=device, dtype=result["dtype"])
     # XLA analyses the program of one device. The count covers the whole batch.
     return {
-        "compiled": line(compiled_work(compiled)),
+        "compiled": line(compiled),
         "counted": line(counted, devices=devices),
     }
 
 
 @dataclass(frozen=True)
 class PreparedStep:
-    """A compiled training step with state and batch on the devices.
+    """A compiled call of training steps with state and batches on the devices.
 
     Attributes:
-      once: function that runs one step and returns its loss.
+      once: function that runs one call and returns the loss of its last step.
+      steps: number of steps in a call, as in training: several on an accelerator, one on a CPU.
       compiled: the compiled program.
-      counted: the work of the program, counted from shapes.
+      counted: the work of one step, counted from shapes.
       compile_seconds: time of the compilation in seconds.
     """
 
     once: Callable[[], jax.Array]
+    steps: int
     compiled: Any
     counted: Work
     compile_seconds: float
 
 
 def prepare_step(model: UNet, size: int, batch: int, augment: Callable | None = None) -> PreparedStep:
-    """Compiles a step for a batch of noise. For arguments and errors see `bench_step`."""
-    mesh = make_mesh()
+    """Compiles a call of steps for batches of noise. For arguments and errors see `bench_step`."""
+    mesh, optimizer = make_mesh(), make_optimizer()
     check_batch_size(batch, mesh.size, "step")
-    step, optimizer = jitted_step(model, augment)
+    steps = plan_calls(STEPS_PER_CALL)[0]
+    step = make_train_step(model, optimizer, LOSS, augment)
+    call = jax.jit(
+        make_train_call(step),
+        in_shardings=(replicated(mesh), replicated(mesh), split_calls(mesh), replicated(mesh), split(mesh)),
+        out_shardings=replicated(mesh),
+        donate_argnums=0,
+    )
     state = fresh_state(model, optimizer)
-    data = place(random_batch(size, batch), split(mesh))
-    rate = jax.device_put(jnp.float32(LEARNING_RATE), replicated(mesh))
-    counted = counted_work(step, *jax.eval_shape(lambda *x: x, state, data, rate))
+    one = random_batch(size, batch)
+    feed = place({key: np.stack([value] * steps) for key, value in one.items()}, split_calls(mesh))
+    rates_of_call, stop = place(np.array([LEARNING_RATE, 1.0], np.float32), replicated(mesh)), place_flag(False, mesh)
+    counted = counted_work(step, *jax.eval_shape(lambda *x: x, state, one, jnp.float32(LEARNING_RATE)))
     start = time.perf_counter()
-    compiled = step.lower(state, data, rate).compile()
+    compiled = call.lower(state, {}, feed, rates_of_call, stop).compile()
     compile_seconds = time.perf_counter() - start
 
     def once() -> jax.Array:
         nonlocal state
-        state, metrics = compiled(state, data, rate)
-        return metrics["loss"]
+        state, metrics = compiled(state, {}, feed, rates_of_call, stop)
+        return metrics["loss"][-1]
 
-    return PreparedStep(once, compiled, counted, compile_seconds)
+    return PreparedStep(once, steps, compiled, counted, compile_seconds)
 
 
 def _augmentation(probabilities: Sequence[float] | None, size: int) -> Callable | None:

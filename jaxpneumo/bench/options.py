@@ -25,15 +25,15 @@ CHALLENGE_IMAGES = 12047
 ABOUT = "(default: about 0.3 s)"
 
 
-def _parser(name: str, description: str, example: str) -> Parser:
-    """A parser with the options of all benchmarks: --repeats and --output."""
+def _parser(name: str, description: str, example: str, repeats: str = "results are medians") -> Parser:
+    """A parser with the options of all benchmarks: --repeats, with what they are for, and --output."""
     parser = Parser(
         prog=f"jaxpneumo bench {name}",
         description=description,
         epilog=f"example: jaxpneumo bench {name} {example}",
     )
     add = parser.add_argument
-    add("--repeats", type=REPEATS, default=5, metavar="N", help="results are medians (default: %(default)s)")
+    add("--repeats", type=REPEATS, default=5, metavar="N", help=f"{repeats} (default: %(default)s)")
     add("--output", type=places.file_to_write, metavar="JSON", help="also write the results as JSON")
     return parser
 
@@ -99,6 +99,21 @@ def predict() -> Parser:
     add("--no-tta", action="store_true", help="predict without the mirror image")
     add("--calls", type=CALLS, metavar="N", help=f"predictions per repeat {ABOUT}")
     add("--no-roofline", action="store_true", help="do not measure the device's peak rates")
+    return parser
+
+
+def profile() -> Parser:
+    """Of `bench_profile`."""
+    parser = _parser(
+        "profile",
+        "where the device's time goes in a training step or a prediction, by module and kind of kernel.",
+        "--what predict --size 512 --batch 1",
+        repeats="calls that are recorded",
+    )
+    add_network(parser)
+    add = parser.add_argument
+    add("--what", choices=("step", "predict"), default="step", help="what to profile (default: %(default)s)")
+    add("--rows", type=COUNT, default=40, metavar="N", help="rows to print (default: %(default)s); JSON has all")
     return parser
 
 
@@ -199,6 +214,7 @@ def run() -> Parser:
 PARSERS: dict[str, Callable[[], Parser]] = {
     "step": step,
     "predict": predict,
+    "profile": profile,
     "input": input_path,
     "augment": augment,
     "prepare": prepare,

@@ -26,7 +26,10 @@ class FoldableNorm(nn.BatchNorm):
     def __call__(self, x: jax.Array) -> jax.Array:  # pyright: ignore[reportIncompatibleMethodOverride]
         if self.is_initializing() or self.has_variable("batch_stats", "mean"):
             return super().__call__(x)
-        return x + self.param("bias", self.bias_init, (x.shape[-1],)).astype(x.dtype)
+        bias = self.param("bias", self.bias_init, (x.shape[-1],)).astype(x.dtype)
+        # A packed map (`model.packed`) as the convolution made it: cuDNN then adds the bias itself.
+        columns = x.reshape(*x.shape[:3], -1)
+        return (columns + jnp.tile(bias, columns.shape[-1] // len(bias))).reshape(x.shape)
 
 
 def fold(variables: dict[str, Any], encoder: str, dtype: jnp.dtype) -> dict[str, Any]:

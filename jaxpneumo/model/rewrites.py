@@ -3,18 +3,23 @@
 Every form has the plain one's signature in `unet.Parts` and the same variables. What each saves: docs/performance.md.
 """
 
-import dataclasses
-from functools import partial
+from dataclasses import replace
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxpneumo.model.convolution import Convolution, Convolve, plain_convolve
+from jaxpneumo.model.batch_norm import ExplicitNorm
+from jaxpneumo.model.convolution import Convolution, Convolve
 from jaxpneumo.model.convolution_gradients import convolve_with_explicit_gradients
 from jaxpneumo.model.folding import FoldableNorm
-from jaxpneumo.model.resnet import plain_stem
-from jaxpneumo.model.unet import Parts
+from jaxpneumo.model.packed import packed_decoder_end, parted_upsample
+from jaxpneumo.model.pooling import pool_by_slices, pool_with_taps
+from jaxpneumo.model.stem import grey_stem, packed_grey_stem
+from jaxpneumo.model.unet import Parts, plain_upsample
+
+# With this many images a prediction gains a tenth by `parted_upsample`; with two it loses.
+_MANY = 8
 
 
 def rewrites_for(backend: str, training: bool) -> Parts:
@@ -24,73 +29,23 @@ def rewrites_for(backend: str, training: bool) -> Parts:
       backend: as `jax.default_backend()` names it.
       training: False for prediction with what `folding.fold` returns.
     """
-    parts = Parts(stem=grey_stem, pool=pool_by_slices, norm=nn.BatchNorm if training else FoldableNorm)
     if backend == "cpu":
-        return dataclasses.replace(parts, convolve=convolve_with_explicit_gradients, upsample=folded_upsample)
-    return parts
+        return Parts(
+            convolve=convolve_with_explicit_gradients,
+            norm=nn.BatchNorm if training else FoldableNorm,
+            stem=grey_stem,
+            pool=pool_by_slices,
+            upsample=folded_upsample,
+        )
+    gpu = Parts(stem=packed_grey_stem, pool=pool_with_taps, decoder_end=packed_decoder_end)
+    if training:
+        return replace(gpu, norm=ExplicitNorm)
+    return replace(gpu, norm=FoldableNorm, upsample=parted_upsample_of_many)
 
 
-def grey_stem(conv: partial, norm: partial | None, x: jax.Array) -> jax.Array:
-    """Convolves a grey image as one channel, with the kernel summed over its three.
-
-    That is a third of the operations, and the gradient of a three-channel image is not needed. The normalisation is
-    image * scale + shift. The scale goes into the kernel; what the shift adds is the same for all images.
-    """
-    if x.shape[-1] != 1:
-        return plain_stem(conv, norm, x)
-    convolution = conv()
-    kernel, _ = convolution.weights(3)
-    scale, shift = (None, None) if norm is None else GreyNorm(**norm.keywords)(x)
-    scaled = (kernel if scale is None else kernel * scale[:, None]).sum(axis=2, keepdims=True)
-    y = plain_convolve(x, scaled.astype(x.dtype), 2, 3)
-    if shift is None:
-        return y
-    # The padding stays without the shift, hence an image of ones and not a bias. In the shift's type: for a constant
-    # in bfloat16 XLA's convolution on a CPU takes a hundred times as long.
-    ones = jnp.ones((1, *x.shape[1:3], 1), shift.dtype)
-    return y + plain_convolve(ones, (kernel * shift[:, None]).sum(axis=2, keepdims=True), 2, 3).astype(x.dtype)
-
-
-class GreyNorm(nn.BatchNorm):
-    """BatchNorm without scale of a grey image's three equal channels; the convolution behind it applies it.
-
-    Holds the variables that BatchNorm has for three channels, and returns (scale, shift), each (3,), with
-    normalised = image * scale + shift.
-    """
-
-    @nn.compact
-    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        mean = self.variable("batch_stats", "mean", jnp.zeros, (3,), jnp.float32)
-        variance = self.variable("batch_stats", "var", jnp.ones, (3,), jnp.float32)
-        bias = self.param("bias", self.bias_init, (3,))
-        if self.use_running_average:
-            scale = jax.lax.rsqrt(variance.value + self.epsilon)
-            return scale, bias - mean.value * scale
-        pixels = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        now_mean = pixels.mean()
-        now_variance = jnp.maximum(0.0, jnp.square(pixels).mean() - jnp.square(now_mean))
-        if not self.is_initializing():
-            mean.value = self.momentum * mean.value + (1 - self.momentum) * now_mean
-            variance.value = self.momentum * variance.value + (1 - self.momentum) * now_variance
-        scale = jnp.broadcast_to(jax.lax.rsqrt(now_variance + self.epsilon), (3,))
-        return scale, bias - now_mean * scale
-
-
-def pool_by_slices(x: jax.Array, before: int = 1) -> jax.Array:
-    """3x3 maximum at stride 2 of (B, H, W, C), H and W even, as maxima of slices, rows first.
-
-    The gradient of XLA's window maximum takes a fifth of a training step on a CPU. Zeros pad, since no value is
-    negative. Computed in float32 at least: a CPU compares bfloat16 at half the speed, and the maximum is the same.
-    """
-    height, width = x.shape[1:3]
-    dtype = x.dtype
-    x = x.astype(jnp.promote_types(dtype, jnp.float32))
-    x = jnp.pad(x, ((0, 0), (before, 1), (before, 1), (0, 0)))
-    x = jnp.maximum(jnp.maximum(x[:, 0:height:2], x[:, 1 : height + 1 : 2]), x[:, 2 : height + 2 : 2])
-    x = jnp.maximum(jnp.maximum(x[:, :, 0:width:2], x[:, :, 1 : width + 1 : 2]), x[:, :, 2 : width + 2 : 2])
-    return x.astype(dtype)
+def parted_upsample_of_many(conv: Convolution, x: jax.Array, skip: jax.Array | None) -> jax.Array:
+    """`parted_upsample` of a batch that is large enough for it, else `plain_upsample`."""
+    return (parted_upsample if len(x) >= _MANY else plain_upsample)(conv, x, skip)
 
 
 def folded_upsample(conv: Convolution, x: jax.Array, skip: jax.Array | None) -> jax.Array:

@@ -25,7 +25,15 @@ from jaxpneumo.run import checkpoint
 from jaxpneumo.run.config import Config, Predict, read_config
 from jaxpneumo.run.network import make_model
 from jaxpneumo.run.provenance import trained_on_synthetic
-from jaxpneumo.run.sharding import check_batch_size, each_on_its_device, make_local_mesh, place, replicated, split
+from jaxpneumo.run.sharding import (
+    as_convolved,
+    check_batch_size,
+    each_on_its_device,
+    make_local_mesh,
+    place,
+    replicated,
+    split,
+)
 from jaxpneumo.run.state import variable_shapes
 
 
@@ -107,7 +115,7 @@ def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predic
 def compile_network(model: UNet, variables: dict[str, Any], settings: Predict, mesh: Mesh) -> CompiledNetwork:
     """Makes a network ready to predict. `variables` come from training and are on the devices of `mesh`."""
     folded, probabilities, masks = _functions(cast(Hashable, model), mesh)
-    variables = folded(variables, model.encoder, jnp.dtype(model.dtype))
+    variables = as_convolved(folded(variables, model.encoder, jnp.dtype(model.dtype)))
     return CompiledNetwork(
         settings=settings, variables=variables, mesh=mesh, probabilities=probabilities, native_masks=masks
     )
@@ -126,7 +134,9 @@ def _functions(model: Any, mesh: Mesh) -> tuple[Any, Any, Any]:
 
 def jit_probabilities(function: Callable[..., jax.Array], mesh: Mesh) -> Any:
     """Compiles (variables, images, mirror) -> probabilities. The devices share the images; each has all variables."""
-    return jax.jit(function, static_argnums=2, in_shardings=(replicated(mesh), split(mesh)))
+    # A prediction of one image is a hundred short kernels: on a GPU all of them are launched as graphs.
+    options = {"xla_gpu_graph_min_graph_size": 1} if jax.default_backend() == "gpu" else None
+    return jax.jit(function, static_argnums=2, in_shardings=(replicated(mesh), split(mesh)), compiler_options=options)
 
 
 def fingerprint(variables: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxpneumo.process.errors import InputError
@@ -90,6 +91,17 @@ def split_calls(mesh: Mesh) -> NamedSharding:
 def place(tree: Any, sharding: NamedSharding) -> Any:
     """Puts this process's part of host arrays on its devices, as one global array each, and does not wait."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
+def as_convolved(variables: Any) -> Any:
+    """The same variables; on a GPU with kernels stored in the order in which cuDNN takes them, output channels first.
+
+    Otherwise every call would turn them around. Within a training call of several steps XLA stores them so by itself.
+    """
+    if jax.default_backend() != "gpu":
+        return variables
+    order = Layout((3, 0, 1, 2))
+    return jax.tree.map(lambda x: jax.device_put(x, Format(order, x.sharding)) if x.ndim == 4 else x, variables)
 
 
 def place_flag(flag: bool, mesh: Mesh) -> jax.Array:
