@@ -7,6 +7,10 @@ large, and its rate is halved.
 
 from dataclasses import dataclass, field
 
+# The peer's own encoder comes first: only then are both sides the same network.
+ENCODERS = ("resnet34", "resnet34_preact")
+# A way of the peer's that compiles for many minutes; `--max-autotune` asks for it.
+MAX_AUTOTUNE = "max-autotune"
 TRAIN, PREDICT = "train_img_per_s", "predict_img_per_s"
 
 
@@ -39,13 +43,14 @@ class Case:
 def cpu() -> list[Case]:
     """Small batches, for machines with few cores; about ten minutes on two."""
     types, ways = ("float32", "bfloat16"), {"eager float32": ("float32", 0)}
+    few = {"encoders": ENCODERS[:1], "repeats": 3, "turns": 2}
     # A narrow network: on a CPU the checkpoints of the whole one are written by the cores that train.
     small = ("--images=480", "--epochs=3", "--radiograph-size=256", "--config.model.width=16")
     return [
-        _beside_peer("step", 256, 4, types, ways, "cpu", repeats=3),
-        _beside_peer("step", 512, 1, types, ways, "cpu", repeats=3),
-        _beside_peer("predict", 512, 1, types, ways, "cpu", repeats=3),
-        _beside_peer("predict", 512, 4, types, ways, "cpu", repeats=3),
+        _beside_peer("step", 256, 4, types, ways, "cpu", **few),
+        _beside_peer("step", 512, 1, types, ways, "cpu", **few),
+        _beside_peer("predict", 512, 1, types, ways, "cpu", **few),
+        _beside_peer("predict", 512, 4, types, ways, "cpu", **few),
         *_inputs(256, 4, "float32"),
         *_inputs(512, 1, "float32"),
         _prepare(count=200),
@@ -55,9 +60,9 @@ def cpu() -> list[Case]:
 
 
 def gpu() -> list[Case]:
-    """The papers' batches in bfloat16, beside the peer in all its ways of compiling."""
+    """The papers' batches in bfloat16, beside the peer in all its ways of compiling; ten minutes with `--warm 8`."""
     types = ("bfloat16",)
-    ways = {"eager": ("bfloat16", 0), "compile": ("bfloat16", 1), "max-autotune": ("bfloat16", 2)}
+    ways = {"eager": ("bfloat16", 0), "compile": ("bfloat16", 1), MAX_AUTOTUNE: ("bfloat16", 2)}
     return [
         _beside_peer("step", 256, 64, types, ways, "cuda"),
         _beside_peer("step", 512, 16, types, ways, "cuda"),
@@ -82,19 +87,25 @@ def _beside_peer(
     types: tuple[str, ...],
     ways: dict[str, tuple[str, int]],
     device: str,
+    encoders: tuple[str, ...] = ENCODERS,
     repeats: int = 5,
+    turns: int = 1,
 ) -> Case:
-    """Training step or prediction in our types, beside the peer's ways (type, how it compiles)."""
+    """Training step or prediction in our types and encoders, beside the peer's ways (type, how it compiles)."""
     views = 2 if what == "predict" else 1
     common = (f"--size={size}", f"--repeats={repeats}")
     theirs = (f"--device={device}", *common, f"--batch={batch * views}")
     return Case(
         f"{what} {size} batch {batch}",
-        {dtype: (what, *common, f"--batch={batch}", f"--dtype={dtype}") for dtype in types},
+        {
+            f"{encoder} {dtype}": (what, *common, f"--batch={batch}", f"--dtype={dtype}", f"--encoder={encoder}")
+            for encoder in encoders
+            for dtype in types
+        },
         {way: (*theirs, f"--dtype={dtype}", f"--compile={how}") for way, (dtype, how) in ways.items()},
         PREDICT if what == "predict" else TRAIN,
         views,
-        turns=2,
+        turns,
     )
 
 

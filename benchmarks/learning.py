@@ -2,6 +2,7 @@
 
     python benchmarks/learning.py --data data/siim --profile cpu
     python benchmarks/learning.py --data data/siim --profile gpu --seeds 0,1,2,3,4 --only "ours batch,peer batch"
+    python benchmarks/learning.py --data data/siim --profile gpu --at-once 8 --pretrained runs/synthetic
 
 Both are trained from random weights, with exp5's recipe and flips only, under each of their Dice losses. A run is a
 process of its own. The output holds what was found so far: the same command goes on where it stopped. It ends with a
@@ -14,7 +15,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,7 +42,7 @@ PROFILES = {
     "gpu": {"device": "cuda", "sizes": "256,512", "epochs": "100,70", "batches": "16,16",
             "dtypes": ("bfloat16", "float32")},
 }  # fmt: skip
-LOSSES = {"ours": ("batch", "image", "positive"), "peer": ("batch", "image")}
+LOSSES = {"ours": ("batch", "image", "positive"), "peer": ("batch", "image"), "pretrained": ("batch",)}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,6 +55,8 @@ def main(argv: Sequence[str]) -> int:
     add("--profile", choices=tuple(PROFILES), required=True, help="cpu: small images; gpu: exp5's own")
     add("--seeds", default="0,1,2", metavar="N,N", help="of weights and order (default: %(default)s)")
     add("--only", metavar="A,B", help="such as 'ours batch,peer batch' (default: all)")
+    add("--pretrained", metavar="RUN", help="also train ours from the first stage of this run, as a side of its own")
+    add("--at-once", type=int, default=1, metavar="N", help="runs at a time; they share the device (default: one)")
     peer = REPOSITORY.parent / "shared/peers/torch_train.py"
     add("--peer", type=Path, default=peer, metavar="FILE", help="its program (default: ../shared/peers/torch_train.py)")
     add("--peer-python", default=sys.executable, metavar="FILE", help="its interpreter (default: this one)")
@@ -60,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
     output = options.output or REPOSITORY / f"benchmarks/results/learning-{options.profile}.json"
     profile = PROFILES[options.profile]
     sides = [f"{side} {loss} {dtype}" for side in LOSSES for loss in LOSSES[side] for dtype in profile["dtypes"]]
+    if not options.pretrained:
+        sides = [side for side in sides if not side.startswith("pretrained")]
     if options.only:
         wanted = [name.strip() for name in options.only.split(",")]
         sides = [side for side in sides if any(side.startswith(name) for name in wanted)]
@@ -74,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     absent, versions = find_peer(options.peer, options.peer_python)
     if absent:
         print(f"Without the peer: {absent}")
-        sides = [side for side in sides if side.startswith("ours")]
+        sides = [side for side in sides if not side.startswith("peer")]
 
     key = {"profile": json.loads(json.dumps(profile)), "split": described, "software": software(), "peer": versions}
     report = read_json(output) if output.is_file() else {}
@@ -85,21 +92,29 @@ def main(argv: Sequence[str]) -> int:
     programs = {
         "ours": (sys.executable, REPOSITORY / "benchmarks/learn.py"),
         "peer": (options.peer_python, options.peer),
+        "pretrained": (sys.executable, REPOSITORY / "benchmarks/learn.py", f"--init-from={options.pretrained}"),
     }
     # Seed by seed, so that a comparison that is stopped early has as many of each side.
     runs = [(side, seed) for seed in options.seeds.split(",") for side in sides]
-    for number, (side, seed) in enumerate(runs, start=1):
+    lock = threading.Lock()
+
+    def run(number: int, side: str, seed: str) -> None:
         name = f"{side} {seed}"
-        done = report["runs"].get(name, {})
-        print(f"[{number}/{len(runs)}] {side}, seed {seed}{': trained before' if 'result' in done else ''}", flush=True)
-        if "result" in done:
-            continue
+        before = "result" in report["runs"].get(name, {})
+        print(f"[{number}/{len(runs)}] {side}, seed {seed}{': trained before' if before else ''}", flush=True)
+        if before:
+            return
         who, dice, dtype = side.split()
         command = [*map(str, programs[who]), f"--data={options.data}", f"--splits={splits_file}", f"--dice={dice}"]
         command += [f"--dtype={dtype}", f"--seed={seed}", "--every=5"]
         command += [f"--{name}={profile[name]}" for name in ("device", "sizes", "epochs", "batches")]
-        report["runs"][name] = train(command)
-        write_json(output, report)
+        found = train(command)
+        with lock:
+            report["runs"][name] = found
+            write_json(output, report)
+
+    with ThreadPoolExecutor(options.at_once) as pool:
+        list(pool.map(lambda each: run(each[0], *each[1]), enumerate(runs, start=1)))
     splits_file.unlink()
     print("\n".join(table(report)))
     print(f"\n{output}")
@@ -118,7 +133,9 @@ def make_split(data: Path, split: str, fraction: float) -> tuple[dict[str, list[
 def train(command: list[str]) -> dict[str, Any]:
     """What a program printed: {"epochs", "result"}, or {"failed"} with its last words."""
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
+        # Runs at the same time share a GPU's memory.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     try:

@@ -18,16 +18,24 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Before our own imports: the command runs from any folder, and measures this checkout whatever is installed.
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "benchmarks")]
 
-from cases import PROFILES, Case  # noqa: E402
+from cases import MAX_AUTOTUNE, PROFILES, Case  # noqa: E402
 
 from jaxpneumo.process.atomic import write_json  # noqa: E402
 from jaxpneumo.process.errors import BAD_INPUT, DONE, PARTIAL  # noqa: E402
@@ -51,15 +59,23 @@ def main(argv: Sequence[str]) -> int:
     add("--output", type=Path, metavar="JSON", help="default: benchmarks/results/PROFILE.json")
     add("--again", action="store_true", help="measure also what the output already has")
     add("--limit", type=float, default=900, metavar="SECONDS", help="for one process (default: %(default)g)")
+    add("--warm", type=int, default=0, metavar="N", help="first run every program once, N at a time, to compile it")
+    add("--max-autotune", action="store_true", help="measure torch.compile's max-autotune too, which takes minutes")
     options = parser.parse_args(argv)
     output = options.output or REPOSITORY / f"benchmarks/results/{options.profile}.json"
     every = PROFILES[options.profile]()
     cases = choose(every, options.only)
+    if not options.max_autotune:
+        cases = [
+            replace(case, peers={way: a for way, a in case.peers.items() if way != MAX_AUTOTUNE}) for case in cases
+        ]
     if not cases:
         groups = ", ".join(dict.fromkeys(case.group for case in every))
         print(f"--only {options.only} names no case of this profile: choose among {groups}.", file=sys.stderr)
         return BAD_INPUT
 
+    if missing := missing_packages():
+        print(f"Packages that are not installed, some cases will fail: {', '.join(missing)}")
     absent, versions = find_peer(options.peer, options.peer_python)
     if absent:
         print(f"Without the peer: {absent}")
@@ -67,6 +83,9 @@ def main(argv: Sequence[str]) -> int:
     old = read_json(output)["cases"] if output.is_file() else {}
     with tempfile.TemporaryDirectory(prefix="jaxpneumo-benchmarks-") as scratch:
         runner = Runner(Path(scratch), options.peer, options.peer_python, options.limit)
+        if options.warm:
+            print(f"running every program once, {options.warm} at a time", flush=True)
+            runner.warm(cases, not absent, options.warm)
         for number, case in enumerate(cases, start=1):
             key = {"ours": case.ours, "peers": {} if absent else case.peers, "peer": versions}
             key = json.loads(json.dumps({**key, "software": report["software"]}))
@@ -91,6 +110,24 @@ def choose(cases: list[Case], only: str | None) -> list[Case]:
     """The cases that `--only` names, all without it."""
     wanted = {name.strip() for name in only.split(",")} if only else set()
     return [case for case in cases if not wanted or wanted & {case.group, case.name}]
+
+
+def missing_packages() -> list[str]:
+    """What this project needs, directly and indirectly, and this interpreter has not."""
+    with open(REPOSITORY / "pyproject.toml", "rb") as file:
+        needed = [Requirement(each) for each in tomllib.load(file)["project"]["dependencies"]]
+    seen: dict[str, bool] = {}
+    while needed:
+        requirement = needed.pop()
+        name = requirement.name.lower().replace("_", "-")
+        if name in seen or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        try:
+            needed += map(Requirement, metadata.requires(name) or [])
+            seen[name] = True
+        except metadata.PackageNotFoundError:
+            seen[name] = False
+    return sorted(name for name, there in seen.items() if not there)
 
 
 def find_peer(program: Path, python: str) -> tuple[str, dict[str, str]]:
@@ -119,6 +156,24 @@ class Runner:
 
     def __init__(self, scratch: Path, peer: Path, peer_python: str, limit: float):
         self._scratch, self._peer, self._peer_python, self._limit = scratch, peer, peer_python, limit
+
+    def warm(self, cases: list[Case], with_peer: bool, at_once: int) -> None:
+        """Runs all steps and predictions once, several at a time, so that both sides find their programs compiled."""
+        commands = []
+        for case in cases:
+            if case.group in ("step", "predict"):
+                ours = [[sys.executable, "-m", "jaxpneumo", "bench", *a, "--no-roofline"] for a in case.ours.values()]
+                peers = [[self._peer_python, str(self._peer), *a] for a in case.peers.values() if with_peer]
+                commands += [[*command, "--repeats=1"] for command in (*ours, *peers)]
+        # One process must not take all of a GPU's memory from the others.
+        shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+        def run(command: list[str]) -> None:
+            with suppress(Failure):  # the measurement will say so
+                self._run(command, shared)
+
+        with ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(run, commands))
 
     def measure(self, case: Case, with_peer: bool) -> dict[str, Any]:
         """Both sides of a case in turns; a side that fails says so, the others go on."""
@@ -173,14 +228,16 @@ class Runner:
             self._run([*synthesize, "--quiet"])
         return argument.replace("{radiographs}", str(folder))
 
-    def _run(self, command: list[str]) -> tuple[str, int]:
+    def _run(self, command: list[str], more: Mapping[str, str] = MappingProxyType({})) -> tuple[str, int]:
         """What a process printed, and the most memory it had resident. Raises Failure unless it ends well."""
-        environment = os.environ | {
+        environment = {
+            **os.environ,
+            **more,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
             # The second turn need not compile again: compiling is a case of its own.
             "JAX_COMPILATION_CACHE_DIR": str(self._scratch / "compiled"),
         }
-        with open(self._scratch / "out.txt", "w+") as out, open(self._scratch / "err.txt", "w+") as err:
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             process = subprocess.Popen(command, stdout=out, stderr=err, env=environment, cwd=REPOSITORY)
             timer = threading.Timer(self._limit, process.kill)
             timer.start()
@@ -243,7 +300,7 @@ def table(report: dict[str, Any]) -> list[str]:
         f"{report['date']}, {report['device']}, {report['cores']} cores, load {report['load_average']:.1f} before",
         f"peer: {report['peer']}; one prediction with flip TTA counts as two of its images",
         "",
-        f"{'case':32} {'images/s':>9} {'the peer, at its best':>24} {'ratio':>6} {'roofline':>9} {'GiB':>6} {'its':>6}",
+        f"{'case':46} {'images/s':>9} {'the peer, at its best':>24} {'ratio':>6} {'roofline':>9} {'GiB':>6} {'its':>6}",
     ]
     others, failed = [], []
     for name, case in report["cases"].items():
@@ -258,14 +315,14 @@ def table(report: dict[str, Any]) -> list[str]:
 
 def _row(name: str, ours: dict[str, Any], peers: dict[str, Any]) -> str:
     best = max(ours["ratios"], key=lambda key: peers[key]["images_per_second"], default=None)
-    peer, beside = peers.get(best), f"{'-':>24} {'-':>6}"
+    peer, beside = peers[best] if best else None, f"{'-':>24} {'-':>6}"
     if peer:
         rate = f"{best} {peer['images_per_second']:9.2f}"
         beside = f"{rate:>24} {ours['ratios'][best]:6.2f}"
     share = next((line["share"] for line in ours["roofline"].values() if line["share"]), None)
     memory = [f"{_peak(side) / GIB:6.2f}" if side else f"{'-':>6}" for side in (ours, peer)]
     roof = f"{share:9.1%}" if share else f"{'-':>9}"
-    return f"{name:32} {ours['images_per_second']:9.2f} {beside} {roof} {' '.join(memory)}"
+    return f"{name:46} {ours['images_per_second']:9.2f} {beside} {roof} {' '.join(memory)}"
 
 
 def _peak(side: dict[str, Any]) -> float:
