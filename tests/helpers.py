@@ -28,7 +28,9 @@ def load_config(name: str) -> ConfigDict:
 
 
 def shrink(config: ConfigDict, data: Path) -> ConfigDict:
-    """A shipped config made small: a tiny network of the same family, one epoch a stage, small images."""
+    """A shipped config made small: a tiny network of the same family, one epoch a stage, small images, each saved."""
+    with config.unlocked():
+        config.checkpoint_seconds = 0.0
     config.data.directory = str(data)
     if "synthetic" in config.data:
         del config.data.synthetic

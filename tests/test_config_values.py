@@ -178,10 +178,13 @@ class TestRunsOfEarlierVersions:
         values, config = read_json(path), load_config(path.stem.rsplit("_", 1)[1])
         by_host = "engine" not in values["augment"]
         # The configs' Dice loss was that of each image once.
-        assert (config.loss.dice, values["loss"]["dice"]) == ("batch", "batch" if path == EARLIER[-1] else "image")
-        changed = [] if path == EARLIER[-1] else ["loss.dice"]
+        assert (config.loss.dice, values["loss"]["dice"]) == ("batch", "batch" if path in EARLIER[-2:] else "image")
+        changed = [] if path in EARLIER[-2:] else ["loss.dice"]
         assert differences(typed(values), as_typed(config)) == (["augment.engine"] if by_host else []) + changed
         config.augment.engine, config.loss.dice = "host", values["loss"]["dice"]
+        assert differences(typed(values), as_typed(config)) == ([] if by_host else ["augment.engine"])
+        with config.unlocked():
+            config.checkpoint_seconds = 7.0
         assert differences(typed(values), as_typed(config)) == ([] if by_host else ["augment.engine"])
         config.data.fold = 1
         assert "data.fold" in differences(typed(values), as_typed(config))

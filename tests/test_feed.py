@@ -10,6 +10,7 @@ import pytest
 from helpers import as_typed, epoch_records, load_config, shrink
 
 from jaxpneumo.augment import device
+from jaxpneumo.data import dataset
 from jaxpneumo.data.source import train_batches
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.run.config import Loss
@@ -17,7 +18,8 @@ from jaxpneumo.run.network import make_model
 from jaxpneumo.run.sharding import make_mesh, place, place_flag, replicated, split_calls
 from jaxpneumo.run.state import create_train_state, initialise
 from jaxpneumo.train import feed, loop
-from jaxpneumo.train.feed import StageData, load_resident, plan_calls, prefetch, remaining
+from jaxpneumo.train.compiled import stage_functions
+from jaxpneumo.train.feed import StageData, load_resident, load_validation, plan_calls, prefetch, remaining
 from jaxpneumo.train.loop import train_stage
 from jaxpneumo.train.losses import segmentation_loss
 from jaxpneumo.train.optimizer import make_optimizer
@@ -100,8 +102,8 @@ def test_compiled_and_plain_loops_train_alike(config, prepared, tmp_path, monkey
 
 @pytest.mark.parametrize("resident", ["on", "off"])
 def test_epochs_move_nothing_unasked_and_compile_nothing_again(config, resident, tmp_path, monkeypatch):
-    """Only explicit transfers are allowed within an epoch, and after the first nothing is compiled."""
-    train_epoch, compiled, at_start = loop._train_epoch, [], []
+    """Only explicit transfers are allowed within an epoch, and all is compiled before the first."""
+    train_epoch, compiled, at_start = loop.run_epoch, [], []
 
     def guarded(*arguments):
         at_start.append(len(compiled))
@@ -114,15 +116,16 @@ def test_epochs_move_nothing_unasked_and_compile_nothing_again(config, resident,
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(duration)
 
-    monkeypatch.setattr(loop, "_train_epoch", guarded)
+    monkeypatch.setattr(loop, "run_epoch", guarded)
+    stage_functions.cache_clear()  # of tests before
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
         run(config, tmp_path, resident)
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
     assert len(at_start) == 2 * EPOCHS
-    assert at_start[1] > at_start[0], "the first epoch's program was counted"
-    assert at_start[2] == at_start[-1], "from the second epoch on nothing is compiled"
+    assert at_start[0] > 0, "the stage's programs were counted"
+    assert at_start[0] == at_start[-1], "from the first epoch on nothing is compiled"
 
 
 def test_any_number_of_devices_augments_alike(config, prepared):
@@ -180,3 +183,17 @@ def test_memory_decides_and_the_log_says_so(config, prepared, monkeypatch, caplo
     assert load("auto", host_engine=True)[1].endswith("the host augments\n")
     with pytest.raises(InputError, match=r"--config\.augment\.engine=device"):
         load("on", host_engine=True)
+
+
+def test_the_same_rule_holds_for_the_validation_part(prepared, monkeypatch, caplog):
+    """On the device, an empty image comes after the others and fills batches."""
+    caplog.set_level(logging.INFO)
+    data, mesh = StageData(prepared, ROWS, VALIDATION), make_mesh()
+    arrays = load_validation("auto", data, 32, mesh)
+    assert "Validation lies on the device (3 validation images, 0.0 MiB a device)" in caplog.text
+    images, masks = dataset.open_arrays(prepared, 32)
+    for found, expected in ((arrays["image"], images), (arrays["mask"], masks)):
+        np.testing.assert_array_equal(found, [*expected[VALIDATION], np.zeros_like(expected[0])])
+    monkeypatch.setattr(feed, "_free_memory", lambda: 4 * 3 * 32 * 36 - 1)
+    assert load_validation("auto", data, 32, mesh) == load_validation("off", data, 32, mesh) == {}
+    assert load_validation("on", data, 32, mesh)

@@ -27,7 +27,7 @@ EPOCHS = {"stage1": 2, "stage2": 3}
 STEPS = 5  # 22 training images, batches of 4
 
 
-def command(data: Path, workdir: Path) -> list[str]:
+def command(data: Path, workdir: Path, seconds: float) -> list[str]:
     return [
         *(sys.executable, "-m", "jaxpneumo.main", f"--config={REPOSITORY}/configs/exp4.py"),
         *(f"--workdir={workdir}", f"--config.data.directory={data}"),
@@ -35,17 +35,22 @@ def command(data: Path, workdir: Path) -> list[str]:
         *("--config.stage1.size=32", "--config.stage1.batch_size=4", f"--config.stage1.epochs={EPOCHS['stage1']}"),
         *("--config.stage1.swa_epochs=2", "--config.stage2.size=64", "--config.stage2.batch_size=4"),
         *(f"--config.stage2.epochs={EPOCHS['stage2']}", "--config.stage2.swa_epochs=2"),
-        *("--config.predict.size=64", "--config.predict.batch_size=4"),
+        *("--config.predict.size=64", "--config.predict.batch_size=4", f"--config.checkpoint_seconds={seconds}"),
     ]
 
 
-def start(data: Path, workdir: Path) -> subprocess.Popen:
+def start(data: Path, workdir: Path, seconds: float = 0) -> subprocess.Popen:
+    """The command, which saves a state at most every `seconds`; 0 saves each epoch."""
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     return subprocess.Popen(
-        command(data, workdir), cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        command(data, workdir, seconds),
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -77,14 +82,14 @@ def moments(run: Path) -> list[Callable[[], bool]]:
     ]
 
 
-def kill_often(data: Path, workdir: Path, kills: int, seed: int) -> list[str]:
+def kill_often(data: Path, workdir: Path, kills: int, seed: int, seconds: float = 0) -> list[str]:
     """Starts and kills a run `kills` times, then lets it end. Returns what the kills met, in words."""
     rng = np.random.default_rng(seed)
     seen = moments(workdir)
     met = []
     for moment in np.sort(rng.choice(len(seen), kills, replace=False)):
         delay = rng.uniform(0, 0.6)
-        process = start(data, workdir)
+        process = start(data, workdir, seconds)
         while process.poll() is None and not seen[moment]():
             time.sleep(0.002)
         time.sleep(delay)
@@ -92,7 +97,7 @@ def kill_often(data: Path, workdir: Path, kills: int, seed: int) -> list[str]:
         errors = process.communicate()[1].decode()
         assert process.returncode == -signal.SIGKILL, errors
         met.append(f"moment {moment} and {delay:.2f} s")
-    process = start(data, workdir)
+    process = start(data, workdir, seconds)
     errors = process.communicate()[1].decode()
     assert process.returncode == 0, errors
     return met
@@ -135,10 +140,28 @@ def test_three_kills(prepared, whole, tmp_path):
     assert_same_run(whole, tmp_path / "run")
 
 
+def test_a_kill_between_checkpoints_loses_what_came_after_the_last(prepared, whole, tmp_path):
+    """Two epochs of stage 2 are in the log and none is saved: they are trained and logged again."""
+    run = tmp_path / "run"
+    process = start(prepared, run, seconds=3600)
+    log = run / "stage2/log.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= 2):
+        time.sleep(0.002)
+    process.kill()
+    errors = process.communicate()[1].decode()
+    assert process.returncode == -signal.SIGKILL, errors
+    assert len(list((run / "stage1/checkpoints").iterdir())) == 1, "only the stage's end"
+    assert newest(run / "stage2") < EPOCHS["stage2"] * STEPS
+    process = start(prepared, run, seconds=3600)
+    errors = process.communicate()[1].decode()
+    assert process.returncode == 0, errors
+    assert_same_run(whole, run)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(9))
 def test_forty_five_kills(seed, prepared, whole, tmp_path):
-    """Nine chains of five."""
-    met = kill_often(prepared, tmp_path / "run", kills=5, seed=seed)
+    """Nine chains of five; in every other, a state is saved at most every two seconds."""
+    met = kill_often(prepared, tmp_path / "run", kills=5, seed=seed, seconds=2 * (seed % 2))
     print(f"seed {seed}: {'; '.join(met)}")
     assert_same_run(whole, tmp_path / "run")

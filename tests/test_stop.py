@@ -7,6 +7,9 @@ import os
 import resource
 import shutil
 import signal
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -19,7 +22,7 @@ from jaxpneumo.process.errors import InputError, Stopped, TrainingError
 from jaxpneumo.run import checkpoint
 from jaxpneumo.run.network import make_model
 from jaxpneumo.run.state import create_train_state, initialise
-from jaxpneumo.train import loop
+from jaxpneumo.train import epoch, loop
 from jaxpneumo.train.feed import StageData
 from jaxpneumo.train.loop import train_stage
 from jaxpneumo.train.optimizer import make_optimizer
@@ -28,7 +31,10 @@ STEPS, EPOCHS = 3, 3
 
 
 def make_config(prepared, epochs=EPOCHS, **changes):
-    """Exp3, shrunk: 12 images in 3 steps, two augmentations, plateau schedule, the last two epochs averaged."""
+    """Exp3, shrunk: 12 images in 3 steps, two augmentations, plateau schedule, the last two epochs averaged.
+
+    Another 12 images validate, in 3 batches.
+    """
     config = shrink(load_config("exp3"), prepared)
     config.model.dtype = "float32"
     config.augment.update(flip=0.5, intensity=0.5, distortion=0.0, crop=0.0)
@@ -38,7 +44,7 @@ def make_config(prepared, epochs=EPOCHS, **changes):
 
 
 def run(config, folder):
-    data = StageData(config.data.directory, np.arange(3, 15), np.arange(3))
+    data = StageData(config.data.directory, np.arange(3, 15), np.r_[:3, 15:24])
     return train_stage(config, config.stages[0], data, folder, initialise(make_model(config.model), 0))
 
 
@@ -74,14 +80,14 @@ def terminate():
 @pytest.fixture
 def before_epoch(monkeypatch):
     """`before_epoch(number, action)`: what is to happen when that epoch, counted from 1, is about to begin."""
-    train_epoch, actions = loop._train_epoch, {}
+    train_epoch, actions = loop.run_epoch, {}
 
     def wrapped(*arguments):
         progress = next(each for each in arguments if isinstance(each, loop.Progress))
         actions.pop(progress.epoch + 1, lambda: None)()
         return train_epoch(*arguments)
 
-    monkeypatch.setattr(loop, "_train_epoch", wrapped)
+    monkeypatch.setattr(loop, "run_epoch", wrapped)
     return actions.__setitem__
 
 
@@ -103,48 +109,76 @@ def test_sigterm_in_an_epoch_saves_within_it(prepared, whole, tmp_path, before_e
     assert_ends_as(whole, config, tmp_path)
 
 
-def test_sigterm_in_validation_saves_the_steps_before_it(prepared, whole, tmp_path, monkeypatch):
+@pytest.fixture
+def before_batch(monkeypatch):
+    """`before_batch(number)`: SIGTERM comes when that batch of a validation, counted from 1, is about to begin."""
+    validate = epoch.validate
+
+    def at(number):
+        def terminated(run, *arguments):
+            def calls():
+                for i, call in enumerate(run.validation_calls(), start=1):
+                    if i == number:
+                        terminate()
+                    yield call
+
+            return validate(replace(run, validation_calls=calls), *arguments)
+
+        monkeypatch.setattr(epoch, "validate", terminated)
+
+    yield at
+    monkeypatch.setattr(epoch, "validate", validate)
+
+
+def test_sigterm_in_validation_saves_the_steps_before_it(prepared, whole, tmp_path, before_batch):
     config = make_config(prepared)
-    eval_batches = loop.eval_batches
-
-    def terminated(*arguments):
-        for batch in eval_batches(*arguments):
-            terminate()
-            yield batch
-
     for _ in range(2):  # the second time, the checkpoint of the first is replaced
-        monkeypatch.setattr(loop, "eval_batches", terminated)
+        before_batch(1)
         with pytest.raises(Stopped):
             run(config, tmp_path)
         assert steps_saved(tmp_path) == ["3"]
         assert not (tmp_path / "log.jsonl").read_text()
-    monkeypatch.setattr(loop, "eval_batches", eval_batches)
+    before_batch(None)
+    assert_ends_as(whole, config, tmp_path)
+
+
+def test_sigterm_in_the_last_batch_of_a_validation_ends_the_epoch(prepared, whole, tmp_path, before_batch):
+    config = make_config(prepared)
+    before_batch(STEPS)
+    with pytest.raises(Stopped):
+        run(config, tmp_path)
+    assert steps_saved(tmp_path) == ["3"]
+    assert len(epoch_records(tmp_path)) == 1
+    assert "validation_iou" in json.loads((tmp_path / "checkpoints/3/progress/metadata").read_text())["progress"]
+    before_batch(None)
     assert_ends_as(whole, config, tmp_path)
 
 
 def test_sigterm_in_the_batch_norm_pass(prepared, whole, tmp_path, monkeypatch):
     config = make_config(prepared)
-    statistics = loop._statistics
-    monkeypatch.setattr(loop, "_statistics", lambda *arguments: [terminate(), statistics(*arguments)][1])
+    statistics = loop.statistics
+    monkeypatch.setattr(loop, "statistics", lambda *arguments: [terminate(), statistics(*arguments)][1])
     with pytest.raises(Stopped):
         run(config, tmp_path)
     assert steps_saved(tmp_path)[-1] == "9"
     assert not (tmp_path / "final").exists()
-    monkeypatch.setattr(loop, "_statistics", statistics)
+    monkeypatch.setattr(loop, "statistics", statistics)
     assert_ends_as(whole, config, tmp_path)
 
 
-def test_sigterm_in_a_save_and_again_in_the_save_it_asks_for(prepared, whole, tmp_path, monkeypatch):
+def test_sigterm_in_a_save_and_again_in_the_save_it_asks_for(prepared, whole, tmp_path, monkeypatch, before_epoch):
     config = make_config(prepared)
-    save = checkpoint.save
+    save, saved = checkpoint.save, threading.Event()
 
     def terminated(manager, *arguments):
         save(manager, *arguments)
         assert manager.is_saving_in_progress()
         terminate()
         terminate()
+        saved.set()
 
     monkeypatch.setattr(checkpoint, "save", terminated)
+    before_epoch(2, lambda: saved.wait(60))
     with pytest.raises(Stopped):
         run(config, tmp_path)
     assert steps_saved(tmp_path) == ["3", "5"]
@@ -191,14 +225,14 @@ def interrupted(prepared, tmp_path_factory):
     """A run that was stopped in its last epoch: checkpoints after 3, 6 (kept as the best or not) and 8 steps."""
     folder = tmp_path_factory.mktemp("interrupted")
     with pytest.MonkeyPatch.context() as patch:
-        train_epoch = loop._train_epoch
+        train_epoch = loop.run_epoch
 
         def stopped_in_the_last(*arguments):
             if next(each for each in arguments if isinstance(each, loop.Progress)).epoch == 2:
                 terminate()
             return train_epoch(*arguments)
 
-        patch.setattr(loop, "_train_epoch", stopped_in_the_last)
+        patch.setattr(loop, "run_epoch", stopped_in_the_last)
         with pytest.raises(Stopped):
             run(make_config(prepared), folder)
     assert steps_saved(folder)[-2:] == ["6", "8"]
@@ -271,8 +305,14 @@ def test_a_folder_of_checkpoints_that_cannot_be_read(prepared, tmp_path):
 
 def test_a_full_disk_is_told_and_costs_nothing(prepared, whole, tmp_path, before_epoch):
     config, limits = make_config(prepared), resource.getrlimit(resource.RLIMIT_FSIZE)
-    # Less than the arrays of a checkpoint need, and more than the log. The first epoch's is whole by then.
-    before_epoch(3, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1])))
+
+    def fill() -> None:
+        while "3" not in steps_saved(tmp_path):  # it is written beside the training
+            time.sleep(0.01)
+        # Less than the arrays of a checkpoint need, and more than the log.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+
+    before_epoch(3, fill)
     try:
         with pytest.raises(TrainingError, match=r"checkpoints cannot be written: the disk is full.*make room, then"):
             run(config, tmp_path)
@@ -292,10 +332,12 @@ def test_a_full_disk_elsewhere_is_told_too(tmp_path, capsys):
     assert "jaxpneumo: No space left on device" in capsys.readouterr().err
 
 
-def test_data_that_go_away_in_the_run(prepared, whole, tmp_path, before_epoch):
-    data = tmp_path / "data"
+def test_data_that_go_away_in_the_run(prepared, tmp_path, before_epoch):
+    """They are missed where they are streamed."""
+    data, alone = tmp_path / "data", tmp_path / "alone"
     shutil.copytree(prepared, data)
-    config = make_config(prepared, directory=str(data))
+    config = make_config(prepared, directory=str(data), resident="off")
+    whole = alone, jax.device_get(run(config, alone))
     before_epoch(2, lambda: data.rename(tmp_path / "elsewhere"))
     with pytest.raises(InputError, match=r"data is not a prepared data set"):
         run(config, tmp_path / "run")

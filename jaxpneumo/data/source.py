@@ -198,11 +198,21 @@ def eval_batches(
     Raises:
       InputError: the batch does not divide among the processes, or a row is not in the data set.
     """
-    share = _share(batch_size, process_count)
     source = PreparedSource(directory, size, rows)
-    places = np.arange(-(-len(source) // batch_size) * batch_size)
-    batches = places[process_index::process_count].reshape(-1, share)
-    return (_padded_batch(source, batch[batch < len(source)], np.asarray(rows), size, share) for batch in batches)
+    batches = eval_places(len(source), batch_size, process_index, process_count)
+    share = batches.shape[1]
+    return (_padded_batch(source, batch[batch >= 0], np.asarray(rows), size, share) for batch in batches)
+
+
+def eval_places(count: int, batch_size: int, process_index: int = 0, process_count: int = 1) -> np.ndarray:
+    """The order of `eval_batches` without the records: int32 (batches, b), places in its `rows`; -1 fills the last.
+
+    Raises InputError where the batch does not divide among the processes.
+    """
+    share = _share(batch_size, process_count)
+    places = np.arange(-(-count // batch_size) * batch_size, dtype=np.int32)
+    places[count:] = -1
+    return places[process_index::process_count].reshape(-1, share)
 
 
 def _padded_batch(source: PreparedSource, places: np.ndarray, rows: np.ndarray, size: int, share: int) -> Record:

@@ -21,8 +21,8 @@ from jaxpneumo.run.config_values import (
     wrong_values,
 )
 
-# Where the data lie, how they are read and what is predicted do not change what is trained.
-_FREE = ("data.directory", "data.workers", "data.resident", "data.synthetic", "predict.")
+# Where the data lie, how they are read, how often a state is saved and what is predicted do not change what is trained.
+_FREE = ("checkpoint_seconds", "data.directory", "data.workers", "data.resident", "data.synthetic", "predict.")
 _SYNTHETIC = "data.synthetic."
 
 
@@ -171,10 +171,14 @@ class Predict:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a run is started with; the files in configs/ say what each value means."""
+    """Everything that a run is started with; the files in configs/ say what each value means.
+
+    `checkpoint_seconds`: from one checkpoint of a stage to the next, at least; 0 saves every epoch.
+    """
 
     seed: int
     init_from: str
+    checkpoint_seconds: float
     data: Data
     model: Model
     loss: Loss
@@ -197,6 +201,8 @@ class Config:
 
 # Keys that came later, with what earlier versions did.
 LATER: dict[str, Any] = {
+    # Earlier versions saved every epoch. The bits are the same.
+    "checkpoint_seconds": 120.0,
     **{"data.fold": 0, "data.resident": "auto", "model.remat": False, "augment.engine": "host"},
     **{f"loss.{field.name}": field.default for field in fields(Loss) if field.name != "dice"},
 }
@@ -230,8 +236,8 @@ def _problems(values: dict[str, Any]) -> list[str]:
     problems = []
     for key in [*VALUES, *of_synthetic]:
         section = key.split(".")[0]
-        missing = section if section not in values else key if key not in flat else ""
-        if missing and f"{missing} is missing" not in problems:
+        missing = key if section in values else section
+        if missing not in flat and f"{missing} is missing" not in problems:
             problems.append(f"{missing} is missing")
     stages = [name for name in STAGES if name in values]
     if not stages:
@@ -265,6 +271,7 @@ def _config(values: dict[str, Any]) -> Config:
     return Config(
         seed=flat["seed"],
         init_from=flat["init_from"],
+        checkpoint_seconds=flat["checkpoint_seconds"],
         stages=tuple(section(Stage, f"{name}.", name=name) for name in STAGES if name in values),
         data=section(Data, "data.", synthetic=synthetic),
         model=section(Model, "model."),

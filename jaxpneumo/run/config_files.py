@@ -43,10 +43,11 @@ def read_config_file(found: str) -> ConfigDict:
     config = module["get_config"](*([argument] if argument else []))
     defaults = LATER | {f"{stage}.{key}": value for stage in STAGES for key, value in STAGE_LATER.items()}
     for name, default in defaults.items():
-        section, key = name.split(".")
-        if section in config and key not in config[section]:
-            config[section].unlock()
-            config[section][key] = config_dict.placeholder(float) if default is None else default
+        section, _, key = name.rpartition(".")
+        values = config.get(section) if section else config
+        if values is not None and key not in values:
+            values.unlock()
+            values[key] = config_dict.placeholder(float) if default is None else default
     config.lock()
     return config
 

@@ -16,6 +16,7 @@ LOSS_WEIGHTS = ("bce_weight", "dice_weight", "focal_weight", "lovasz_weight")
 VALUES = {
     "seed": ranges.SEED,
     "init_from": TEXT,
+    "checkpoint_seconds": number(0, 86400),
     "data.directory": TEXT,
     "data.split": TEXT,
     "data.validation_fraction": ranges.FRACTION,

@@ -1,72 +1,186 @@
 """The functions of `step.py` compiled for a mesh: state on every device, batches split along the devices.
 
-Stages of equal settings share them, so that a process that trains several runs traces and compiles once.
+All programs of a stage are compiled before it starts, several at a time. Stages of equal settings and shapes share
+them, so that a process that trains several runs traces and compiles once.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxpneumo.augment.device import DeviceAugment
+from jaxpneumo.process.progress import COMPILING, progress_bar
 from jaxpneumo.run.config import Loss, Model
 from jaxpneumo.run.network import batch_norm_momentum, make_model
-from jaxpneumo.run.sharding import replicated, split, split_calls
-from jaxpneumo.run.state import create_train_state, update_average
+from jaxpneumo.run.sharding import is_first, replicated, split, split_calls
+from jaxpneumo.run.state import TrainState, create_train_state, update_average, variable_shapes
 from jaxpneumo.train.optimizer import make_optimizer
-from jaxpneumo.train.step import make_eval_step, make_statistics_call, make_train_call, make_train_step
+from jaxpneumo.train.step import (
+    make_eval_call,
+    make_eval_step,
+    make_statistics_call,
+    make_train_call,
+    make_train_step,
+)
+
+# Beside each other. Each takes memory, and the compiler uses several cores for one already.
+AT_A_TIME = 4
+
+
+class Shapes(NamedTuple):
+    """What a stage's programs depend on beside its network.
+
+    Attributes:
+      size, batch_size: of the stage.
+      training, validation: images on the device, with what fills batches; 0 where they are streamed.
+      steps: the different numbers of steps of its calls.
+      batches: the different numbers of batches of its validation's calls.
+      statistics: the different numbers of batches of the calls for BatchNorm statistics.
+    """
+
+    size: int
+    batch_size: int
+    training: int
+    validation: int
+    steps: tuple[int, ...]
+    batches: tuple[int, ...]
+    statistics: tuple[int, ...]
 
 
 class StageFunctions(NamedTuple):
-    """What a stage runs on the devices. JAX compiles each at its first call, for the shapes that it is given.
+    """What a stage runs on the devices.
 
     Attributes:
-      create: of `create_train_state`, variables -> state.
+      copy: state -> state; the given one may be donated then.
       average: of `update_average`, state -> state.
-      train, evaluate, statistics: of `make_train_call`, `make_eval_step`, `make_statistics_call`.
+      train, evaluate, statistics: of `make_train_call`, `make_eval_call`, `make_statistics_call`, by the number of
+        steps or batches.
     """
 
-    create: Callable[..., Any]
-    average: Any
-    train: Callable[..., Any]
-    evaluate: Callable[..., Any]
-    statistics: Callable[..., Any]
+    copy: Callable[..., Any]
+    average: Callable[..., Any]
+    train: dict[int, Callable[..., Any]]
+    evaluate: dict[int, Callable[..., Any]]
+    statistics: dict[int, Callable[..., Any]]
+
+
+@lru_cache(maxsize=4)
+def state_maker(mesh: Mesh) -> Callable[..., TrainState]:
+    """`create_train_state`, variables -> state, compiled when it is first called."""
+    optimizer = make_optimizer()
+    return jax.jit(lambda variables: create_train_state(variables, optimizer), out_shardings=replicated(mesh))
 
 
 @lru_cache(maxsize=4)
 def stage_functions(
-    settings: Model, loss: Loss, seed: int, threshold: float, augment: DeviceAugment | None, mesh: Mesh
+    settings: Model,
+    loss: Loss,
+    seed: int,
+    threshold: float,
+    augment: DeviceAugment | None,
+    mesh: Mesh,
+    shapes: Shapes,
 ) -> StageFunctions:
-    """The functions for a network and its loss; the same ones whenever all arguments are equal.
+    """The compiled functions for a network, its loss and shapes; the same ones whenever all arguments are equal.
 
     Args:
       settings, loss, seed: the config's.
       threshold: of the probability, for the scores of `evaluate`.
       augment: of `augment.device.make_augment`, or None.
       mesh: the devices.
+      shapes: of what the functions will be given.
     """
     model, optimizer = make_model(settings), make_optimizer()
     everywhere, along_data, along_calls = replicated(mesh), split(mesh), split_calls(mesh)
-    return StageFunctions(
-        create=jax.jit(lambda variables: create_train_state(variables, optimizer), out_shardings=everywhere),
-        average=jax.jit(update_average, out_shardings=everywhere, donate_argnums=0),
-        train=jax.jit(
-            make_train_call(make_train_step(model, optimizer, loss, augment, seed)),
-            in_shardings=(everywhere, everywhere, along_calls, everywhere, along_data),
-            out_shardings=everywhere,
-            donate_argnums=0,
-        ),
-        evaluate=jax.jit(
-            make_eval_step(model, loss, threshold),
-            in_shardings=(everywhere, everywhere, along_data, along_data),
-            out_shardings=everywhere,
-        ),
-        statistics=jax.jit(
-            make_statistics_call(model, batch_norm_momentum(settings)),
-            in_shardings=(everywhere, everywhere, everywhere, along_calls, along_data),
-            out_shardings=everywhere,
-            donate_argnums=1,
-        ),
+    copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state), in_shardings=everywhere, out_shardings=everywhere)
+    average = jax.jit(update_average, in_shardings=everywhere, out_shardings=everywhere, donate_argnums=0)
+    train = jax.jit(
+        make_train_call(make_train_step(model, optimizer, loss, augment, seed)),
+        in_shardings=(everywhere, everywhere, along_calls, everywhere, along_data),
+        out_shardings=everywhere,
+        donate_argnums=0,
     )
+    evaluate = jax.jit(
+        make_eval_call(make_eval_step(model, loss, threshold)),
+        in_shardings=(everywhere, everywhere, everywhere, along_calls, along_data),
+        out_shardings=everywhere,
+    )
+    statistics = jax.jit(
+        make_statistics_call(model, batch_norm_momentum(settings)),
+        in_shardings=(everywhere, everywhere, everywhere, along_calls, along_data),
+        out_shardings=everywhere,
+        donate_argnums=1,
+    )
+
+    state = jax.eval_shape(state_maker(mesh), variable_shapes(model))
+    params, batch_stats = state.params, state.batch_stats
+    training, validation = _arrays(shapes, shapes.training), _arrays(shapes, shapes.validation)
+    rates, stop = _shape((2,), jnp.float32), _shape((mesh.size,), jnp.bool_)
+    sums = batch_stats, _shape((), jnp.int32)
+    programs: dict[tuple[str, int], tuple[Any, ...]] = {}  # the ones that take longest first
+    for steps in shapes.steps:
+        programs["train", steps] = train, state, training, _feed(shapes, training, steps), rates, stop
+    for batches in shapes.statistics:
+        programs["statistics", batches] = statistics, params, sums, training, _feed(shapes, training, batches), stop
+    for batches in shapes.batches:
+        feed = _feed(shapes, validation, batches, weighted=True)
+        programs["evaluate", batches] = evaluate, params, batch_stats, validation, feed, stop
+    programs["copy", 0] = copy, state
+    programs["average", 0] = average, state
+    compiled = _compile(programs)
+    by_name = {
+        name: {number: compiled[kind, number] for kind, number in compiled if kind == name}
+        for name in ("train", "evaluate", "statistics")
+    }
+    return StageFunctions(compiled["copy", 0], compiled["average", 0], **by_name)
+
+
+def _compile(programs: dict[Any, tuple[Any, ...]]) -> dict[Any, Callable[..., Any]]:
+    """Compiles jitted functions for the arguments behind them. The bar says that it takes a while."""
+    # Of several processes each must come to the same program at the same time, as some exchange what they find.
+    threads = AT_A_TIME if jax.process_count() == 1 else 1
+    with (
+        ThreadPoolExecutor(threads) as executor,
+        progress_bar(None, len(programs), "program", "programs", quiet=not is_first()) as bar,
+    ):
+        bar.set_postfix_str(COMPILING)
+        # The longest first.
+        order = sorted(programs, key=lambda name: name[0] in ("copy", "average"))
+        waiting = {
+            executor.submit(lambda f, *given: f.lower(*given).compile(), *programs[name]): name for name in order
+        }
+        compiled = {}
+        for done in as_completed(waiting):
+            compiled[waiting[done]] = done.result()
+            bar.update()
+    return compiled
+
+
+def _compile_one(function: Any, *arguments: Any) -> Callable[..., Any]:
+    return function.lower(*arguments).compile()
+
+
+def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _arrays(shapes: Shapes, images: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Of `load_resident` and `load_validation`."""
+    return _pixels((images,), shapes.size) if images else {}
+
+
+def _feed(shapes: Shapes, resident: dict[str, Any], steps: int, weighted: bool = False) -> dict[str, Any]:
+    """Of one call of `training_feed`; with `weighted` of `validation_feed`."""
+    batch = steps, shapes.batch_size
+    feed = {"index": _shape(batch, jnp.int32)} if resident else _pixels(batch, shapes.size)
+    return feed if resident and not weighted else {**feed, "weight": _shape(batch, jnp.float32)}
+
+
+def _pixels(leading: tuple[int, ...], size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    image, mask = (*leading, size, size), (*leading, size, size // 8)
+    return {"image": _shape(image, jnp.uint8), "mask": _shape(mask, jnp.uint8)}

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, TypeVar
 
 import jax
@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxpneumo.data import dataset
-from jaxpneumo.data.source import Augment, index_batches, train_batches
+from jaxpneumo.data.source import Augment, eval_batches, eval_places, index_batches, train_batches
 from jaxpneumo.process.errors import InputError, TrainingError
 from jaxpneumo.process.machine import free_memory
 from jaxpneumo.run.config import Config, Stage
@@ -42,6 +42,8 @@ RESIDENT_FRACTION = 0.25
 AHEAD = 2
 
 Item = TypeVar("Item")
+# {"image": (n, S, S) uint8, "mask": (n, S, S / 8) uint8 packed}, whole on every device; {} for streaming.
+Arrays = dict[str, jax.Array]
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def remaining(calls: list[int], done: int) -> list[int]:
     return [min(length, end - done) for length, end in zip(calls, accumulate(calls), strict=True) if end > done]
 
 
-def load_resident(setting: str, host_engine: bool, data: StageData, size: int, mesh: Mesh) -> dict[str, jax.Array]:
+def load_resident(setting: str, host_engine: bool, data: StageData, size: int, mesh: Mesh) -> Arrays:
     """Puts the training part on every device, or returns {} for streaming. The log says which, and why.
 
     Args:
@@ -87,28 +89,45 @@ def load_resident(setting: str, host_engine: bool, data: StageData, size: int, m
     Raises:
       InputError: "on" together with augmentation by the host.
     """
-    rows = data.train_rows
-    needed = len(rows) * size * size * 9 // 8
-    if setting == "off" or host_engine:
-        if setting == "on":
-            raise InputError(
-                'data.resident="on" needs augmentation on the device: use --config.augment.engine=device, or '
-                "--config.data.resident=auto."
-            )
-        reason = "the host augments" if host_engine else 'data.resident="off"'
-    elif setting == "on":
-        reason = ""
-    else:
-        free = _free_memory()
-        fits = needed <= RESIDENT_FRACTION * free
-        reason = "" if all_processes(fits, mesh) else f"more than a quarter of the {free / 2**20:.0f} MiB free there"
-    amount = f"{len(rows)} training images, {needed / 2**20:.1f} MiB a device"
-    if reason:
-        logger.info("Input is streamed to the device (%s): %s", amount, reason)
+    if setting == "on" and host_engine:
+        raise InputError(
+            'data.resident="on" needs augmentation on the device: use --config.augment.engine=device, or '
+            "--config.data.resident=auto."
+        )
+    if not _fits("Input", "training", setting, host_engine, len(data.train_rows), size, mesh):
         return {}
-    logger.info("Input lies on the device (%s)", amount)
     images, masks = dataset.open_arrays(data.directory, size)
-    return place({"image": images[rows], "mask": masks[rows]}, replicated(mesh))
+    return place({"image": images[data.train_rows], "mask": masks[data.train_rows]}, replicated(mesh))
+
+
+def load_validation(setting: str, data: StageData, size: int, mesh: Mesh) -> Arrays:
+    """As `load_resident`, to be called after it, for the validation part and one empty image, which fills batches.
+
+    The host's augmentation does not concern these images. Setting and memory decide alone.
+    """
+    if not _fits("Validation", "validation", setting, False, len(data.validation_rows), size, mesh):
+        return {}
+    arrays = dataset.open_arrays(data.directory, size)
+    images, masks = (np.concatenate([array[data.validation_rows], 0 * array[:1]]) for array in arrays)
+    return place({"image": images, "mask": masks}, replicated(mesh))
+
+
+def _fits(what: str, part: str, setting: str, host_engine: bool, count: int, size: int, mesh: Mesh) -> bool:
+    """Whether `count` images are to lie on the device; says so."""
+    needed = count * size * size * 9 // 8
+    reason = ""
+    if setting == "off" or host_engine:
+        reason = "the host augments" if host_engine else 'data.resident="off"'
+    elif setting == "auto":
+        free = _free_memory()
+        if not all_processes(needed <= RESIDENT_FRACTION * free, mesh):
+            reason = f"more than a quarter of the {free / 2**20:.0f} MiB free there"
+    amount = f"{count} {part} images, {needed / 2**20:.1f} MiB a device"
+    if reason:
+        logger.info("%s is streamed to the device (%s): %s", what, amount, reason)
+    else:
+        logger.info("%s lies on the device (%s)", what, amount)
+    return not reason
 
 
 def _free_memory() -> int:
@@ -138,7 +157,7 @@ def training_feed(
     config: Config,
     data: StageData,
     stage: Stage,
-    resident: dict[str, jax.Array],
+    resident: Arrays,
     augment: Augment | None,
     lengths: Iterable[int],
     start: int,
@@ -195,6 +214,34 @@ def training_feed(
         yield prefetch(calls())
     finally:
         batches.close()
+
+
+def validation_feed(data: StageData, stage: Stage, resident: Arrays, lengths: list[int], mesh: Mesh) -> Iterator[Any]:
+    """The input of one validation call after the other, the first put on the devices at once, each other a call early.
+
+    Args:
+      data: the prepared data set and its validation rows.
+      stage: the stage (size, batch_size).
+      resident: of `load_validation`.
+      lengths: batches of each call.
+      mesh: the devices.
+
+    Returns:
+      An iterator; for a call of k batches {"index": (k, B), "weight": (k, B)}, or {"image": (k, B, S, S),
+      "mask": (k, B, S, S / 8), "weight": (k, B)}, split over the devices along B. Fillings have weight 0.
+
+    Raises:
+      InputError: the data set is not there any more.
+    """
+    process, rows = (jax.process_index(), jax.process_count()), data.validation_rows
+    if resident:
+        places = eval_places(len(rows), stage.batch_size, *process)
+        batches = ({"index": each % np.int32(len(rows) + 1), "weight": np.float32(each >= 0)} for each in places)
+    else:
+        records = eval_batches(data.directory, stage.size, rows, stage.batch_size, *process)
+        batches = ({key: each[key] for key in ("image", "mask", "weight")} for each in records)
+    calls = (jax.tree.map(lambda *x: np.stack(x), *islice(batches, length)) for length in lengths)
+    return prefetch((place(call, split_calls(mesh)) for call in calls), 1)
 
 
 def prefetch(items: Iterable[Item], count: int = AHEAD) -> Iterator[Item]:

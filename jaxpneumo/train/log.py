@@ -11,6 +11,8 @@ from jaxpneumo.process.errors import InputError
 
 Record = dict[str, Any]
 
+DRAW_SECONDS = 30.0  # from one picture to the next, at least
+
 # Okabe and Ito's colours, told apart by every kind of colour vision
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 
@@ -20,7 +22,7 @@ class MetricsLog:
 
     log.jsonl            one JSON object a record, written to the file before `write` returns
     tensorboard/         the same numbers as scalars
-    progress.png         the curves so far, redrawn after each epoch unless drawing would take over 5 % of the time
+    progress.png         the curves so far, drawn after an epoch at most every 30 s, and at the end
 
     A resumed run repeats the epochs from `start_epoch` on. Their old records are removed from log.jsonl and from the
     curves, and TensorBoard hides them.
@@ -68,10 +70,8 @@ class MetricsLog:
                 self._draw()
 
     def _draw(self) -> None:
-        started = time.monotonic()
         progress_picture(self.directory / "progress.png", self._epochs)
-        ended = time.monotonic()
-        self._draw_at, self._undrawn = ended + 20 * (ended - started), False
+        self._draw_at, self._undrawn = time.monotonic() + DRAW_SECONDS, False
 
     def close(self) -> None:
         """Draws the last epochs and writes out what TensorBoard's writer still holds. A second call does nothing."""

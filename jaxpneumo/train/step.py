@@ -110,10 +110,12 @@ def make_train_call(
 
 
 def take_batch(resident: Batch, element: Batch) -> Batch:
-    """The batch of one step: `element` itself, or the images of `resident` at its "index", with weight 1."""
+    """The batch of one step: `element` itself, or the images of `resident` at its "index", with its weight or 1."""
     if not resident:
         return element
     batch = {key: value[element["index"]] for key, value in resident.items()}
+    if "weight" in element:
+        return {**batch, "weight": element["weight"]}
     # Behind a barrier, or the compiler drops products with 1 and sums in another order than with streamed weights.
     return {**batch, "weight": jax.lax.optimization_barrier(jnp.ones(element["index"].shape, jnp.float32))}
 
@@ -127,14 +129,14 @@ def _scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, feed: Batch) 
 
 
 def make_eval_step(model: UNet, loss: Loss, threshold: float) -> Callable[..., Metrics]:
-    """Builds eval_step(params, batch_stats, batch, stop) -> sums over the batch, "stop".
+    """Builds eval_step(params, batch_stats, batch) -> sums over the batch.
 
     The sums are of loss, IoU, Dice and weight, of the images with a finding ("positive") and of those among them in
     which something is outlined. IoU and Dice are per image at the stage's size, at probability `threshold`; empty on
     empty scores 1 (the challenge's rule). Divide the sums of all batches by the sum of the weights.
     """
 
-    def eval_step(params: Any, batch_stats: Any, batch: Batch, stop: jax.Array) -> Metrics:
+    def eval_step(params: Any, batch_stats: Any, batch: Batch) -> Metrics:
         image, mask = unpack(batch)
         weight = batch["weight"]
         logits = cast(jax.Array, model.apply({"params": params, "batch_stats": batch_stats}, image, train=False))
@@ -153,10 +155,25 @@ def make_eval_step(model: UNet, loss: Loss, threshold: float) -> Callable[..., M
             "outlined": ((prediction.sum((1, 2)) > 0) * positive).sum(),
             "positive": positive.sum(),
             "weight": count,
-            "stop": stop.any(),
         }
 
     return eval_step
+
+
+def make_eval_call(eval_step: Callable[..., Metrics]) -> Callable[..., Metrics]:
+    """Builds eval_call(params, batch_stats, resident, feed, stop) -> the sums of k batches, each of shape (k,), "stop".
+
+    `feed` holds k stacked batches, or their places in `resident` and weights (`feed.py`).
+    """
+
+    def eval_call(params: Any, batch_stats: Any, resident: Batch, feed: Batch, stop: jax.Array) -> Metrics:
+        def body(carry: None, element: Batch) -> tuple[None, Metrics]:
+            return carry, eval_step(params, batch_stats, take_batch(resident, element))
+
+        _, sums = _scan(body, None, feed)
+        return {**sums, "stop": stop.any()}
+
+    return eval_call
 
 
 def make_statistics_call(model: UNet, momentum: float) -> Callable[..., tuple[Any, jax.Array]]:
