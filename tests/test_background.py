@@ -1,5 +1,7 @@
 """What is written beside the training: in order, errors are told, and how often it is saved changes no bit."""
 
+import os
+import signal
 import threading
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import as_typed, assert_same, epoch_records, load_config, shrink
 
-from jaxpneumo.process.errors import TrainingError
+from jaxpneumo.process.errors import Stopped, TrainingError
 from jaxpneumo.run import checkpoint
 from jaxpneumo.run.config import Loss
 from jaxpneumo.run.network import make_model
@@ -128,6 +130,29 @@ def test_the_best_epoch_is_on_the_disk_before_what_comes_after_it(prepared, tmp_
     assert steps == sorted({best, EPOCHS * STEPS}) == saved(tmp_path / "seldom")
     assert_same(result, run(make_config(prepared, 0, **changes), tmp_path / "often"))
     assert epoch_records(tmp_path / "often") == records
+
+
+def test_a_stop_saves_the_best_epoch_too(prepared, tmp_path, monkeypatch):
+    """Asked to stop in the last epoch: the best before it is on the disk, and the run ends as one left alone."""
+    run_epoch, changes = loop.run_epoch, {"swa_epochs": 0, "learning_rate": 0.01}
+    result = run(make_config(prepared, 0, **changes), tmp_path / "whole")
+
+    def stopped_in_the_last(*arguments):
+        if next(each for each in arguments if isinstance(each, loop.Progress)).epoch == EPOCHS - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return run_epoch(*arguments)
+
+    monkeypatch.setattr(loop, "run_epoch", stopped_in_the_last)
+    with pytest.raises(Stopped):
+        run(make_config(prepared, 3600, **changes), tmp_path / "run")
+    records = epoch_records(tmp_path / "run")
+    assert len(records) == EPOCHS - 1
+    _, best = max((record["validation_iou"], record["step"]) for record in records)
+    assert saved(tmp_path / "run")[0] == best
+    assert saved(tmp_path / "run")[1] > STEPS * (EPOCHS - 1)
+    monkeypatch.setattr(loop, "run_epoch", run_epoch)
+    assert_same(result, run(make_config(prepared, 3600, **changes), tmp_path / "run"))
+    assert epoch_records(tmp_path / "run") == epoch_records(tmp_path / "whole")
 
 
 def test_an_epochs_line_is_in_the_log_before_its_checkpoint(prepared, tmp_path, monkeypatch):

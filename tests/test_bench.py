@@ -236,7 +236,10 @@ def test_run(tmp_path):
     for name, epochs in (("stage1", 7), ("stage2", 2)):
         stage = result["stages"][name]
         assert stage["step_seconds"] == pytest.approx(4 / stage["images_per_second"])
-        assert stage["idle_share"] == pytest.approx(1 - 1 / stage["ratio"])
+        steps_alone = stage["steps"] * stage["step_alone_seconds"]
+        assert stage["idle_share"] == pytest.approx(1 - steps_alone / stage["epoch_seconds"]), (
+            "of one epoch, the second"
+        )
         assert stage["projected_seconds"] == pytest.approx(epochs * stage["epoch_seconds"] * 12047 / 24)
     assert result["other_seconds"] < result["seconds"]
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -2,8 +2,9 @@
 
 The benchmark draws radiographs, writes them as DICOM files, repeats them under new ids and prepares them like real
 ones. Then it runs the config's training command in a separate process. It compares the speed in the log of each epoch,
-and the time when the record appears, with the training step alone, which is measured right afterwards. The difference
-is the idle time of the device.
+and the time from one record to the next, with the training step alone, which is measured right afterwards. What the
+steps of the epochs alone would not take of that whole time counts as idle: ends of epochs with validation, log and
+checkpoint as well as waits for input.
 """
 
 import ast
@@ -54,10 +55,11 @@ def bench_run(
     Returns:
       {"config", "images", "seconds" (of the whole process), "prepare_images_per_second", "stages": {stage: {"size",
       "batch", "epochs" (of the config), "images_per_second", "step_seconds" (medians of the epochs that count),
-      "step_alone_seconds", "ratio" (step_seconds / step_alone_seconds), "idle_share", "steps" (per epoch),
-      "epoch_seconds" (from one log record to the next, with validation and checkpoint), "projected_seconds" (of all
-      epochs of the config with `full` images)}}, "other_seconds" (start, compilation, averaged statistics, evaluation,
-      report), "projected_seconds"}.
+      "step_alone_seconds", "ratio" (step_seconds / step_alone_seconds), "steps" (per epoch), "idle_share" (of all time
+      from the first counted epoch's start to the last one's end, what the steps alone would not take; validation is in
+      it), "epoch_seconds" (from one log record to the next, with validation and checkpoint), "projected_seconds" (of
+      all epochs of the config with `full` images)}}, "other_seconds" (start, compilation, averaged statistics,
+      evaluation, report), "projected_seconds"}.
 
     Raises:
       InputError: the config cannot be read or used.
@@ -170,7 +172,7 @@ def _stage(
         "step_seconds": step,
         "step_alone_seconds": alone,
         "ratio": step / alone,
-        "idle_share": 1 - alone / step,
+        "idle_share": 1 - alone * steps * len(epochs) / sum(epochs),
         "steps": steps,
         "epoch_seconds": epoch,
         "all_epoch_seconds": epochs,
@@ -210,7 +212,8 @@ def main(argv: list[str]) -> int:
         lines.append(
             f"  {stage} at {found['size']}, batch {found['batch']}: {found['images_per_second']:.1f} images/s, step "
             f"{found['step_seconds'] * 1e3:.1f} ms in the run, {found['step_alone_seconds'] * 1e3:.1f} ms alone (ratio "
-            f"{found['ratio']:.3f}); device idle {found['idle_share']:.1%}; an epoch {found['epoch_seconds']:.1f} s"
+            f"{found['ratio']:.3f}); an epoch {found['epoch_seconds']:.1f} s, {found['idle_share']:.1%} of it without "
+            "training steps"
         )
     lines.append(
         f"  all epochs of the config on {CHALLENGE_IMAGES} images: {result['projected_seconds'] / 60:.1f} minutes; "

@@ -77,12 +77,12 @@ def open_checkpoints(stage_directory: Path) -> Iterator[ocp.CheckpointManager]:
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: TrainState, progress: dict[str, Any]) -> None:
-    """Saves a state after `step` steps of the stage, in the background.
+    """Saves a state after `step` steps of the stage. Orbax writes it after this returns.
 
     Args:
       manager: of `open_checkpoints`.
       step: an older checkpoint of the same step is replaced: an epoch's validation was stopped then.
-      state: the train state; it may be donated to the next step at once.
+      state: the train state; it may be donated once this has returned.
       progress: JSON-ready, what the loop needs to go on. With `validation_iou` the checkpoint is a finished epoch's
         and may be the best.
 

@@ -4,7 +4,7 @@ All programs of a stage are compiled before it starts, several at a time. Stages
 them, so that a process that trains several runs traces and compiles once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -67,6 +67,11 @@ class StageFunctions(NamedTuple):
     train: dict[int, Callable[..., Any]]
     evaluate: dict[int, Callable[..., Any]]
     statistics: dict[int, Callable[..., Any]]
+
+
+def different(numbers: Iterable[int]) -> tuple[int, ...]:
+    """Each number once, in order."""
+    return tuple(sorted(set(numbers)))
 
 
 @lru_cache(maxsize=4)

@@ -23,7 +23,7 @@ from jaxpneumo.run.config import Augment, Config, Stage
 from jaxpneumo.run.sharding import is_first, make_mesh, place, replicated
 from jaxpneumo.run.state import TrainState
 from jaxpneumo.train.background import Keeper, background
-from jaxpneumo.train.compiled import Shapes, stage_functions, state_maker
+from jaxpneumo.train.compiled import Shapes, different, stage_functions, state_maker
 from jaxpneumo.train.epoch import COLLAPSED_AFTER, Progress, Reader, StageRun, Sums, run_epoch, statistics, validate
 from jaxpneumo.train.feed import (
     StageData,
@@ -101,18 +101,20 @@ def train_stage(
 
         # --- compiled functions
         shapes = Shapes(
-            *(stage.size, stage.batch_size, len(data.train_rows) * bool(training)),
-            (len(data.validation_rows) + 1) * bool(validation),
-            *map(tuple, map(sorted, map(set, (lengths, validation_calls, calls if stage.swa_epochs else [])))),
+            size=stage.size,
+            batch_size=stage.batch_size,
+            training=len(data.train_rows) if training else 0,
+            validation=len(data.validation_rows) + 1 if validation else 0,
+            steps=different(lengths),
+            batches=different(validation_calls),
+            statistics=different(calls) if stage.swa_epochs else (),
         )
         loss, threshold = stage.loss(config.loss), config.predict.threshold
         functions = stage_functions(config.model, loss, config.seed, threshold, on_device, mesh, shapes)
         feeds = partial(validation_feed, data, stage, validation, validation_calls, mesh)
-        placed = list(feeds()) if validation else []
-        run = StageRun(
-            *(config, stage, data, mesh, functions, training, validation, calls),
-            *((lambda: placed) if validation else feeds, stop_requested),
-        )
+        if validation:
+            feeds = partial(iter, list(feeds()))  # on the device once and for all
+        run = StageRun(config, stage, data, mesh, functions, training, validation, calls, feeds, stop_requested)
 
         with (
             MetricsLog(directory, first_epoch) if is_first() else nullcontext() as log,
@@ -167,12 +169,12 @@ def train_stage(
                 copy = functions.copy(state) if due or keeper.by_best else None
                 progress.epoch, progress.steps, progress.totals = epoch + 1, 0, {}
                 reader.then(partial(finish_epoch, epoch, rate, sums, copy, due))
-                if stage.schedule == "plateau" or epoch + 1 == stage.epochs:
+                if stage.schedule == "plateau":
                     reader.finish()  # the next rate depends on the validation
                 if reader.stopped:
                     break
 
-            # --- asked to stop: save what has been done
+            # --- the last epoch's end; asked to stop: save what has been done
             reader.finish()
             if reader.stopped:
                 keeper.save(progress.epoch * steps_per_epoch + progress.steps, state, progress.to_json())
