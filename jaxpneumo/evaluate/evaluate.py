@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 
 from jaxpneumo.data import dataset, rle
-from jaxpneumo.data.splits import read_splits, split_rows, words
-from jaxpneumo.evaluate import thresholds
+from jaxpneumo.data.splits import OUT_OF_FOLD, words
+from jaxpneumo.evaluate import parts, thresholds
 from jaxpneumo.evaluate.modes import IMAGE_SCORES, MODES, VIEWS, own_mode
 from jaxpneumo.evaluate.results import nothing_found
 from jaxpneumo.evaluate.summary import summarise
-from jaxpneumo.predict import workdir_options
+from jaxpneumo.predict import saved_thresholds, workdir_options
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.predict.pictures import contact_sheet, overlay, write_png
 from jaxpneumo.predict.submission import write_submission
@@ -27,6 +27,7 @@ from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.atomic import write_atomically, write_json
 from jaxpneumo.process.errors import DONE, InputError
+from jaxpneumo.process.files import read_json
 from jaxpneumo.process.ranges import BATCH, REPLICATES, SEED
 from jaxpneumo.score import baseline, bootstrap, metrics
 from jaxpneumo.score.calibration import calibration
@@ -63,10 +64,11 @@ It writes to WORKDIR/evaluation (or --output)
 examples:
   jaxpneumo evaluate --workdir runs/exp5
   jaxpneumo evaluate --workdir runs/exp5 --data data/other-hospital --part all --output other-hospital
+  jaxpneumo evaluate --workdir runs/exp5 --thresholds triplet --output with-triplet
   jaxpneumo evaluate --workdir runs/a --workdir runs/b --weights 0.7,0.3 --output ensemble
 
-With several runs, the mean of their probabilities is used, with the settings of the first run. All runs must have
-the same split.
+With several runs, the mean of their probabilities is used, with the settings of the first run. Runs of different
+folds are scored out of fold: each image by the runs that were not trained on it.
 """
 
 
@@ -79,17 +81,21 @@ def evaluate(
     quiet: bool = False,
     replicates: int = bootstrap.REPLICATES,
     seed: int = bootstrap.SEED,
+    thresholds_from: str = "",
+    teams: Iterable[tuple["Predictor", np.ndarray]] | None = None,
 ) -> dict[str, Any]:
     """Scores the given rows of a prepared data set and writes the files of HELP.
 
     Args:
-      predictor: the result of `load_predictor`.
+      predictor: the result of `load_predictor` or `ensemble.combine`.
       data: the prepared data set.
       rows: rows of the images in the data set.
       split: description of the split and part of these images.
       output: folder to write to.
       quiet: shows no progress bar.
       replicates, seed: number of replicates and seed of the bootstrap.
+      thresholds_from: `saved_thresholds.origin` of the settings; "" for those of the run.
+      teams: see `measure`.
 
     Returns:
       The content of summary.json.
@@ -104,9 +110,10 @@ def evaluate(
     images, _ = dataset.open_arrays(data, settings.size)
     if len(rows) == 0:
         raise InputError("there are no images to evaluate; check --part and the split.")
-    shape = _mean_shape(predictor)
+    # Out of fold, each image is in the training part of some of the runs.
+    shape = None if split["method"] == OUT_OF_FOLD else _mean_shape(predictor)
     measured = measure(
-        predictor, images, index, labels, rows, dataset.read_spacing(data), shape[0] if shape else None, quiet
+        predictor, images, index, labels, rows, dataset.read_spacing(data), shape[0] if shape else None, quiet, teams
     )
     mode = own_mode(settings)
     results = summarise(measured, index, rows, mode, replicates, seed)
@@ -123,9 +130,16 @@ def evaluate(
         "split": split,
         "run": {"workdir": predictor.workdir.name, "stage": predictor.stage, "mode": mode, **_origin(predictor)},
         "input_size": settings.size,
+        "tta": settings.tta,
         "scored_at": natives,
         "threshold": settings.threshold,
         "removal": {"threshold": settings.removal_threshold, "rule": settings.removal_rule},
+        **(
+            {}
+            if settings.top_area is None
+            else {"top": {"threshold": settings.top_threshold, "area": settings.top_area}}
+        ),
+        "thresholds_from": thresholds_from,
         "mean_shape_made_from": shape[1] if shape else None,
         **results,
     }
@@ -149,9 +163,10 @@ def evaluate(
 
 
 def _origin(predictor: "Predictor") -> dict[str, Any]:
-    """Runs and weights of an ensemble, and whether the run was trained on synthetic radiographs."""
+    """Weights' fingerprints, runs and weights of an ensemble, and whether it was trained on synthetic radiographs."""
     runs = [{"workdir": workdir.name, "weight": weight} for workdir, weight in predictor.weighted_runs]
-    return ({"members": runs} if runs else {}) | {"trained_on_synthetic": predictor.synthetic}
+    facts = {"model": predictor.model_id, "trained_on_synthetic": predictor.synthetic}
+    return ({"members": runs} if runs else {}) | facts
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -161,9 +176,7 @@ def table(summary: dict[str, Any]) -> str:
     lines = [
         f"{summary['n_images']} images ({summary['n_positive']} positive), {kind} data "
         f"{summary['data']['directory']}, {words(summary['split'])}, {summary['split']['part']} part; "
-        f"predicted at {summary['input_size']}, scored at {', '.join(summary['scored_at'])}; "
-        f"probability threshold {summary['threshold']}, "
-        f"removal threshold {summary['removal']['threshold']} px ({summary['removal']['rule']})",
+        f"predicted at {summary['input_size']}, scored at {', '.join(summary['scored_at'])}; {_thresholds(summary)}",
         f"{'':>14} {'Dice':>23} {'IoU':>23} {'Dice positives':>23} {'Dice negatives':>14}",
     ]
     names = {"plain": "plain", "tta": "TTA", "removal": "removal", "tta_removal": "TTA + removal"}
@@ -198,6 +211,14 @@ def table(summary: dict[str, Any]) -> str:
     return "\n".join([*lines, NOTE])
 
 
+def _thresholds(summary: dict[str, Any]) -> str:
+    top, removal = summary.get("top"), summary["removal"]
+    words = (
+        f"probability threshold {summary['threshold']}, removal threshold {removal['threshold']} px ({removal['rule']})"
+    )
+    return f"{words}, top threshold {top['threshold']} with an area of {top['area']} px" if top else words
+
+
 def with_interval(value: float | None, ends: Sequence[float] | None) -> str:
     """Formats a score and its interval: "0.8356 [0.8201, 0.8502]", or "-" without a score."""
     if value is None:
@@ -209,42 +230,15 @@ def with_interval(value: float | None, ends: Sequence[float] | None) -> str:
 def evaluate_run(predictor: "Predictor", quiet: bool = False) -> dict[str, Any]:
     """Scores a run on the validation images of its own split and writes to its own folder."""
     data = Path(predictor.config.data.directory)
-    rows, split = _part([predictor.workdir], data, "validation")
+    ((_, rows),), split = parts.select([predictor.workdir], data, "validation")
     return evaluate(predictor, data, rows, split, predictor.workdir / "evaluation", quiet)
-
-
-def _part(workdirs: Sequence[Path], data: Path, part: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """Rows and description of a part of the runs' split. Raises InputError if the runs have different splits."""
-    index = dataset.read_index(data)
-    if part == "all":
-        seen = [image_id for workdir in workdirs for image_id in read_splits(workdir / "splits.json")["train"]]
-        trained = np.isin(index.image_id, seen)
-        return np.arange(len(index)), {"method": "none", "part": "whole", "images_in_training": int(trained.sum())}
-    of_split = read_splits(workdirs[0] / "splits.json")
-    ids = of_split["train"] + of_split["validation"]
-    if lacking := int((~np.isin(ids, index.image_id)).sum()):
-        raise InputError(
-            f"{data} lacks {lacking} of the {len(ids)} images of {workdirs[0]}: it is another data set. "
-            "Give --part all to score all of it, or give the run's own data set with --data."
-        )
-    train, validation, split = split_rows(index, str(workdirs[0] / "splits.json"), 0.0, 0)
-    for workdir in workdirs[1:]:
-        _, other, _ = split_rows(index, str(workdir / "splits.json"), 0.0, 0)
-        if not np.array_equal(validation, other):
-            common = len(np.intersect1d(validation, other))
-            raise InputError(
-                f"{workdirs[0]} and {workdir} do not validate on the same images ({common} in common, of "
-                f"{len(validation)} and {len(other)}), so that one was trained on images that the other is scored on. "
-                "Give runs of one split, or score them on other images: --part all --data OTHER."
-            )
-    return (train if part == "train" else validation), {"part": part, **split}
 
 
 def _mean_shape(predictor: "Predictor") -> tuple[np.ndarray, dict[str, Any]] | None:
     """The mean shape of the run's own training masks; None if the training data cannot be read."""
     data, size = Path(predictor.config.data.directory), predictor.settings.size
     try:
-        rows, _ = _part([predictor.workdir], data, "train")
+        ((_, rows),), _ = parts.select([predictor.workdir], data, "train")
         _, masks = dataset.open_arrays(data, size)
         positive = dataset.read_index(data).positive
     except InputError:
@@ -320,6 +314,7 @@ def main(arguments: Sequence[str]) -> int:
         type=places.folder_to_fill,
         help="folder to write to (default: WORKDIR/evaluation; required with several runs)",
     )
+    parser.add_argument("--thresholds", metavar="NAME", help="use the thresholds saved under this name")
     parser.add_argument("--batch-size", type=BATCH, help="images per batch (default: the run's predict.batch_size)")
     parser.add_argument("--replicates", type=REPLICATES, default=bootstrap.REPLICATES, help="bootstrap replicates")
     parser.add_argument("--seed", type=SEED, default=bootstrap.SEED, help="random seed of the bootstrap")
@@ -329,18 +324,53 @@ def main(arguments: Sequence[str]) -> int:
     weights = workdir_options.read_weights(options.weights, len(workdirs))
     if len(workdirs) > 1 and options.output is None:
         raise InputError("several runs need a folder of their own for the scores: give --output FOLDER.")
-    from jaxpneumo.predict.ensemble import load_ensemble
+    from jaxpneumo.predict.ensemble import combine
+    from jaxpneumo.predict.infer import load_predictor
 
-    predictor = load_ensemble(workdirs, weights)
+    loaded = [load_predictor(workdir) for workdir in workdirs]
+    predictor = combine(loaded, weights)
+    settings = predictor.settings
     if options.batch_size is not None:
-        predictor = replace(predictor, settings=replace(predictor.settings, batch_size=options.batch_size))
+        settings = replace(settings, batch_size=options.batch_size)
+    if options.thresholds:
+        settings = saved_thresholds.use(workdirs[0], options.thresholds, settings)
+    predictor = replace(predictor, settings=settings)
     data = options.data or Path(predictor.config.data.directory)
     if options.data is None and not data.is_dir():
         raise InputError(f"{data}, the data set of {workdirs[0]}, was not found. Give its folder as --data.")
-    rows, split = _part(workdirs, data, options.part)
+    teams, split = parts.select(workdirs, data, options.part, weights)
     output = options.output or workdirs[0] / "evaluation"
     places.check_folder(output, "--output")
     run_report.place(output)
-    print(table(evaluate(predictor, data, rows, split, output, replicates=options.replicates, seed=options.seed)))
+
+    def of_team(members: Sequence[int]) -> "Predictor":
+        if len(teams) == 1:
+            return predictor
+        own = workdir_options.read_weights([weights[run] for run in members], len(members))
+        return replace(combine([loaded[run] for run in members], own, settings.size), settings=settings)
+
+    origin = saved_thresholds.origin(settings, workdirs, options.thresholds, predictor.model_id, weights)
+    summary = evaluate(
+        predictor,
+        data,
+        np.sort(np.concatenate([rows for _, rows in teams])),
+        split,
+        output,
+        replicates=options.replicates,
+        seed=options.seed,
+        thresholds_from=origin,
+        teams=((of_team(members), rows) for members, rows in teams),
+    )
+    print(table(summary))
+    print(origin)
+    chosen = output / "thresholds.json"
+    if len(workdirs) > 1 and not options.thresholds and chosen.is_file():
+        found = read_json(chosen)["rules"]["triplet"]
+        named = " ".join(f"--workdir {workdir}" for workdir in workdirs)
+        print(
+            f"Chosen for this ensemble on these images: {saved_thresholds.words(found['thresholds'])}; Dice "
+            f"{found['held_out']:.4f} on held-out patients. Save them with `jaxpneumo thresholds {named} --evaluation "
+            f"{output}`."
+        )
     print(f"Written to {output}")
     return DONE

@@ -1,7 +1,8 @@
 """One pass over the images, which takes all measurements of each image at native size."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import cv2
@@ -13,7 +14,7 @@ from jaxpneumo.data import rle
 from jaxpneumo.data.dataset import Index
 from jaxpneumo.evaluate.modes import IMAGE_SCORES, MODES, VIEWS
 from jaxpneumo.predict.infer import Batch, Predictor, predict_native
-from jaxpneumo.predict.native import Grid, to_native
+from jaxpneumo.predict.native import Grid, pixels_at_least, to_native
 from jaxpneumo.predict.postprocess import NATIVE_AREA, remove_small
 from jaxpneumo.process.progress import COMPILING, progress_bar
 from jaxpneumo.score import metrics
@@ -62,17 +63,20 @@ def measure(
     spacing: np.ndarray,
     mean_shape: np.ndarray | None = None,
     quiet: bool = False,
+    teams: Iterable[tuple[Predictor, np.ndarray]] | None = None,
 ) -> Measured:
     """Predicts the masks of images and measures them.
 
     Args:
-      predictor: the result of `load_predictor`.
+      predictor: the result of `load_predictor` or `ensemble.combine`.
       images: uint8 (N, S, S) of the prepared data set.
       index, labels: index and labels of the same data set.
       rows: rows of the images to measure.
       spacing: (N, 2), distances between rows and between columns in millimetres; nan if unknown.
       mean_shape: float32 (S', S'); the mean shape is where the values are >= 0.5, see `baseline`.
       quiet: shows no progress bar.
+      teams: predictors with the settings of `predictor` and the rows that each predicts in its place, all `rows`
+        together; None: `predictor` predicts all.
     """
     settings = predictor.settings
     threshold = jnp.float32(settings.threshold)
@@ -81,7 +85,7 @@ def measure(
     shapes: dict[tuple[int, int], np.ndarray] = {}
     truths: dict[int, np.ndarray] = {}
 
-    def stream() -> Iterator[tuple[int, np.ndarray, tuple[int, int]]]:
+    def stream(rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, tuple[int, int]]]:
         for row in rows.tolist():
             yield row, images[row], (int(index.height[row]), int(index.width[row]))
 
@@ -92,6 +96,7 @@ def measure(
         return {
             "masks": [jnp.packbits(view >= threshold, axis=-1) for view in native],
             "scores": [image_scores(view, top_pixels) for view in probability],
+            "top_area": [(view >= (settings.top_threshold or 0.0)).sum((1, 2)) for view in native],
             "reached": reached,
             "area": area,
             "tp": tp,
@@ -107,9 +112,8 @@ def measure(
 
     records: dict[int, dict[str, Any]] = {}
     codes: dict[str, str] = {}
-    bar = progress_bar(
-        predict_native(predictor, stream(), True, native), len(rows), description="evaluate", quiet=quiet
-    )
+    predicted = (predict_native(one, stream(own), True, native) for one, own in teams or [(predictor, rows)])
+    bar = progress_bar(chain.from_iterable(predicted), len(rows), description="evaluate", quiet=quiet)
     bar.set_postfix_str(COMPILING)
     for row, size, found in bar:
         bar.set_postfix_str("", refresh=False)
@@ -121,6 +125,8 @@ def measure(
         unpacked = [np.unpackbits(bits[: size[0]], axis=-1, count=size[1]) for bits in found["masks"]]
         for view, mask in enumerate(unpacked):
             kept = remove_small(mask, settings.removal_threshold, settings.removal_rule)
+            if settings.top_area is not None and found["top_area"][view] < pixels_at_least(settings.top_area, *size):
+                kept = np.zeros_like(mask)
             plain = measure_mask(mask, truth, spacing[row])
             record[VIEWS[view]] = plain
             removed = ("removal", "tta_removal")[view]

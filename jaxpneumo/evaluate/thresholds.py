@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from jaxpneumo.data import dataset
-from jaxpneumo.evaluate.results import read_summary, rows_of
+from jaxpneumo.evaluate.results import read_metrics, read_summary, rows_of
 from jaxpneumo.predict.postprocess import NATIVE_AREA
-from jaxpneumo.predict.saved_thresholds import path_of
+from jaxpneumo.predict.saved_thresholds import path_of, words
 from jaxpneumo.predict.workdir_options import read_workdirs
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
@@ -61,9 +61,13 @@ examples:
   jaxpneumo thresholds --workdir runs/exp5 --rule image --score iou --name by-image --overwrite
   jaxpneumo predict --workdir runs/exp5 --input images --output out --thresholds triplet
   jaxpneumo thresholds --workdir runs/exp5_fold0 --workdir runs/exp5_fold1 --name folds
+  jaxpneumo thresholds --workdir runs/a --workdir runs/b --evaluation ensemble --name ensemble
 
 Several runs must have different validation images, such as the folds of one split. The thresholds are then chosen on
 the validation images of all runs, and every run gets the same file.
+
+An ensemble has thresholds of its own: `jaxpneumo evaluate` of its runs scores it, out of fold if they are folds, and
+--evaluation FOLDER chooses on these scores.
 """
 
 
@@ -227,14 +231,10 @@ def table(result: dict[str, Any]) -> str:
         f"{'rule':>10} {'in sample':>10} {'held out':>10} {'optimism':>10}   thresholds",
     ]
     for rule, chosen in result["rules"].items():
-        t = chosen["thresholds"]
-        words = f"B-TH {t['threshold']:g}, R-TH {t['removal_threshold']} px"
-        if rule == "triplet":
-            words = f"top {t['top_threshold']:g}, area {t['top_area']} px, bottom {t['threshold']:g}"
         # The difference of the rounded scores, so that the printed row adds up.
         in_sample, held_out = round(chosen["in_sample"], 4), round(chosen["held_out"], 4)
         numbers = f"{in_sample:10.4f} {held_out:10.4f} {in_sample - held_out:10.4f}"
-        lines.append(f"{rule:>10} {numbers}   {words}")
+        lines.append(f"{rule:>10} {numbers}   {words(chosen['thresholds'])}")
     lines.append(f"{'all empty':>10} {result['all_empty']:10.4f} {result['all_empty']:10.4f} {0:10.4f}")
     return "\n".join(lines)
 
@@ -266,8 +266,9 @@ def read_pooled(workdirs: Sequence[Path]) -> tuple[ThresholdCounts, np.ndarray, 
     ids, times = np.unique(pooled.image_id, return_counts=True)
     if (times > 1).any():
         raise InputError(
-            f"{(times > 1).sum()} images were evaluated by more than one of the runs, {ids[times > 1][0]} first. Give "
-            "runs of different folds (`jaxpneumo split --folds`, data.fold): each image counts once."
+            f"{(times > 1).sum()} images were evaluated by more than one of the runs, {ids[times > 1][0]} first. Each "
+            "image counts once. For thresholds of the ensemble, score it with `jaxpneumo evaluate --output FOLDER` and "
+            "give that as --evaluation FOLDER; else give runs of different folds (data.fold)."
         )
     patient = [
         (index := dataset.read_index(config.data.directory)).patient[rows_of(index, table.image_id, workdir)]
@@ -283,6 +284,58 @@ def read_pooled(workdirs: Sequence[Path]) -> tuple[ThresholdCounts, np.ndarray, 
     return pooled, np.concatenate(patient), chosen_on
 
 
+def read_evaluation(folder: Path, workdirs: Sequence[Path]) -> tuple[ThresholdCounts, np.ndarray, dict[str, Any]]:
+    """Reads the counts of the evaluation of these runs together. Returns counts and patients, and the summary.
+
+    Raises:
+      InputError: the folder has no such evaluation, or it is of other runs.
+    """
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise InputError(
+            f"--evaluation {folder} holds no evaluation (no summary.json). Make one with `jaxpneumo evaluate --output "
+            f"{folder}` and the same runs."
+        )
+    summary = read_json(path)
+    if not isinstance(summary, dict) or "model" not in summary.get("run", {}):
+        raise InputError(f"{path} is of an earlier version: run `jaxpneumo evaluate` again.")
+    members = [one["workdir"] for one in summary["run"].get("members", [summary["run"]])]
+    if sorted(members) != sorted(workdir.name for workdir in workdirs):
+        raise InputError(f"--evaluation {folder} is of {', '.join(members)}: give exactly these runs as --workdir.")
+    counts, metrics = read_counts(folder / "levels.npz"), read_metrics(folder / "metrics.csv")
+    if not np.array_equal(counts.image_id, metrics["ImageId"]):
+        raise InputError(f"{folder}: levels.npz and metrics.csv are of different evaluations. Evaluate again.")
+    return counts, metrics["patient"], summary
+
+
+def _read(workdirs: Sequence[Path], evaluation: Path | None) -> tuple[ThresholdCounts, np.ndarray, dict[str, Any]]:
+    """Counts, patients, and what a file of saved thresholds says about the settings and images of the choice."""
+    names = [workdir.name for workdir in workdirs]
+    if evaluation is None:
+        counts, patient, chosen_on = read_pooled(workdirs)
+        settings = read_config(workdirs[0]).predict
+        summary = read_summary(workdirs[0])
+        alone = {"model": summary["run"].get("model"), "weights": [1.0]} if len(workdirs) == 1 else {}
+        facts = {"tta": settings.tta, "size": settings.size}
+        return counts, patient, {**facts, "chosen_on": chosen_on, "chosen_for": {"runs": names, **alone}}
+    counts, patient, summary = read_evaluation(evaluation, workdirs)
+    members = summary["run"].get("members", [{**summary["run"], "weight": 1.0}])
+    return (
+        counts,
+        patient,
+        {
+            "tta": summary["tta"],
+            "size": summary["input_size"],
+            "chosen_on": {key: summary[key] for key in ("data", "split")},
+            "chosen_for": {
+                "runs": [one["workdir"] for one in members],
+                "weights": [one["weight"] for one in members],
+                "model": summary["run"]["model"],
+            },
+        },
+    )
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; see HELP."""
     parser = Parser(prog="jaxpneumo thresholds", description=HELP)
@@ -291,6 +344,9 @@ def main(arguments: Sequence[str]) -> int:
         action="append",
         required=True,
         help="folder of an evaluated run; repeat it, or give A,B, for several runs such as folds",
+    )
+    parser.add_argument(
+        "--evaluation", type=places.path, metavar="FOLDER", help="choose on this evaluation of all the runs together"
     )
     parser.add_argument(
         "--rule", choices=RULES, default="triplet", help="rule whose thresholds are saved (default: triplet)"
@@ -308,24 +364,23 @@ def main(arguments: Sequence[str]) -> int:
     targets = [path_of(workdir, name) for workdir in workdirs]
     for workdir in workdirs:
         places.check_folder(workdir, "--workdir")
-    run_report.place(workdirs[0] / "evaluation/thresholds.json")
-    counts, patient, chosen_on = read_pooled(workdirs)
+    folder = options.evaluation or workdirs[0] / "evaluation"
+    run_report.place(folder / "thresholds.json")
+    counts, patient, facts = _read(workdirs, options.evaluation)
     result = choose_all(counts, patient, options.score, options.choose, options.seed)
-    chosen, settings = result["rules"][options.rule], read_config(workdirs[0]).predict
+    chosen = result["rules"][options.rule]
     saved = {
         "rule": options.rule,
         **chosen["thresholds"],
-        "tta": settings.tta,
-        "size": settings.size,
+        **facts,
         "chosen_by": {key: result[key] for key in ("score", "method", "seed", "unit", "n_images")},
-        "chosen_on": chosen_on,
         **{key: chosen[key] for key in ("in_sample", "held_out", "optimism")},
     }
     others = [target for target in targets if target.exists() and read_json(target) != saved]
     if others and not options.overwrite:
         raise InputError(f"{others[0]} holds other thresholds. Give another --name, or --overwrite to replace them.")
-    if len(workdirs) == 1:
-        write_json(workdirs[0] / "evaluation/thresholds.json", result)
+    if options.evaluation or len(workdirs) == 1:
+        write_json(folder / "thresholds.json", result)
     for target in targets:
         write_json(target, saved)
     print(table(result))

@@ -38,16 +38,27 @@ def load_ensemble(workdirs: Sequence[Path], weights: Sequence[float], batch_size
       weights: one weight per run for its probabilities; the weights sum to 1.
       batch_size: see `load_predictor`.
 
-    Returns:
-      A predictor. For several runs, its variables are a tuple with one tree per network and size, stacked along a new
-      first axis, and its size is the largest of the runs' sizes.
-
     Raises:
       InputError: a folder is not a finished run.
     """
-    predictors = [load_predictor(workdir, batch_size) for workdir in workdirs]
+    return combine([load_predictor(workdir, batch_size) for workdir in workdirs], weights)
+
+
+def combine(predictors: Sequence[Predictor], weights: Sequence[float], size: int = 0) -> Predictor:
+    """Makes one predictor of several.
+
+    Args:
+      predictors: the results of `load_predictor`. The first one sets all settings but the size.
+      weights: one weight per predictor for its probabilities; the weights sum to 1.
+      size: the size of the images that it takes; 0 takes the largest of the predictors' sizes.
+
+    Returns:
+      The predictor of the weighted mean. Its variables are a tuple with one tree per network and size, stacked along a
+      new first axis. A single predictor that takes this size is returned as it is.
+    """
     first = predictors[0]
-    if len(predictors) == 1:
+    size = size or max(predictor.settings.size for predictor in predictors)
+    if len(predictors) == 1 and size == first.settings.size:
         return first
     members: dict[Any, list[tuple[Predictor, float]]] = {}
     for predictor, weight in zip(predictors, weights, strict=True):
@@ -62,14 +73,15 @@ def load_ensemble(workdirs: Sequence[Path], weights: Sequence[float], batch_size
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *(predictor.variables for predictor, _ in alike))
         for alike in members.values()
     )
+    runs = [predictor.workdir for predictor in predictors]
     return replace(
         first,
-        settings=replace(first.settings, size=max(group.size for group in groups)),
+        settings=replace(first.settings, size=size),
         variables=jax.device_put(stacked, replicated(first.mesh)),
         model_id="+".join(predictor.model_id for predictor in predictors),
         probabilities=jit_probabilities(functools.partial(ensemble_probabilities, groups), first.mesh),
         synthetic=any(predictor.synthetic for predictor in predictors),
-        weighted_runs=tuple(zip(workdirs, weights, strict=True)),
+        weighted_runs=tuple(zip(runs, weights, strict=True)),
     )
 
 

@@ -78,7 +78,7 @@ examples:
   jaxpneumo predict --workdir runs/positives --gate runs/exp5 --input images --output out
 
 With several runs, the mean of their probabilities is used; --weights 0.7,0.3 makes it a weighted mean. All other
-settings are those of the first run.
+settings are those of the first run, also the thresholds: `jaxpneumo thresholds --evaluation` chooses the ensemble's.
 
 With --gate RUN, another run decides whether there is a pneumothorax: an image stays empty where that run, with its own
 thresholds, outlines nothing.
@@ -342,6 +342,7 @@ def main(arguments: Sequence[str]) -> int:
         any_image=options.any_image,
     )
     folder = part_folder(options.output, part)
+    print(saved_thresholds.origin(settings, workdirs, options.thresholds, predictor.model_id, weights, [*given]))
     print(
         f"{report.images} radiographs, pneumothorax outlined in {report.positive}, {report.set_aside} files set "
         f"aside; {folder / 'submission.csv'}. {report.note}"
