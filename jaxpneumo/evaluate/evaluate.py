@@ -8,18 +8,21 @@ import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import cv2
 import numpy as np
 
 from jaxpneumo.data import dataset, rle
-from jaxpneumo.data.splits import OUT_OF_FOLD, words
+from jaxpneumo.data.splits import OUT_OF_FOLD, read_splits, words
 from jaxpneumo.evaluate import parts, thresholds
-from jaxpneumo.evaluate.modes import IMAGE_SCORES, MODES, VIEWS, own_mode
+from jaxpneumo.evaluate.modes import GATED, IMAGE_SCORES, VIEWS, own_mode, title
 from jaxpneumo.evaluate.results import nothing_found
 from jaxpneumo.evaluate.summary import summarise
 from jaxpneumo.predict import saved_thresholds, workdir_options
+from jaxpneumo.predict.gate import add_arguments as add_gate_arguments
+from jaxpneumo.predict.gate import describe as describe_gate
+from jaxpneumo.predict.gate import load_gate
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.predict.pictures import contact_sheet, overlay, write_png
 from jaxpneumo.predict.submission import write_submission
@@ -29,6 +32,7 @@ from jaxpneumo.process.atomic import write_atomically, write_json
 from jaxpneumo.process.errors import DONE, InputError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.process.ranges import BATCH, REPLICATES, SEED
+from jaxpneumo.run.tta import TTA
 from jaxpneumo.score import baseline, bootstrap, metrics
 from jaxpneumo.score.calibration import calibration
 from jaxpneumo.score.scores import DISTANCES, REGIONS
@@ -45,7 +49,7 @@ NOTE = "Research software, not a medical device."
 HELP = """\
 Scores a finished run on held-out images at their native size. Not a medical device.
 
-Scores: Dice and IoU per image, with and without flip test-time augmentation (TTA) and removal threshold; detection by
+Scores: Dice and IoU per image, with and without test-time augmentation (TTA) and removal threshold; detection by
 image and by region; distances between outlines. Two baselines are scored too: empty predictions, and the mean shape
 for every image.
 
@@ -65,10 +69,14 @@ examples:
   jaxpneumo evaluate --workdir runs/exp5
   jaxpneumo evaluate --workdir runs/exp5 --data data/other-hospital --part all --output other-hospital
   jaxpneumo evaluate --workdir runs/exp5 --thresholds triplet --output with-triplet
+  jaxpneumo evaluate --workdir runs/x5_outline --gate runs/x5_decide --gate-thresholds gate
   jaxpneumo evaluate --workdir runs/a --workdir runs/b --weights 0.7,0.3 --output ensemble
 
 With several runs, the mean of their probabilities is used, with the settings of the first run. Runs of different
 folds are scored out of fold: each image by the runs that were not trained on it.
+
+With --gate RUN, as in `jaxpneumo predict`, there is one more row of scores: the run's own settings with the gate.
+submission.csv, gallery and the counts in levels.npz are those with the gate.
 """
 
 
@@ -115,7 +123,7 @@ def evaluate(
     measured = measure(
         predictor, images, index, labels, rows, dataset.read_spacing(data), shape[0] if shape else None, quiet, teams
     )
-    mode = own_mode(settings)
+    mode = own_mode(settings) + (GATED if predictor.gate else "")
     results = summarise(measured, index, rows, mode, replicates, seed)
     natives = sorted({f"{h}x{w}" for h, w in zip(index.height[rows], index.width[rows], strict=True)})
     summary = {
@@ -140,13 +148,14 @@ def evaluate(
             else {"top": {"threshold": settings.top_threshold, "area": settings.top_area}}
         ),
         "thresholds_from": thresholds_from,
+        **({} if measured.kept is None else {"gate": _gate(cast("Predictor", predictor.gate), measured)}),
         "mean_shape_made_from": shape[1] if shape else None,
         **results,
     }
     _write_metrics(output / "metrics.csv", measured, index, rows)
     write_counts(output / "levels.npz", measured.counts)
     cluster, _ = bootstrap.clusters(index.patient[rows])
-    positive, view = measured.counts.truth_area > 0, VIEWS[int(settings.tta)]
+    positive, view = measured.counts.truth_area > 0, VIEWS[int(bool(settings.tta))]
     write_json(
         output / "calibration.json",
         {"view": view}
@@ -169,6 +178,17 @@ def _origin(predictor: "Predictor") -> dict[str, Any]:
     return ({"members": runs} if runs else {}) | facts
 
 
+def _gate(gate: "Predictor", measured: "Measured") -> dict[str, Any]:
+    """The gate, the images that it kept, and how many of all images it was trained on."""
+    trained = np.isin(measured.counts.image_id, read_splits(gate.workdir / "splits.json")["train"])
+    return {
+        "workdir": gate.workdir.name,
+        **describe_gate(gate),
+        "images_kept": int(cast(np.ndarray, measured.kept).sum()),
+        "images_in_training": int(trained.sum()),
+    }
+
+
 def table(summary: dict[str, Any]) -> str:
     """Formats summary.json as text: scores of all modes and baselines, then detection and distances of the own mode."""
     kind = "SYNTHETIC" if summary["data"]["synthetic"] else "real"
@@ -177,17 +197,16 @@ def table(summary: dict[str, Any]) -> str:
         f"{summary['n_images']} images ({summary['n_positive']} positive), {kind} data "
         f"{summary['data']['directory']}, {words(summary['split'])}, {summary['split']['part']} part; "
         f"predicted at {summary['input_size']}, scored at {', '.join(summary['scored_at'])}; {_thresholds(summary)}",
-        f"{'':>14} {'Dice':>23} {'IoU':>23} {'Dice positives':>23} {'Dice negatives':>14}",
+        f"{'':>20} {'Dice':>23} {'IoU':>23} {'Dice positives':>23} {'Dice negatives':>14}",
     ]
-    names = {"plain": "plain", "tta": "TTA", "removal": "removal", "tta_removal": "TTA + removal"}
-    rows = [(names[mode], scores, intervals["scores"][mode]) for mode, scores in summary["scores"].items()]
+    rows = [(title(mode), scores, intervals["scores"][mode]) for mode, scores in summary["scores"].items()]
     rows.append(("all empty", summary["all_empty"], intervals["all_empty"]))
     if summary["mean_shape"]:
         rows.append(("mean shape", summary["mean_shape"], intervals["mean_shape"]))
     for name, scores, ends in rows:
         texts = [with_interval(scores[key], ends[key]) for key in ("dice", "iou", "dice_positive")]
         negative = with_interval(scores["dice_negative"], None)
-        lines.append(f"{name:>14} {texts[0]:>23} {texts[1]:>23} {texts[2]:>23} {negative:>14}")
+        lines.append(f"{name:>20} {texts[0]:>23} {texts[1]:>23} {texts[2]:>23} {negative:>14}")
 
     def one(label: str, key: str) -> str:
         return f"{label} {with_interval(summary['scores'][own][key], intervals['scores'][own][key])}"
@@ -195,7 +214,7 @@ def table(summary: dict[str, Any]) -> str:
     view = VIEWS[own.startswith("tta")]
     level, ends = summary["image_level"][view]["top_mean"], intervals["image_level"][view]["top_mean"]
     lines += [
-        f"{names[own]}: {one('sensitivity', 'sensitivity')}, {one('specificity', 'specificity')}, "
+        f"{title(own)}: {one('sensitivity', 'sensitivity')}, {one('specificity', 'specificity')}, "
         f"AUROC {with_interval(level['auroc'], ends['auroc'])}, "
         f"average precision {with_interval(level['average_precision'], ends['average_precision'])}",
         f"regions: {one('found', 'lesion_sensitivity')}, {one('real', 'lesion_precision')}; outlines: "
@@ -204,6 +223,16 @@ def table(summary: dict[str, Any]) -> str:
     ]
     if warning := nothing_found(summary):
         lines.append(warning)
+    if gate := summary.get("gate"):
+        lines.append(
+            f"gate: {gate['workdir']} ({saved_thresholds.words(gate)}) leaves "
+            f"{summary['n_images'] - gate['images_kept']} of {summary['n_images']} images empty."
+        )
+        if gate["images_in_training"]:
+            lines.append(
+                f"The gate was trained on {gate['images_in_training']} of these images: the scores with it are better "
+                "than on new images."
+            )
     if trained := summary["split"].get("images_in_training"):
         lines.append(f"{trained} of these images were used for training: the scores are better than on new images.")
     if summary["run"].get("trained_on_synthetic"):
@@ -260,8 +289,7 @@ def _write_metrics(path: Path, measured: "Measured", index: dataset.Index, rows:
     for view, scores in measured.image_scores.items():
         columns |= {f"{view}_{name}": [f"{value:.6f}" for value in values] for name, values in scores.items()}
     columns["lesions"] = measured.modes["plain"]["lesions"]
-    for mode in MODES:
-        found = measured.modes[mode]
+    for mode, found in measured.modes.items():
         tp, fp, fn = (found[name] for name in ("tp", "fp", "fn"))
         columns |= {f"{mode}_tp": tp, f"{mode}_area": tp + fp}
         columns[f"{mode}_dice"] = [f"{value:.6f}" for value in metrics.dice(tp, fp, fn)]
@@ -302,6 +330,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command; see HELP."""
     parser = Parser(prog="jaxpneumo evaluate", description=HELP)
     workdir_options.add_arguments(parser)
+    add_gate_arguments(parser)
     parser.add_argument("--data", type=places.path, help="prepared data set (default: the run's)")
     parser.add_argument(
         "--part",
@@ -314,6 +343,7 @@ def main(arguments: Sequence[str]) -> int:
         type=places.folder_to_fill,
         help="folder to write to (default: WORKDIR/evaluation; required with several runs)",
     )
+    parser.add_argument("--tta", type=TTA, metavar="NAMES", help=f"test-time augmentation: {TTA} (default: the run's)")
     parser.add_argument("--thresholds", metavar="NAME", help="use the thresholds saved under this name")
     parser.add_argument("--batch-size", type=BATCH, help="images per batch (default: the run's predict.batch_size)")
     parser.add_argument("--replicates", type=REPLICATES, default=bootstrap.REPLICATES, help="bootstrap replicates")
@@ -332,9 +362,12 @@ def main(arguments: Sequence[str]) -> int:
     settings = predictor.settings
     if options.batch_size is not None:
         settings = replace(settings, batch_size=options.batch_size)
+    if options.tta is not None:
+        settings = replace(settings, tta=options.tta)
     if options.thresholds:
         settings = saved_thresholds.use(workdirs[0], options.thresholds, settings)
-    predictor = replace(predictor, settings=settings)
+    gate = load_gate(options.gate, options.gate_thresholds, settings)
+    predictor = replace(predictor, settings=settings, gate=gate)
     data = options.data or Path(predictor.config.data.directory)
     if options.data is None and not data.is_dir():
         raise InputError(f"{data}, the data set of {workdirs[0]}, was not found. Give its folder as --data.")
@@ -347,7 +380,7 @@ def main(arguments: Sequence[str]) -> int:
         if len(teams) == 1:
             return predictor
         own = workdir_options.read_weights([weights[run] for run in members], len(members))
-        return replace(combine([loaded[run] for run in members], own, settings.size), settings=settings)
+        return replace(combine([loaded[run] for run in members], own, settings.size), settings=settings, gate=gate)
 
     origin = saved_thresholds.origin(settings, workdirs, options.thresholds, predictor.model_id, weights)
     summary = evaluate(

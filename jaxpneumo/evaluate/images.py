@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxpneumo.data import rle
 from jaxpneumo.data.dataset import Index
-from jaxpneumo.evaluate.modes import IMAGE_SCORES, MODES, VIEWS
-from jaxpneumo.predict.infer import Batch, Predictor, predict_native
+from jaxpneumo.evaluate.modes import GATED, IMAGE_SCORES, MODES, VIEWS, own_mode
+from jaxpneumo.predict.infer import Batch, Predictor, kept_by, predict_native
 from jaxpneumo.predict.native import Grid, pixels_at_least, to_native
 from jaxpneumo.predict.postprocess import NATIVE_AREA, remove_small
 from jaxpneumo.process.progress import COMPILING, progress_bar
@@ -32,6 +32,8 @@ from jaxpneumo.score.threshold_counts import (
 
 TOP_AREA = 2048  # area of the top_mean score in pixels of a 1024x1024 image; equals the papers' removal threshold
 
+COUNTS = ("area", "tp", "component_area", "component_tp")  # of `ThresholdCounts`
+
 Table = dict[str, np.ndarray]
 
 
@@ -40,11 +42,13 @@ class Measured:
     """The measurements of one pass, for N images in the order of the given rows.
 
     Attributes:
-      modes: for each mode, the columns tp, fp, fn, REGIONS and DISTANCES, (N,) each.
+      modes: for each mode, the columns tp, fp, fn, REGIONS and DISTANCES, (N,) each. With a gate, the own mode is
+        there once more, with the gate.
       mean_shape: tp, fp, fn if the mean shape is predicted for every image; None without a mean shape.
       image_scores: float64 (N,) by view, then by name in IMAGE_SCORES.
-      counts: counts at many thresholds.
-      codes: run-length codes of the masks with the run's own settings, by image id.
+      counts: counts at many thresholds; with a gate, of the images that it leaves empty there are no pixels.
+      codes: run-length codes of the masks with the run's own settings and gate, by image id.
+      kept: bool (N,), the images in which the gate outlines anything; None without a gate.
     """
 
     modes: dict[str, Table]
@@ -52,6 +56,7 @@ class Measured:
     image_scores: dict[str, Table]
     counts: ThresholdCounts
     codes: dict[str, str]
+    kept: np.ndarray | None = None
 
 
 def measure(
@@ -80,7 +85,7 @@ def measure(
     """
     settings = predictor.settings
     threshold = jnp.float32(settings.threshold)
-    own_view = int(settings.tta)
+    own_view = int(bool(settings.tta))
     top_pixels = max(1, round(TOP_AREA * settings.size**2 / NATIVE_AREA))
     shapes: dict[tuple[int, int], np.ndarray] = {}
     truths: dict[int, np.ndarray] = {}
@@ -108,11 +113,15 @@ def measure(
             truths[row] = rle.decode(labels[str(index.image_id[row])], *size)
             bits = np.packbits(truths[row], axis=-1)
             packed[i, : bits.shape[0], : bits.shape[1]] = bits
-        return at_native_size(batch.probability, batch.grid, packed)
+        found = at_native_size(batch.probability, batch.grid, packed)
+        return found if predictor.gate is None else {**found, "kept": kept_by(predictor.gate, batch)}
 
+    mode = own_mode(settings)
     records: dict[int, dict[str, Any]] = {}
     codes: dict[str, str] = {}
-    predicted = (predict_native(one, stream(own), True, native) for one, own in teams or [(predictor, rows)])
+    predicted = (
+        predict_native(one, stream(own), settings.tta or True, native) for one, own in teams or [(predictor, rows)]
+    )
     bar = progress_bar(chain.from_iterable(predicted), len(rows), description="evaluate", quiet=quiet)
     bar.set_postfix_str(COMPILING)
     for row, size, found in bar:
@@ -122,6 +131,9 @@ def measure(
         record["component_area"], record["component_tp"] = count_components(
             found["reached"][: size[0], : size[1]], truth
         )
+        gated = "kept" in found and not found["kept"]
+        if gated:
+            record |= {name: np.zeros_like(record[name]) for name in COUNTS}
         unpacked = [np.unpackbits(bits[: size[0]], axis=-1, count=size[1]) for bits in found["masks"]]
         for view, mask in enumerate(unpacked):
             kept = remove_small(mask, settings.removal_threshold, settings.removal_rule)
@@ -132,7 +144,11 @@ def measure(
             removed = ("removal", "tta_removal")[view]
             record[removed] = plain if kept is mask else measure_mask(kept, truth, spacing[row])
             if view == own_view:
-                codes[image_id] = rle.encode(kept)
+                codes[image_id] = rle.EMPTY if gated else rle.encode(kept)
+        if "kept" in found:
+            record["kept"] = found["kept"]
+            nothing = np.zeros(size, np.uint8)
+            record[mode + GATED] = measure_mask(nothing, truth, spacing[row]) if gated else record[mode]
         if mean_shape is not None:
             if size not in shapes:
                 shapes[size] = (cv2.resize(mean_shape, size[::-1], interpolation=cv2.INTER_LINEAR) >= 0.5).view(
@@ -163,9 +179,10 @@ def _columns(records: list[dict[str, Any]], index: Index, rows: np.ndarray, code
         return {key: np.array([record[name][key] for record in records]) for key in records[0][name]}
 
     scores = np.array([record["scores"] for record in records], float)  # (N, view, score)
+    first = records[0]
     return Measured(
-        modes={mode: table(mode) for mode in MODES},
-        mean_shape=table("mean_shape") if "mean_shape" in records[0] else None,
+        modes={mode: table(mode) for mode in (*MODES, *(key for key in first if key.endswith(GATED)))},
+        mean_shape=table("mean_shape") if "mean_shape" in first else None,
         image_scores={
             view: {name: scores[:, v, s] for s, name in enumerate(IMAGE_SCORES)} for v, view in enumerate(VIEWS)
         },
@@ -174,7 +191,8 @@ def _columns(records: list[dict[str, Any]], index: Index, rows: np.ndarray, code
             areas=AREAS,
             image_id=index.image_id[rows],
             pixels=index.height[rows] * index.width[rows],
-            **{n: column(n) for n in ("truth_area", "area", "tp", "component_area", "component_tp")},
+            **{name: column(name) for name in ("truth_area", *COUNTS)},
         ),
         codes=codes,
+        kept=np.array([record["kept"] for record in records]) if "kept" in first else None,
     )

@@ -258,6 +258,8 @@ def read_pooled(workdirs: Sequence[Path]) -> tuple[ThresholdCounts, np.ndarray, 
                 f"{workdirs[0]} predicts at size {one.size} with tta={one.tta}, {workdir} at {other.size} with "
                 f"tta={other.tta}: thresholds hold for one size and TTA only. Choose them for each run alone."
             )
+        if summaries[0].get("gate") != summary.get("gate"):
+            raise InputError(f"{workdirs[0]} and {workdir} were evaluated with different gates, or one without.")
         if summaries[0]["data"]["labels_sha256"] != summary["data"]["labels_sha256"]:
             raise InputError(
                 f"{workdirs[0]} and {workdir} were evaluated on different data sets. Choose for each run alone."
@@ -317,7 +319,8 @@ def _read(workdirs: Sequence[Path], evaluation: Path | None) -> tuple[ThresholdC
         summary = read_summary(workdirs[0])
         alone = {"model": summary["run"].get("model"), "weights": [1.0]} if len(workdirs) == 1 else {}
         facts = {"tta": settings.tta, "size": settings.size}
-        return counts, patient, {**facts, "chosen_on": chosen_on, "chosen_for": {"runs": names, **alone}}
+        made_for = {"runs": names, **alone, **_gate_of(summary)}
+        return counts, patient, {**facts, "chosen_on": chosen_on, "chosen_for": made_for}
     counts, patient, summary = read_evaluation(evaluation, workdirs)
     members = summary["run"].get("members", [{**summary["run"], "weight": 1.0}])
     return (
@@ -331,9 +334,14 @@ def _read(workdirs: Sequence[Path], evaluation: Path | None) -> tuple[ThresholdC
                 "runs": [one["workdir"] for one in members],
                 "weights": [one["weight"] for one in members],
                 "model": summary["run"]["model"],
+                **_gate_of(summary),
             },
         },
     )
+
+
+def _gate_of(summary: dict[str, Any]) -> dict[str, str]:
+    return {"gate": summary["gate"]["workdir"]} if "gate" in summary else {}
 
 
 def main(arguments: Sequence[str]) -> int:

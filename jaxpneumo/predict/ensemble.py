@@ -1,4 +1,4 @@
-"""Ensembles: the weighted mean of the probabilities of several runs, with and without flip TTA.
+"""Ensembles: the weighted mean of the probabilities of several runs, with and without test-time augmentation (TTA).
 
 The runs may have different networks and input sizes. Images come at the largest of the sizes. One compiled call makes
 them smaller where a run needs it, applies all networks and enlarges the probabilities again. Runs of one network and
@@ -86,14 +86,14 @@ def combine(predictors: Sequence[Predictor], weights: Sequence[float], size: int
 
 
 def ensemble_probabilities(
-    groups: Sequence[Group], variables: Sequence[dict[str, Any]], image: jax.Array, mirror: bool
+    groups: Sequence[Group], variables: Sequence[dict[str, Any]], image: jax.Array, tta: bool | str
 ) -> jax.Array:
     """Computes the weighted mean of `predict_probabilities` over several runs.
 
     Args:
       groups: the runs by network and size; all weights together sum to 1.
       variables: for each group {"params", "batch_stats"} with a leading axis over its runs.
-      image, mirror: see `predict_probabilities`; the image at the largest size.
+      image, tta: see `predict_probabilities`; the image at the largest size.
 
     Returns:
       The same shapes and type as `predict_probabilities`.
@@ -103,7 +103,7 @@ def ensemble_probabilities(
         smaller = image if group.size == size else shrink(image, group.size)
         # Applies the runs one after another: on a CPU, XLA's convolutions are ten times slower if the kernels have a
         # batch axis too.
-        apply = functools.partial(predict_probabilities, group.model, image=smaller, mirror=mirror)
+        apply = functools.partial(predict_probabilities, group.model, image=smaller, tta=tta)
         mean = jnp.tensordot(jnp.float32(group.weights), jax.lax.map(apply, stacked), axes=1, precision="highest")
         means.append(mean if group.size == size else jax.image.resize(mean, (*mean.shape[:2], size, size), "linear"))
     return functools.reduce(jnp.add, means)

@@ -1,7 +1,7 @@
 """Loads a trained run for prediction, with the compiled functions from images to masks at native size.
 
-Two functions run on the device one after another. The first applies the network to both flip views in one call, at
-the config's size. The second resizes to the native sizes and applies the thresholds (`native.py`); the host receives
+Two functions run on the device one after another. The first applies the network to all views in one call, at the
+config's size. The second resizes to the native sizes and applies the thresholds (`native.py`); the host receives
 packed bits. They are separate, so radiographs of another canvas size compile only the small second function.
 """
 
@@ -21,12 +21,14 @@ from jax.sharding import Mesh
 from jaxpneumo.model.folding import fold
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.predict.native import Grid, NativeMask, native_grid, native_masks, pixels_at_least, shrink
+from jaxpneumo.predict.views import mean_of_views
 from jaxpneumo.run import checkpoint
 from jaxpneumo.run.config import Config, Predict, read_config
 from jaxpneumo.run.network import make_model
 from jaxpneumo.run.provenance import trained_on_synthetic
 from jaxpneumo.run.sharding import check_batch_size, each_on_its_device, make_local_mesh, place, replicated, split
 from jaxpneumo.run.state import variable_shapes
+from jaxpneumo.run.tta import names as tta_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +39,8 @@ class CompiledNetwork:
       settings: the prediction settings.
       variables: {"params", "batch_stats"} on all devices, with folded BatchNorm layers (`model.folding.fold`).
       mesh: the devices.
-      probabilities: compiled function (variables, uint8 (B, S, S), mirror) -> float32 (2, B, S, S): without and with
-        flip TTA. If mirror is False, it returns only the first, (1, B, S, S).
+      probabilities: compiled function (variables, uint8 (B, S, S), tta) -> float32 (2, B, S, S): without and with
+        TTA. If tta is False, it returns only the first, (1, B, S, S).
       native_masks: the compiled `native.native_masks`.
       gate: a network that decides which images show anything; the others' masks are emptied. None: no such network.
     """
@@ -125,7 +127,7 @@ def _functions(model: Any, mesh: Mesh) -> tuple[Any, Any, Any]:
 
 
 def jit_probabilities(function: Callable[..., jax.Array], mesh: Mesh) -> Any:
-    """Compiles (variables, images, mirror) -> probabilities. The devices share the images; each has all variables."""
+    """Compiles (variables, images, tta) -> probabilities. The devices share the images; each has all variables."""
     return jax.jit(function, static_argnums=2, in_shardings=(replicated(mesh), split(mesh)))
 
 
@@ -139,30 +141,26 @@ def fingerprint(variables: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def predict_probabilities(model: UNet, variables: dict[str, Any], image: jax.Array, mirror: bool) -> jax.Array:
-    """Computes the probability of pneumothorax for each pixel, without and with flip TTA.
-
-    Flip TTA (test-time augmentation) is the mean over the image and its mirror image.
+def predict_probabilities(model: UNet, variables: dict[str, Any], image: jax.Array, tta: bool | str) -> jax.Array:
+    """Computes the probability of pneumothorax for each pixel, without and with test-time augmentation (TTA).
 
     Args:
       model: the network.
       variables: its {"params", "batch_stats"}.
       image: uint8 (B, S, S).
-      mirror: whether to predict the mirror image too.
+      tta: the views, as `run.tta` has them: True is the image and its mirror image.
 
     Returns:
-      float32 (2, B, S, S): the probabilities of the image, and the mean of both views. If `mirror` is False, only the
-      first: (1, B, S, S).
+      float32 (2, B, S, S): the probabilities of the image, and their mean over all views (`views.mean_of_views`). If
+      there is no TTA, only the first: (1, B, S, S).
     """
-    views = jnp.stack([image, image[..., ::-1]] if mirror else [image], axis=1)
-    # Each mirror image follows its image, so both stay on the same device.
-    batch = views.reshape(-1, *image.shape[1:])
-    logits = cast(jax.Array, model.apply(variables, batch.astype(jnp.float32)[..., None] / 255.0, train=False))
-    probability = jax.nn.sigmoid(logits).reshape(views.shape)
-    if not mirror:
-        return probability.swapaxes(0, 1)
-    plain, mirrored = probability[:, 0], probability[:, 1, :, ::-1]
-    return jnp.stack([plain, (plain + mirrored) / 2])
+
+    def predict(batch: jax.Array) -> jax.Array:
+        pictures = batch.astype(jnp.float32)[..., None] / 255.0
+        return jax.nn.sigmoid(cast(jax.Array, model.apply(variables, pictures, train=False)))
+
+    names = tta_names(tta)
+    return jnp.stack(mean_of_views(predict, image, names) if names else [predict(image)])
 
 
 def predict_masks(
@@ -181,7 +179,7 @@ def predict_masks(
     Args:
       network: the result of `load_predictor` or `compile_network`.
       images: for each image, (key, uint8 (S, S) at the settings' size, (native height, native width)).
-      views: the masks to return: 0 without flip TTA, 1 with flip TTA.
+      views: the masks to return: 0 without TTA, 1 with the settings' TTA (flip TTA if they have none).
 
     Yields:
       (key, {view: mask}) in the order of `images`.
@@ -193,10 +191,10 @@ def predict_masks(
         masks = {view: network.native_masks(batch.probability[view], batch.grid, *levels) for view in views}
         if network.gate is None:
             return masks
-        kept = _kept_by(network.gate, batch)
+        kept = kept_by(network.gate, batch)
         return {v: (jnp.where(kept[:, None, None], bits, 0), jnp.where(kept, a, 0)) for v, (bits, a) in masks.items()}
 
-    for key, size, found in predict_native(network, images, 1 in views, native):
+    for key, size, found in predict_native(network, images, 1 in views and (network.settings.tta or True), native):
         yield key, {view: NativeMask(bits, *size, int(area)) for view, (bits, area) in found.items()}
 
 
@@ -212,13 +210,13 @@ def _levels(settings: Predict, batch: "Batch") -> tuple[np.ndarray, np.ndarray]:
     return smallest, np.array(thresholds, np.float32)
 
 
-def _kept_by(gate: CompiledNetwork, batch: "Batch") -> jax.Array:
-    """Which images of a batch (B,) a gate outlines anything in, with its own size, thresholds and flip TTA."""
+def kept_by(gate: CompiledNetwork, batch: "Batch") -> jax.Array:
+    """Which images of a batch (B,) a gate outlines anything in, with its own size, thresholds and TTA: bool."""
     settings = gate.settings
     pictures = batch.pictures
     if settings.size < pictures.shape[-1]:
         pictures = jax.jit(shrink, static_argnums=1, out_shardings=split(gate.mesh))(pictures, settings.size)
-    probability = gate.probabilities(gate.variables, pictures, settings.tta)[int(settings.tta)]
+    probability = gate.probabilities(gate.variables, pictures, settings.tta)[-1]
     grid = native_grid(batch.sizes, settings.size, len(pictures))
     return gate.native_masks(probability, grid, *_levels(settings, batch))[1] > 0
 
@@ -245,7 +243,7 @@ class Batch:
 def predict_native(
     network: CompiledNetwork,
     images: Iterable[tuple[Any, np.ndarray, tuple[int, int]]],
-    mirror: bool,
+    tta: bool | str,
     native: Callable[[Batch], Any],
 ) -> Iterator[tuple[Any, tuple[int, int], Any]]:
     """Predicts probabilities in compiled batches and applies `native` to each batch.
@@ -253,7 +251,7 @@ def predict_native(
     Args:
       network: the result of `load_predictor` or `compile_network`.
       images: see `predict_masks`.
-      mirror: whether to use flip TTA.
+      tta: see `predict_probabilities`.
       native: function of a batch. It computes on the device and returns a tree of arrays with leading axis B.
 
     Yields:
@@ -271,7 +269,7 @@ def predict_native(
             [key for key, _, _ in group],
             sizes,
             placed,
-            network.probabilities(network.variables, placed, mirror),
+            network.probabilities(network.variables, placed, tta),
             native_grid(sizes, settings.size, settings.batch_size),
         )
         started = batch, native(batch)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from jaxpneumo.data import finder, ids, rle
-from jaxpneumo.predict import saved_thresholds, workdir_options
+from jaxpneumo.predict import gate, saved_thresholds, workdir_options
 from jaxpneumo.predict.manifest import (
     MANIFEST,
     SYNTHETIC_NOTE,
@@ -43,13 +43,13 @@ from jaxpneumo.process.machine import cores
 from jaxpneumo.process.progress import COMPILING, progress_bar
 from jaxpneumo.process.ranges import BATCH, WORKERS, whole
 from jaxpneumo.run.config_values import VALUES
+from jaxpneumo.run.tta import TTA
 
 # Modules that need JAX or pydicom are imported where they are used. So --help and error messages for wrong flags are
 # fast, and the reading processes do not load JAX.
 if TYPE_CHECKING:
     from jaxpneumo.predict.infer import Predictor
     from jaxpneumo.predict.native import NativeMask
-    from jaxpneumo.run.config import Predict
 
 logger = logging.getLogger(__name__)
 
@@ -179,9 +179,8 @@ def _header(predictor: "Predictor", part: tuple[int, int] | None, any_image: boo
     chosen |= {"dtype": predictor.config.model.dtype, "any_image": any_image}
     if predictor.weighted_runs:
         chosen["weights"] = [weight for _, weight in predictor.weighted_runs]
-    if (gate := predictor.gate) is not None:
-        of_gate = {name: value for name in names if (value := getattr(gate.settings, name)) is not None}
-        chosen["gate"] = {"model": cast("Predictor", gate).model_id, **of_gate}
+    if predictor.gate is not None:
+        chosen["gate"] = gate.describe(cast("Predictor", predictor.gate))
     return make_header(predictor.model_id, chosen, software(), part, predictor.synthetic)
 
 
@@ -211,7 +210,7 @@ def predict_codes(
     from jaxpneumo.predict.infer import predict_masks
 
     settings = predictor.settings
-    view = int(settings.tta)
+    view = int(bool(settings.tta))
     stream = (
         (replace(picture, image=None), cast(np.ndarray, picture.image), (picture.height, picture.width))
         for picture in pictures
@@ -262,19 +261,6 @@ def _is_newer(path: Path, picture: Picture) -> bool:
     return path.exists() and path.stat().st_mtime_ns >= picture.stamp[1]
 
 
-def _load_gate(workdir: Path, thresholds: str | None, settings: "Predict") -> "Predictor":
-    """The run that decides which images are predicted, for predictions with these settings. Raises InputError."""
-    from jaxpneumo.predict.infer import load_predictor
-
-    gate = load_predictor(workdir, settings.batch_size)
-    if gate.settings.size > settings.size:
-        raise InputError(
-            f"--gate {workdir} predicts at size {gate.settings.size}, which is more than the {settings.size} of the "
-            "images here. Take a gate of the same size or a smaller one."
-        )
-    return replace(gate, settings=saved_thresholds.use(workdir, thresholds, gate.settings)) if thresholds else gate
-
-
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; see HELP. Returns 0, or 3 if files were set aside."""
     parser = Parser(prog="jaxpneumo predict", description=HELP)
@@ -295,9 +281,9 @@ def main(arguments: Sequence[str]) -> int:
         help="remove predictions of a smaller area, in pixels of a 1024x1024 image (default: the run's; 0: none)",
     )
     add("--removal-rule", choices=REMOVAL_RULES, help="remove whole images or single components (default: the run's)")
-    add("--no-tta", action="store_true", help="predict without the mirror image")
-    add("--gate", type=places.path, metavar="RUN", help="leave images empty in which this run outlines nothing")
-    add("--gate-thresholds", metavar="NAME", help="saved thresholds of that run (default: its config's)")
+    add("--tta", type=TTA, metavar="NAMES", help=f"test-time augmentation: {TTA} (default: the run's)")
+    add("--no-tta", action="store_const", const=False, dest="tta", help="the same as --tta False")
+    gate.add_arguments(parser)
     add(
         "--batch-size",
         type=BATCH,
@@ -325,14 +311,11 @@ def main(arguments: Sequence[str]) -> int:
     batch_size = 1 if options.batch_size is None and len(found.sources) == 1 else options.batch_size
     predictor = load_ensemble(workdirs, weights, batch_size)
     given = {name: value for name in single if (value := getattr(options, name)) is not None}
-    settings = replace(predictor.settings, tta=predictor.settings.tta and not options.no_tta, **given)
+    settings = replace(predictor.settings, tta=predictor.settings.tta if options.tta is None else options.tta, **given)
     if options.thresholds:
         settings = saved_thresholds.use(workdirs[0], options.thresholds, settings)
-    if options.gate_thresholds and not options.gate:
-        raise InputError("--gate-thresholds needs --gate RUN.")
-    gate = _load_gate(options.gate, options.gate_thresholds, settings) if options.gate else None
     report = predict_files(
-        replace(predictor, settings=settings, gate=gate),
+        replace(predictor, settings=settings, gate=gate.load_gate(options.gate, options.gate_thresholds, settings)),
         found.folder,
         found.sources,
         options.output,

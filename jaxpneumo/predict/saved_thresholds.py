@@ -9,6 +9,7 @@ from typing import Any
 from jaxpneumo.data.splits import OUT_OF_FOLD
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
+from jaxpneumo.run import tta
 from jaxpneumo.run.config import Predict
 from jaxpneumo.run.config_values import wrong_values
 
@@ -30,7 +31,7 @@ def use(workdir: Path, name: str, settings: Predict) -> Predict:
 
     Raises:
       InputError: the run has no thresholds with this name, the file is damaged, or the thresholds were chosen with
-        another input size or another flip TTA setting.
+        another input size or another TTA.
     """
     path = path_of(workdir, name)
     if not path.is_file():
@@ -46,9 +47,9 @@ def use(workdir: Path, name: str, settings: Predict) -> Predict:
     values = {f"predict.{key}": value for key, value in saved.items()}
     if problems := "; ".join(wrong_values(values)).replace("predict.", ""):
         raise InputError(f"{path} cannot be used: {problems}. Choose the thresholds again.")
-    if (saved["tta"], saved["size"]) != (settings.tta, settings.size):
-        view = "with" if saved["tta"] else "without"
-        raise InputError(f"{path} was chosen {view} flip TTA at size {saved['size']}: predict with these settings.")
+    if (tta.recorded(saved["tta"]), saved["size"]) != (settings.tta, settings.size):
+        view = tta.words(saved["tta"])
+        raise InputError(f"{path} was chosen {view} at size {saved['size']}: predict with these settings.")
     return replace(settings, **{key: saved[key] for key in (*NAMES, *NAMES_OF_TRIPLET) if key in saved})
 
 
@@ -95,6 +96,7 @@ def origin(
         together = "the ensemble of" if made_for.get("model") and len(names) > 1 else "each alone:"
         whom = f"{together} {', '.join(names)}" if len(names) > 1 else names[0]
         whom += ", not for this ensemble" if len(workdirs) > 1 else ""
+    whom += f" with the gate {made_for['gate']}" if made_for.get("gate") else ""
     count, part = (saved.get("chosen_by") or {}).get("n_images"), (chosen_on.get("split") or {}).get("method")
     how = f", on {count} images" if count else ""
     how += f" {OUT_OF_FOLD}" if part == OUT_OF_FOLD else ""

@@ -11,6 +11,7 @@ from typing import Any
 from jaxpneumo.process import places
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
+from jaxpneumo.run import tta
 from jaxpneumo.run.config_values import (
     LOSS_WEIGHTS,
     OPTIONAL,
@@ -149,7 +150,7 @@ class Predict:
 
     Attributes:
       size, batch_size: of what the network takes.
-      tta: mean over the image and its mirror image.
+      tta: views to average over, in the form that `run.tta` records: True is the image and its mirror image.
       threshold: of the probability.
       removal_threshold: smallest area, in pixels of a 1024x1024 image; `removal_rule` says of what.
       input: folder to predict after training; "" for none.
@@ -159,7 +160,7 @@ class Predict:
 
     size: int
     batch_size: int
-    tta: bool
+    tta: bool | str
     threshold: float
     removal_threshold: int
     removal_rule: str = "image"
@@ -256,6 +257,7 @@ def _config(values: dict[str, Any]) -> Config:
         return kind(**{name: flat[prefix + name] for name in names if prefix + name in flat} | given)
 
     synthetic = section(Synthetic, _SYNTHETIC) if _is_synthetic(flat) else None
+    flat["predict.tta"] = tta.recorded(flat["predict.tta"])
     flat["model.depths"] = tuple(flat["model.depths"])
     for key in ("data.directory", "data.split", "init_from", "model.pretrained", "predict.input"):
         flat[key] = _full_path(flat[key])

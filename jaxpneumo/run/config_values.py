@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxpneumo.process import ranges
 from jaxpneumo.process.ranges import SWITCH, TEXT, Words, number, whole
+from jaxpneumo.run.tta import TTA
 
 # The sections of stages that a config may have, in the order in which they are trained.
 STAGES = tuple(f"stage{number}" for number in range(1, 10))
@@ -44,7 +45,7 @@ VALUES = {
     "augment.crop": ranges.PROBABILITY,
     "predict.size": ranges.SIDE,
     "predict.batch_size": ranges.BATCH,
-    "predict.tta": SWITCH,
+    "predict.tta": TTA,
     "predict.threshold": ranges.PROBABILITY,
     "predict.removal_threshold": ranges.AREA,
     "predict.removal_rule": Words(("image", "component")),
