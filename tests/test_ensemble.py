@@ -104,7 +104,7 @@ def test_runs_of_other_networks_and_sizes_are_averaged(evaluated, larger, prepar
     large = np.asarray(dataset.open_arrays(prepared, 64)[0][:4])
     ensemble = load_ensemble([evaluated, larger, evaluated], [0.3, 0.6, 0.1])
     assert ensemble.settings.size == 64
-    assert [group.weights for group in ensemble.probabilities.__wrapped__.args[0]] == [(0.3, 0.1), (0.6,)]
+    assert [group.weights for group in ensemble.outputs.__wrapped__.args[0]] == [(0.3, 0.1), (0.6,)]
     blocks = large.reshape(4, 32, 2, 32, 2).mean((2, 4))
     small = np.asarray(shrink_images(large, 32))
     assert np.abs(small - blocks).max() <= 0.5

@@ -16,7 +16,7 @@ import numpy as np
 from jaxpneumo.data import dataset, rle
 from jaxpneumo.data.splits import OUT_OF_FOLD, read_splits, words
 from jaxpneumo.evaluate import parts, thresholds
-from jaxpneumo.evaluate.modes import GATED, IMAGE_SCORES, VIEWS, own_mode, title
+from jaxpneumo.evaluate.modes import GATED, VIEWS, own_mode, title
 from jaxpneumo.evaluate.results import nothing_found
 from jaxpneumo.evaluate.summary import summarise
 from jaxpneumo.predict import saved_thresholds, workdir_options
@@ -42,6 +42,7 @@ from jaxpneumo.score.threshold_counts import write_counts
 if TYPE_CHECKING:
     from jaxpneumo.evaluate.images import Measured
     from jaxpneumo.predict.infer import Predictor
+    from jaxpneumo.run.config import Predict
 
 GALLERY = 12
 NOTE = "Research software, not a medical device."
@@ -123,7 +124,7 @@ def evaluate(
     measured = measure(
         predictor, images, index, labels, rows, dataset.read_spacing(data), shape[0] if shape else None, quiet, teams
     )
-    mode = own_mode(settings) + (GATED if predictor.gate else "")
+    mode = own_mode(settings) + ("" if measured.kept is None else GATED)
     results = summarise(measured, index, rows, mode, replicates, seed)
     natives = sorted({f"{h}x{w}" for h, w in zip(index.height[rows], index.width[rows], strict=True)})
     summary = {
@@ -148,7 +149,8 @@ def evaluate(
             else {"top": {"threshold": settings.top_threshold, "area": settings.top_area}}
         ),
         "thresholds_from": thresholds_from,
-        **({} if measured.kept is None else {"gate": _gate(cast("Predictor", predictor.gate), measured)}),
+        **({"gate": _gate(cast("Predictor", predictor.gate), measured)} if predictor.gate else {}),
+        **_classifier(settings, measured),
         "mean_shape_made_from": shape[1] if shape else None,
         **results,
     }
@@ -159,7 +161,10 @@ def evaluate(
     write_json(
         output / "calibration.json",
         {"view": view}
-        | {name: calibration(measured.image_scores[view][name], positive, cluster) for name in IMAGE_SCORES},
+        | {
+            name: calibration(measured.image_scores[view][name], positive, cluster)
+            for name in measured.image_scores[view]
+        },
     )
     if cluster.max() > 0:
         write_json(output / "thresholds.json", thresholds.choose_all(measured.counts, index.patient[rows]))
@@ -187,6 +192,14 @@ def _gate(gate: "Predictor", measured: "Measured") -> dict[str, Any]:
         "images_kept": int(cast(np.ndarray, measured.kept).sum()),
         "images_in_training": int(trained.sum()),
     }
+
+
+def _classifier(settings: "Predict", measured: "Measured") -> dict[str, Any]:
+    """The classifier's threshold and how many images are kept, where it has one."""
+    if settings.classifier_threshold is None or measured.counts.finding is None:
+        return {}
+    kept = int((measured.counts.finding >= settings.classifier_threshold).sum())
+    return {"classifier": {"threshold": settings.classifier_threshold, "images_kept": kept}}
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -223,6 +236,9 @@ def table(summary: dict[str, Any]) -> str:
     ]
     if warning := nothing_found(summary):
         lines.append(warning)
+    if own := summary.get("classifier"):
+        left = summary["n_images"] - own["images_kept"]
+        lines.append(f"classifier: below {own['threshold']:g} for {left} of {summary['n_images']} images: empty.")
     if gate := summary.get("gate"):
         lines.append(
             f"gate: {gate['workdir']} ({saved_thresholds.words(gate)}) leaves "

@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxpneumo.data import rle
 from jaxpneumo.data.dataset import Index
-from jaxpneumo.evaluate.modes import GATED, IMAGE_SCORES, MODES, VIEWS, own_mode
-from jaxpneumo.predict.infer import Batch, Predictor, kept_by, predict_native
+from jaxpneumo.evaluate.modes import CLASSIFIER, GATED, IMAGE_SCORES, MODES, VIEWS, own_mode
+from jaxpneumo.predict.infer import Batch, Predictor, kept_by, kept_by_classifier, predict_native
 from jaxpneumo.predict.native import Grid, pixels_at_least, to_native
 from jaxpneumo.predict.postprocess import NATIVE_AREA, remove_small
 from jaxpneumo.process.progress import COMPILING, progress_bar
@@ -42,13 +42,13 @@ class Measured:
     """The measurements of one pass, for N images in the order of the given rows.
 
     Attributes:
-      modes: for each mode, the columns tp, fp, fn, REGIONS and DISTANCES, (N,) each. With a gate, the own mode is
-        there once more, with the gate.
+      modes: for each mode, the columns tp, fp, fn, REGIONS and DISTANCES, (N,) each. With a gate or a
+        classifier's threshold, the own mode is there once more, with them.
       mean_shape: tp, fp, fn if the mean shape is predicted for every image; None without a mean shape.
-      image_scores: float64 (N,) by view, then by name in IMAGE_SCORES.
+      image_scores: float64 (N,) by view, then by name in IMAGE_SCORES, and CLASSIFIER if there is one.
       counts: counts at many thresholds; with a gate, of the images that it leaves empty there are no pixels.
       codes: run-length codes of the masks with the run's own settings and gate, by image id.
-      kept: bool (N,), the images in which the gate outlines anything; None without a gate.
+      kept: bool (N,), the images that gate and classifier keep; None without a gate and a classifier's threshold.
     """
 
     modes: dict[str, Table]
@@ -114,7 +114,13 @@ def measure(
             bits = np.packbits(truths[row], axis=-1)
             packed[i, : bits.shape[0], : bits.shape[1]] = bits
         found = at_native_size(batch.probability, batch.grid, packed)
-        return found if predictor.gate is None else {**found, "kept": kept_by(predictor.gate, batch)}
+        if batch.finding is not None:
+            scores = [jnp.column_stack(pair) for pair in zip(found["scores"], batch.finding, strict=True)]
+            found = {**found, "scores": scores}
+        if predictor.gate is not None:
+            found["by_gate"] = kept_by(predictor.gate, batch)
+        own = kept_by_classifier(settings, batch, own_view)
+        return found if own is None else {**found, "by_classifier": own}
 
     mode = own_mode(settings)
     records: dict[int, dict[str, Any]] = {}
@@ -131,8 +137,9 @@ def measure(
         record["component_area"], record["component_tp"] = count_components(
             found["reached"][: size[0], : size[1]], truth
         )
-        gated = "kept" in found and not found["kept"]
-        if gated:
+        deciders = [name for name in ("by_gate", "by_classifier") if name in found]
+        gated = not all(found[name] for name in deciders)
+        if not found.get("by_gate", True):
             record |= {name: np.zeros_like(record[name]) for name in COUNTS}
         unpacked = [np.unpackbits(bits[: size[0]], axis=-1, count=size[1]) for bits in found["masks"]]
         for view, mask in enumerate(unpacked):
@@ -145,8 +152,8 @@ def measure(
             record[removed] = plain if kept is mask else measure_mask(kept, truth, spacing[row])
             if view == own_view:
                 codes[image_id] = rle.EMPTY if gated else rle.encode(kept)
-        if "kept" in found:
-            record["kept"] = found["kept"]
+        if deciders:
+            record["kept"] = not gated
             nothing = np.zeros(size, np.uint8)
             record[mode + GATED] = measure_mask(nothing, truth, spacing[row]) if gated else record[mode]
         if mean_shape is not None:
@@ -156,7 +163,7 @@ def measure(
                 )
             record["mean_shape"] = dict(zip(("tp", "fp", "fn"), metrics.counts(shapes[size], truth), strict=True))
         records[row] = record
-    return _columns([records[row] for row in rows.tolist()], index, rows, codes)
+    return _columns([records[row] for row in rows.tolist()], index, rows, codes, own_view)
 
 
 def measure_mask(mask: np.ndarray, truth: np.ndarray, spacing: np.ndarray) -> dict[str, float]:
@@ -171,7 +178,9 @@ def measure_mask(mask: np.ndarray, truth: np.ndarray, spacing: np.ndarray) -> di
     return columns | dict(zip(DISTANCES, (*in_pixels, *in_mm), strict=True))
 
 
-def _columns(records: list[dict[str, Any]], index: Index, rows: np.ndarray, codes: dict[str, str]) -> Measured:
+def _columns(
+    records: list[dict[str, Any]], index: Index, rows: np.ndarray, codes: dict[str, str], own_view: int
+) -> Measured:
     def column(name: str) -> np.ndarray:
         return np.stack([record[name] for record in records]).astype(np.int64)
 
@@ -179,19 +188,19 @@ def _columns(records: list[dict[str, Any]], index: Index, rows: np.ndarray, code
         return {key: np.array([record[name][key] for record in records]) for key in records[0][name]}
 
     scores = np.array([record["scores"] for record in records], float)  # (N, view, score)
+    names = (*IMAGE_SCORES, CLASSIFIER)[: scores.shape[-1]]
     first = records[0]
     return Measured(
         modes={mode: table(mode) for mode in (*MODES, *(key for key in first if key.endswith(GATED)))},
         mean_shape=table("mean_shape") if "mean_shape" in first else None,
-        image_scores={
-            view: {name: scores[:, v, s] for s, name in enumerate(IMAGE_SCORES)} for v, view in enumerate(VIEWS)
-        },
+        image_scores={view: {name: scores[:, v, s] for s, name in enumerate(names)} for v, view in enumerate(VIEWS)},
         counts=ThresholdCounts(
             thresholds=THRESHOLDS,
             areas=AREAS,
             image_id=index.image_id[rows],
             pixels=index.height[rows] * index.width[rows],
             **{name: column(name) for name in ("truth_area", *COUNTS)},
+            finding=scores[:, own_view, names.index(CLASSIFIER)] if CLASSIFIER in names else None,
         ),
         codes=codes,
         kept=np.array([record["kept"] for record in records]) if "kept" in first else None,

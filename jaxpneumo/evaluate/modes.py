@@ -6,9 +6,10 @@ from jaxpneumo.run.config import Predict
 # threshold, and its top threshold and area if it has any.
 MODES = {"plain": (0, False), "tta": (1, False), "removal": (0, True), "tta_removal": (1, True)}
 TITLES = {"plain": "plain", "tta": "TTA", "removal": "removal", "tta_removal": "TTA + removal"}
-GATED = "_gated"  # follows the own mode's name where a gate decides which images show anything
+GATED = "_gated"  # follows the own mode's name where a gate or the classifier decides which images show anything
 VIEWS = ("plain", "tta")
 IMAGE_SCORES = ("maximum", "top_mean")
+CLASSIFIER = "classifier"  # one more image-level score of networks that have a classifier
 
 
 def own_mode(settings: Predict) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxpneumo.data import dataset
 from jaxpneumo.evaluate.results import read_metrics, read_summary, rows_of
 from jaxpneumo.predict.postprocess import NATIVE_AREA
-from jaxpneumo.predict.saved_thresholds import path_of, words
+from jaxpneumo.predict.saved_thresholds import CLASSIFIER, path_of, words
 from jaxpneumo.predict.workdir_options import read_workdirs
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
@@ -50,6 +50,8 @@ rules (B-TH: probability threshold; R-TH: removal threshold, an area):
   component  removes each 8-connected component with an area below R-TH
   triplet    top threshold, area, bottom threshold: removes the whole mask if fewer pixels than the area reach the top
              threshold; otherwise the mask is what reaches the bottom threshold
+
+For a run with a classifier, the classifier's threshold is chosen together with the others: images below it stay empty.
 
 It reads WORKDIR/evaluation/levels.npz (`jaxpneumo evaluate` writes it) and writes
   WORKDIR/evaluation/thresholds.json   the scores at all thresholds, for the three rules, and the choice
@@ -107,7 +109,7 @@ def surface(counts: ThresholdCounts, rule: str, score: str = "dice", images: np.
     return _surface(image_scores(counts, rule, score), rule, every if images is None else images)
 
 
-def _surface(terms: tuple[np.ndarray, np.ndarray, np.ndarray], rule: str, images: np.ndarray) -> np.ndarray:
+def _surface(terms: "Terms", rule: str, images: np.ndarray) -> np.ndarray:
     gain, empty, keep = (term[images] if term.size else term for term in terms)
     if rule == "component":
         return empty.mean() + gain.mean(axis=0)
@@ -117,6 +119,23 @@ def _surface(terms: tuple[np.ndarray, np.ndarray, np.ndarray], rule: str, images
     mean = empty.mean() + (keep.reshape(n, -1).T.astype(float) @ gain).reshape(levels, areas, levels) / n
     top, bottom = np.arange(levels)[:, None, None], np.arange(levels)
     return np.where(bottom <= top, mean, np.nan)
+
+
+Terms = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _with_classifier(terms: Terms, counts: ThresholdCounts) -> list[Terms]:
+    """The terms at every threshold of the classifier; at the first, 0, and without a classifier it empties no image."""
+    gain, empty, keep = terms
+    if counts.finding is None:
+        return [terms]
+    decided = [counts.finding >= level for level in (0.0, *counts.thresholds)]
+    return [(gain * kept.reshape(-1, *(1,) * (gain.ndim - 1)), empty, keep) for kept in decided]
+
+
+def _surfaces(terms: list[Terms], rule: str, images: np.ndarray) -> np.ndarray:
+    """`_surface` by threshold of the classifier, along a new first axis."""
+    return np.stack([_surface(own, rule, images) for own in terms])
 
 
 def best(values: np.ndarray) -> tuple[int, ...]:
@@ -154,13 +173,13 @@ def choose(
         raise InputError(
             f"there are too few patients to choose thresholds on some and score them on others: {error}."
         ) from error
-    terms = image_scores(counts, rule, score)
+    terms = _with_classifier(image_scores(counts, rule, score), counts)
     everything = np.ones(len(fold), bool)
     chosen_on = fold == 0 if method == "half" else everything
-    place = best(_surface(terms, rule, chosen_on))
-    others = [best(_surface(terms, rule, fold != f)) for f in range(count)]
+    place = best(_surfaces(terms, rule, chosen_on))
+    others = [best(_surfaces(terms, rule, fold != f)) for f in range(count)]
     own = others[::-1] if method == "half" else [place] * count
-    surfaces = [_surface(terms, rule, fold == f) for f in range(count)]
+    surfaces = [_surfaces(terms, rule, fold == f) for f in range(count)]
 
     def mean(places: list[tuple[int, ...]]) -> float:
         return float(sum(surfaces[f][p] * (fold == f).sum() for f, p in enumerate(places)) / len(fold))
@@ -201,8 +220,12 @@ def choose_all(
     }
 
 
-def _named(counts: ThresholdCounts, rule: str, place: tuple[int, ...]) -> dict[str, float | int | str]:
-    """Returns thresholds under the names of the prediction settings."""
+def _named(counts: ThresholdCounts, rule: str, place: tuple[int, ...]) -> dict[str, Any]:
+    """Returns thresholds under the names of the prediction settings; the classifier's place comes first."""
+    gate, place = place[0], place[1:]
+    own: dict[str, Any] = {}
+    if counts.finding is not None:
+        own[CLASSIFIER] = round(float(counts.thresholds[gate - 1]), 4) if gate else None
     level = [round(float(value), 4) for value in counts.thresholds]
     area = [int(value) for value in counts.areas]
     if rule == "triplet":
@@ -213,8 +236,9 @@ def _named(counts: ThresholdCounts, rule: str, place: tuple[int, ...]) -> dict[s
             "top_area": area[smallest],
             "removal_threshold": 0,
             "removal_rule": "image",
+            **own,
         }
-    return {"threshold": level[place[0]], "removal_threshold": area[place[1]], "removal_rule": rule}
+    return {"threshold": level[place[0]], "removal_threshold": area[place[1]], "removal_rule": rule, **own}
 
 
 def table(result: dict[str, Any]) -> str:

@@ -34,6 +34,8 @@ Variables = dict[str, Any]
 
 # Parts that some files have and the network does not: classifiers of whole images, and PyTorch's counters.
 _CLASSIFIERS = ("fc.", "encoder.fc.", "encoder.last_linear.", "classification_head.", "fc1/")
+# Parts that the network may have and no file has.
+_OURS_ALONE = ("input_convolution", "classifier")
 _COUNTERS = "num_batches_tracked"
 _LISTED = 3  # names of each kind in a message
 
@@ -179,7 +181,7 @@ def _rename(
     wanted = {
         (collection, *path): (name_of(tuple(path)), value.shape)
         for (collection, *path), value in _arrays(template).items()
-        if path[0] == "encoder" or not (encoder_only or path[0] == "input_convolution")
+        if path[0] == "encoder" or not (encoder_only or path[0] in _OURS_ALONE)
     }
     classifiers = [name for name in weights if name.startswith(_CLASSIFIERS)]
     if classifiers:

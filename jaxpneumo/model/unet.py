@@ -118,6 +118,7 @@ class UNet(nn.Module):
       depths, width: units of each stage and channels of the first; smaller ones make a tiny network for tests.
       parts: the plain parts, or what `rewrites.rewrites_for` chooses.
       remat: keep only the blocks' inputs for the gradient and compute the rest again: less memory, more time.
+      classifier: a head on the means of the encoder's last map says whether the image shows anything (`outputs`).
     """
 
     encoder: str = "resnet34_preact"
@@ -128,17 +129,22 @@ class UNet(nn.Module):
     width: int = 64
     parts: Parts = Parts()
     remat: bool = False
+    classifier: bool = False
+
+    def __call__(self, image: jax.Array, train: bool) -> jax.Array:
+        """The logits of the pixels alone, see `outputs`."""
+        return self.outputs(image, train)[0]
 
     @nn.compact
-    def __call__(self, image: jax.Array, train: bool) -> jax.Array:
-        """Computes the logits of pneumothorax.
+    def outputs(self, image: jax.Array, train: bool) -> tuple[jax.Array, jax.Array | None]:
+        """Computes the logits of pneumothorax, of each pixel and of the image.
 
         Args:
           image: (B, H, W, 1) or (B, H, W, 3) in [0, 1]; H and W multiples of 32.
           train: normalise by the batch's statistics (and update the running ones) instead of the running ones.
 
         Returns:
-          Logits (B, H, W), float32 (float64 of a float64 network).
+          Logits (B, H, W), float32 (float64 of a float64 network); and of the images (B,), None without `classifier`.
 
         Raises:
           ValueError: H or W is no multiple of 32, or the encoder is unknown.
@@ -182,4 +188,9 @@ class UNet(nn.Module):
             head=conv(1, 3, use_bias=True, kernel_init=glorot_uniform, name="segmentation_head"),
             name="decoder",
         )(features)
-        return logits[..., 0].astype(jnp.promote_types(self.dtype, jnp.float32))
+        precise = jnp.promote_types(self.dtype, jnp.float32)
+        finding = None
+        if self.classifier:
+            means = features[-1].astype(precise).mean((1, 2))
+            finding = nn.Dense(1, dtype=precise, kernel_init=glorot_uniform, name="classifier")(means)[:, 0]
+        return logits[..., 0].astype(precise), finding

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpneumo.model.unet import UNet
-from jaxpneumo.predict.infer import Predictor, jit_probabilities, load_predictor, predict_probabilities
+from jaxpneumo.predict.infer import Outputs, Predictor, jit_outputs, load_predictor, predict_outputs
 from jaxpneumo.predict.native import shrink
 from jaxpneumo.run.network import make_model
 from jaxpneumo.run.sharding import replicated
@@ -79,31 +79,37 @@ def combine(predictors: Sequence[Predictor], weights: Sequence[float], size: int
         settings=replace(first.settings, size=size),
         variables=jax.device_put(stacked, replicated(first.mesh)),
         model_id="+".join(predictor.model_id for predictor in predictors),
-        probabilities=jit_probabilities(functools.partial(ensemble_probabilities, groups), first.mesh),
+        outputs=jit_outputs(functools.partial(ensemble_outputs, groups), first.mesh),
         synthetic=any(predictor.synthetic for predictor in predictors),
         weighted_runs=tuple(zip(runs, weights, strict=True)),
     )
 
 
-def ensemble_probabilities(
+def ensemble_outputs(
     groups: Sequence[Group], variables: Sequence[dict[str, Any]], image: jax.Array, tta: bool | str
-) -> jax.Array:
-    """Computes the weighted mean of `predict_probabilities` over several runs.
+) -> Outputs:
+    """Computes the weighted mean of `predict_outputs` over several runs, of whole images over those with a classifier.
 
     Args:
       groups: the runs by network and size; all weights together sum to 1.
       variables: for each group {"params", "batch_stats"} with a leading axis over its runs.
-      image, tta: see `predict_probabilities`; the image at the largest size.
+      image, tta: see `predict_outputs`; the image at the largest size.
 
     Returns:
-      The same shapes and type as `predict_probabilities`.
+      The same shapes and types as `predict_outputs`.
     """
-    size, means = image.shape[-1], []
+    size, means, findings, share = image.shape[-1], [], [], 0.0
     for group, stacked in zip(groups, variables, strict=True):
         smaller = image if group.size == size else shrink(image, group.size)
         # Applies the runs one after another: on a CPU, XLA's convolutions are ten times slower if the kernels have a
         # batch axis too.
-        apply = functools.partial(predict_probabilities, group.model, image=smaller, tta=tta)
-        mean = jnp.tensordot(jnp.float32(group.weights), jax.lax.map(apply, stacked), axes=1, precision="highest")
+        apply = functools.partial(predict_outputs, group.model, image=smaller, tta=tta)
+        pixels, finding = jax.lax.map(apply, stacked)
+        weights = jnp.float32(group.weights)
+        mean = jnp.tensordot(weights, pixels, axes=1, precision="highest")
+        if finding is not None:
+            findings.append(jnp.tensordot(weights, finding, axes=1, precision="highest"))
+            share += sum(group.weights)
         means.append(mean if group.size == size else jax.image.resize(mean, (*mean.shape[:2], size, size), "linear"))
-    return functools.reduce(jnp.add, means)
+    # If none of the weight is on runs with a classifier, the images have no score.
+    return functools.reduce(jnp.add, means), functools.reduce(jnp.add, findings) / share if share else None

@@ -50,6 +50,6 @@ def load_gate(workdir: Path | None, thresholds: str | None, settings: "Predict")
 
 def describe(gate: "Predictor") -> dict[str, Any]:
     """The gate's weights' fingerprint and settings, for records."""
-    names = ("size", "tta", *saved_thresholds.NAMES, *saved_thresholds.NAMES_OF_TRIPLET)
+    names = ("size", "tta", *saved_thresholds.NAMES, *saved_thresholds.NAMES_OF_TRIPLET, saved_thresholds.CLASSIFIER)
     settings = {name: value for name in names if (value := getattr(gate.settings, name)) is not None}
     return {"model": gate.model_id, **settings}

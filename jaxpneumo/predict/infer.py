@@ -30,6 +30,9 @@ from jaxpneumo.run.sharding import check_batch_size, each_on_its_device, make_lo
 from jaxpneumo.run.state import variable_shapes
 from jaxpneumo.run.tta import names as tta_names
 
+# Probabilities (views, B, S, S) of pixels, and (views, B) of images or None, see `predict_outputs`
+Outputs = tuple[jax.Array, jax.Array | None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledNetwork:
@@ -39,8 +42,7 @@ class CompiledNetwork:
       settings: the prediction settings.
       variables: {"params", "batch_stats"} on all devices, with folded BatchNorm layers (`model.folding.fold`).
       mesh: the devices.
-      probabilities: compiled function (variables, uint8 (B, S, S), tta) -> float32 (2, B, S, S): without and with
-        TTA. If tta is False, it returns only the first, (1, B, S, S).
+      outputs: the compiled `predict_outputs`: (variables, uint8 (B, S, S), tta) -> (pixels, images).
       native_masks: the compiled `native.native_masks`.
       gate: a network that decides which images show anything; the others' masks are emptied. None: no such network.
     """
@@ -48,9 +50,13 @@ class CompiledNetwork:
     settings: Predict
     variables: dict[str, Any]
     mesh: Mesh
-    probabilities: Any
+    outputs: Any
     native_masks: Any
     gate: "CompiledNetwork | None" = None
+
+    def probabilities(self, variables: dict[str, Any], image: Any, tta: bool | str) -> jax.Array:
+        """The probabilities of the pixels alone, of `outputs`."""
+        return self.outputs(variables, image, tta)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,26 +114,24 @@ def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predic
 
 def compile_network(model: UNet, variables: dict[str, Any], settings: Predict, mesh: Mesh) -> CompiledNetwork:
     """Makes a network ready to predict. `variables` come from training and are on the devices of `mesh`."""
-    folded, probabilities, masks = _functions(cast(Hashable, model), mesh)
+    folded, outputs, masks = _functions(cast(Hashable, model), mesh)
     variables = folded(variables, model.encoder, jnp.dtype(model.dtype))
-    return CompiledNetwork(
-        settings=settings, variables=variables, mesh=mesh, probabilities=probabilities, native_masks=masks
-    )
+    return CompiledNetwork(settings=settings, variables=variables, mesh=mesh, outputs=outputs, native_masks=masks)
 
 
 @functools.lru_cache(maxsize=4)
 def _functions(model: Any, mesh: Mesh) -> tuple[Any, Any, Any]:
-    """Of folding, probabilities and masks; networks of one kind, as an ensemble's, compile them once."""
+    """Of folding, outputs and masks; networks of one kind, as an ensemble's, compile them once."""
     # One program folds all layers. Folding them one by one would compile a program for each parameter shape.
     return (
         jax.jit(fold, static_argnums=(1, 2), out_shardings=replicated(mesh)),
-        jit_probabilities(functools.partial(predict_probabilities, model), mesh),
+        jit_outputs(functools.partial(predict_outputs, model), mesh),
         jax.jit(each_on_its_device(native_masks, mesh, 3)),
     )
 
 
-def jit_probabilities(function: Callable[..., jax.Array], mesh: Mesh) -> Any:
-    """Compiles (variables, images, tta) -> probabilities. The devices share the images; each has all variables."""
+def jit_outputs(function: Callable[..., Outputs], mesh: Mesh) -> Any:
+    """Compiles (variables, images, tta) -> outputs. The devices share the images; each has all variables."""
     return jax.jit(function, static_argnums=2, in_shardings=(replicated(mesh), split(mesh)))
 
 
@@ -142,7 +146,12 @@ def fingerprint(variables: dict[str, Any]) -> str:
 
 
 def predict_probabilities(model: UNet, variables: dict[str, Any], image: jax.Array, tta: bool | str) -> jax.Array:
-    """Computes the probability of pneumothorax for each pixel, without and with test-time augmentation (TTA).
+    """The probabilities of the pixels alone, of `predict_outputs`."""
+    return predict_outputs(model, variables, image, tta)[0]
+
+
+def predict_outputs(model: UNet, variables: dict[str, Any], image: jax.Array, tta: bool | str) -> Outputs:
+    """Computes the probability of pneumothorax for each pixel and image, without and with test-time augmentation (TTA).
 
     Args:
       model: the network.
@@ -152,15 +161,24 @@ def predict_probabilities(model: UNet, variables: dict[str, Any], image: jax.Arr
 
     Returns:
       float32 (2, B, S, S): the probabilities of the image, and their mean over all views (`views.mean_of_views`). If
-      there is no TTA, only the first: (1, B, S, S).
+      there is no TTA, only the first: (1, B, S, S). Then the same for whole images, (2, B) or (1, B); None if the
+      network has no classifier.
     """
+    of_views: list[jax.Array] = []  # (B, views of one size); an image's own view is the first of all
 
     def predict(batch: jax.Array) -> jax.Array:
         pictures = batch.astype(jnp.float32)[..., None] / 255.0
-        return jax.nn.sigmoid(cast(jax.Array, model.apply(variables, pictures, train=False)))
+        logits, finding = cast(Outputs, model.apply(variables, pictures, train=False, method="outputs"))
+        if finding is not None:
+            of_views.append(jax.nn.sigmoid(finding).reshape(len(image), -1))
+        return jax.nn.sigmoid(logits)
 
     names = tta_names(tta)
-    return jnp.stack(mean_of_views(predict, image, names) if names else [predict(image)])
+    pixels = jnp.stack(mean_of_views(predict, image, names) if names else [predict(image)])
+    if not of_views:
+        return pixels, None
+    views = jnp.concatenate(of_views, axis=1)
+    return pixels, jnp.stack([views[:, 0], views.mean(axis=1)] if names else [views[:, 0]])
 
 
 def predict_masks(
@@ -172,8 +190,9 @@ def predict_masks(
 
     A mask has all pixels with a probability of at least `threshold`. It is emptied if its area is below
     `removal_threshold`. With `top_threshold` and `top_area` (`jaxpneumo thresholds` chooses them), it is also emptied
-    if fewer than `top_area` pixels reach `top_threshold`. It is emptied, too, if the network's gate outlines nothing.
-    Areas are in pixels of a 1024x1024 image. This function does not remove single components;
+    if fewer than `top_area` pixels reach `top_threshold`. It is emptied, too, if the network's gate outlines nothing,
+    or if the classifier's probability is below `classifier_threshold`. Areas are in pixels of a 1024x1024 image. This
+    function does not remove single components;
     `postprocess.remove_small` does.
 
     Args:
@@ -186,16 +205,28 @@ def predict_masks(
     """
     views = tuple(views)
 
-    def native(batch: Batch) -> dict[int, tuple[jax.Array, jax.Array]]:
+    def native(batch: Batch) -> dict[int, tuple[jax.Array, ...]]:
         levels = _levels(network.settings, batch)
-        masks = {view: network.native_masks(batch.probability[view], batch.grid, *levels) for view in views}
-        if network.gate is None:
-            return masks
-        kept = kept_by(network.gate, batch)
-        return {v: (jnp.where(kept[:, None, None], bits, 0), jnp.where(kept, a, 0)) for v, (bits, a) in masks.items()}
+        by_gate = None if network.gate is None else kept_by(network.gate, batch)
+
+        def masks(view: int) -> tuple[jax.Array, ...]:
+            bits, area = network.native_masks(batch.probability[view], batch.grid, *levels)
+            finding = () if batch.finding is None else (batch.finding[view],)
+            for kept in (by_gate, kept_by_classifier(network.settings, batch, view)):
+                if kept is not None:
+                    bits, area = jnp.where(kept[:, None, None], bits, 0), jnp.where(kept, area, 0)
+            return bits, area, *finding
+
+        return {view: masks(view) for view in views}
 
     for key, size, found in predict_native(network, images, 1 in views and (network.settings.tta or True), native):
-        yield key, {view: NativeMask(bits, *size, int(area)) for view, (bits, area) in found.items()}
+        yield (
+            key,
+            {
+                v: NativeMask(bits, *size, int(area), *map(float, finding))
+                for v, (bits, area, *finding) in found.items()
+            },
+        )
 
 
 def _levels(settings: Predict, batch: "Batch") -> tuple[np.ndarray, np.ndarray]:
@@ -216,9 +247,19 @@ def kept_by(gate: CompiledNetwork, batch: "Batch") -> jax.Array:
     pictures = batch.pictures
     if settings.size < pictures.shape[-1]:
         pictures = jax.jit(shrink, static_argnums=1, out_shardings=split(gate.mesh))(pictures, settings.size)
-    probability = gate.probabilities(gate.variables, pictures, settings.tta)[-1]
+    probability, finding = gate.outputs(gate.variables, pictures, settings.tta)
     grid = native_grid(batch.sizes, settings.size, len(pictures))
-    return gate.native_masks(probability, grid, *_levels(settings, batch))[1] > 0
+    kept = gate.native_masks(probability[-1], grid, *_levels(settings, batch))[1] > 0
+    if finding is None or settings.classifier_threshold is None:
+        return kept
+    return kept & (finding[-1] >= settings.classifier_threshold)
+
+
+def kept_by_classifier(settings: Predict, batch: "Batch", view: int) -> jax.Array | None:
+    """Which images of a batch (B,) the network's own classifier keeps: bool; None if it has no threshold."""
+    if settings.classifier_threshold is None or batch.finding is None:
+        return None
+    return batch.finding[view] >= settings.classifier_threshold
 
 
 @dataclass(frozen=True)
@@ -229,7 +270,8 @@ class Batch:
       keys: one key per image; fewer than B if the batch is not full.
       sizes: (native height, native width) of each image.
       pictures: uint8 (B, S, S), on the device.
-      probability: float32 (1 or 2, B, S, S), the result of `predict_probabilities`.
+      probability: float32 (1 or 2, B, S, S), of `predict_outputs`.
+      finding: float32 (1 or 2, B), of the same; None without a classifier.
       grid: the grid for the native sizes of the B images.
     """
 
@@ -237,6 +279,7 @@ class Batch:
     sizes: list[tuple[int, int]]
     pictures: jax.Array
     probability: jax.Array
+    finding: jax.Array | None
     grid: Grid
 
 
@@ -251,7 +294,7 @@ def predict_native(
     Args:
       network: the result of `load_predictor` or `compile_network`.
       images: see `predict_masks`.
-      tta: see `predict_probabilities`.
+      tta: see `predict_outputs`.
       native: function of a batch. It computes on the device and returns a tree of arrays with leading axis B.
 
     Yields:
@@ -265,11 +308,13 @@ def predict_native(
             pictures[i] = picture
         sizes = [size for _, _, size in group]
         placed = place(pictures, split(network.mesh))
+        probability, finding = network.outputs(network.variables, placed, tta)
         batch = Batch(
             [key for key, _, _ in group],
             sizes,
             placed,
-            network.probabilities(network.variables, placed, tta),
+            probability,
+            finding,
             native_grid(sizes, settings.size, settings.batch_size),
         )
         started = batch, native(batch)

@@ -143,9 +143,12 @@ def predict_files(
         with progress_bar(None, total=len(sources), description="predict", quiet=quiet) as bar:
             bar.update(len(sources) - len(left))
             bar.set_postfix_str(COMPILING if left else "")
-            for picture, code, area, undrawn in predict_codes(predictor, root, usable(), folder / "overlays", overlays):
+            predicted = predict_codes(predictor, root, usable(), folder / "overlays", overlays)
+            for picture, code, area, undrawn, finding in predicted:
                 bar.set_postfix_str("", refresh=False)
                 found = {"state": "done", "size": [picture.height, picture.width], "positive": area > 0, "area": area}
+                if finding is not None:
+                    found["finding"] = round(finding, 6)
                 if undrawn:
                     logger.warning(
                         "%s was predicted, but its picture could not be written: %s", printable(picture.source), undrawn
@@ -173,7 +176,7 @@ def predict_files(
 def _header(predictor: "Predictor", part: tuple[int, int] | None, any_image: bool) -> dict[str, Any]:
     from jaxpneumo.process.software import software
 
-    names = ("size", "tta", *saved_thresholds.NAMES, *saved_thresholds.NAMES_OF_TRIPLET)
+    names = ("size", "tta", *saved_thresholds.NAMES, *saved_thresholds.NAMES_OF_TRIPLET, saved_thresholds.CLASSIFIER)
     settings = {name: getattr(predictor.settings, name) for name in names}
     chosen = {name: value for name, value in settings.items() if value is not None}
     chosen |= {"dtype": predictor.config.model.dtype, "any_image": any_image}
@@ -190,7 +193,7 @@ def _entry(picture: Picture) -> dict[str, Any]:
 
 def predict_codes(
     predictor: "Predictor", folder: Path, pictures: Iterable[Picture], draw_to: Path, overlays: int | None
-) -> Iterator[tuple[Picture, str, int, str]]:
+) -> Iterator[tuple[Picture, str, int, str, float | None]]:
     """Predicts run-length codes of the masks, and writes pictures with outlines for the first radiographs.
 
     Args:
@@ -201,8 +204,9 @@ def predict_codes(
       overlays: largest number of pictures with outlines; None writes one for each radiograph.
 
     Yields:
-      (picture without its image, code, area in native pixels, reason why the outlines could not be drawn or "") in the
-      order of `pictures`. The picture with outlines, if any, is on the disk by then.
+      (picture without its image, code, area in native pixels, reason why the outlines could not be drawn or "", the
+      classifier's probability or None) in the order of `pictures`. The picture with outlines, if any, is on the disk by
+      then.
 
     Raises:
       OSError: the disk is full.
@@ -216,12 +220,12 @@ def predict_codes(
         for picture in pictures
     )
 
-    def finish(picture: Picture, mask: "NativeMask", path: Path | None) -> tuple[Picture, str, int, str]:
+    def finish(picture: Picture, mask: "NativeMask", path: Path | None) -> tuple[Picture, str, int, str, float | None]:
         if mask.area == 0 and path is None:
-            return picture, rle.EMPTY, 0, ""
+            return picture, rle.EMPTY, 0, "", mask.finding
         kept = remove_small(mask.unpack(), settings.removal_threshold, settings.removal_rule)
         undrawn = _draw(path, folder / picture.source, kept, predictor.synthetic) if path else ""
-        return picture, rle.encode(kept), int(np.count_nonzero(kept)), undrawn
+        return picture, rle.encode(kept), int(np.count_nonzero(kept)), undrawn, mask.finding
 
     room = float("inf") if overlays is None else overlays
     if overlays and draw_to.is_dir():

@@ -15,6 +15,7 @@ from jaxpneumo.run.config_values import wrong_values
 
 NAMES = ("threshold", "removal_threshold", "removal_rule")
 NAMES_OF_TRIPLET = ("top_threshold", "top_area")
+CLASSIFIER = "classifier_threshold"  # saved where the choice was made with a classifier's scores; None: no gate
 
 
 def path_of(workdir: Path, name: str) -> Path:
@@ -50,11 +51,16 @@ def use(workdir: Path, name: str, settings: Predict) -> Predict:
     if (tta.recorded(saved["tta"]), saved["size"]) != (settings.tta, settings.size):
         view = tta.words(saved["tta"])
         raise InputError(f"{path} was chosen {view} at size {saved['size']}: predict with these settings.")
-    return replace(settings, **{key: saved[key] for key in (*NAMES, *NAMES_OF_TRIPLET) if key in saved})
+    return replace(settings, **{key: saved[key] for key in (*NAMES, *NAMES_OF_TRIPLET, CLASSIFIER) if key in saved})
 
 
 def words(thresholds: Mapping[str, Any]) -> str:
     """Formats thresholds under the names of the prediction settings."""
+    own = thresholds.get(CLASSIFIER)
+    return _words(thresholds) + ("" if own is None else f", classifier {own:g}")
+
+
+def _words(thresholds: Mapping[str, Any]) -> str:
     if thresholds.get("top_threshold") is not None:
         top, area = thresholds["top_threshold"], thresholds["top_area"]
         text = f"top {top:g}, area {area} px, bottom {thresholds['threshold']:g}"

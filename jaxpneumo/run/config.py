@@ -53,7 +53,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """The network. `momentum` None stands for the encoder's own."""
+    """The network. `momentum` None stands for the encoder's own; `classifier` adds a head for the whole image."""
 
     encoder: str
     dtype: str
@@ -63,6 +63,7 @@ class Model:
     depths: tuple[int, ...]
     width: int
     remat: bool
+    classifier: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Loss:
       bce_weight, dice_weight, focal_weight, lovasz_weight: weights of the parts.
       focal_gamma: exponent of the focal loss.
       lovasz: "hinge", or "symmetric" for the mean of the hinges of finding and background.
+      classification: weight of the cross-entropy of the image's label, for a network with a classifier.
       border: cross-entropy and focal loss soften the mask's borders over this many pixels to each side.
     """
 
@@ -87,6 +89,7 @@ class Loss:
     focal_gamma: float = 2.0
     lovasz: str = "hinge"
     border: int = 0
+    classification: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ class Predict:
       input: folder to predict after training; "" for none.
       overlays: pictures to write at most.
       top_threshold, top_area: of the triplet rule (`jaxpneumo thresholds`); None without it.
+      classifier_threshold: images whose classifier says less stay empty; None: it empties none.
     """
 
     size: int
@@ -168,6 +172,7 @@ class Predict:
     overlays: int = 0
     top_threshold: float | None = None
     top_area: int | None = None
+    classifier_threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -198,7 +203,14 @@ class Config:
 
 # Keys that came later, with what earlier versions did.
 LATER: dict[str, Any] = {
-    **{"data.fold": 0, "data.resident": "auto", "model.remat": False, "augment.engine": "host"},
+    **{
+        "data.fold": 0,
+        "data.resident": "auto",
+        "model.remat": False,
+        "model.classifier": False,
+        "augment.engine": "host",
+    },
+    "predict.classifier_threshold": None,
     **{f"loss.{field.name}": field.default for field in fields(Loss) if field.name != "dice"},
 }
 STAGE_LATER = {
