@@ -53,7 +53,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """The network. `momentum` None stands for the encoder's own; `classifier` adds a head for the whole image."""
+    """The network, see `model.unet.UNet`. `momentum` None stands for the encoder's own."""
 
     encoder: str
     dtype: str
@@ -64,6 +64,8 @@ class Model:
     width: int
     remat: bool
     classifier: bool = False
+    attention: str = "none"
+    hypercolumns: bool = False
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,7 @@ LATER: dict[str, Any] = {
         "model.classifier": False,
         "augment.engine": "host",
     },
-    "predict.classifier_threshold": None,
+    **{"model.attention": "none", "model.hypercolumns": False, "predict.classifier_threshold": None},
     **{f"loss.{field.name}": field.default for field in fields(Loss) if field.name != "dice"},
 }
 STAGE_LATER = {

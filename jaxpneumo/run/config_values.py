@@ -33,6 +33,8 @@ VALUES = {
     "model.width": ranges.WIDTH,
     "model.remat": SWITCH,
     "model.classifier": SWITCH,
+    "model.attention": Words(("none", "scse")),
+    "model.hypercolumns": SWITCH,
     "loss.dice": Words(("image", "batch", "positive")),
     "loss.smooth": number(0, 10**6, above_low=True),
     **{f"loss.{name}": ranges.WEIGHT for name in LOSS_WEIGHTS},

@@ -28,6 +28,8 @@ def make_model(settings: Model, training: bool = True) -> UNet:
         parts=rewrites_for(jax.default_backend(), training),
         remat=settings.remat,
         classifier=settings.classifier,
+        attention=settings.attention,
+        hypercolumns=settings.hypercolumns,
     )
 
 
