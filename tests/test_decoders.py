@@ -48,7 +48,7 @@ def case(shared):
 @pytest.fixture
 def double(case):
     """The same in float64: network, variables and images."""
-    named, reference, image, masks = case
+    named, _, image, masks = case
     with jax.enable_x64(True):
         variables = pretrained.from_torch(named, shapes_of(attention="scse"))
         variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
