@@ -11,8 +11,9 @@ As in the first place's settings:
 - Cross-entropy, Dice of the whole batch and focal loss weigh 3 : 1 : 4.
 - Training begins at 512 and goes on at 1024. There the encoder is frozen at first.
 - Learning rates are 1e-4 and then 1e-5. Prediction uses flip TTA and the triplet rule (.75, 2000, .3).
+- The decoder of se_resnext50_32x4d has SCSE attention.
 
-Different: no gradient clipping, no weight decay, no attention in the decoder, and the mean of the last epochs' weights
+Different: no gradient clipping, no weight decay, and the mean of the last epochs' weights
 instead of the three best checkpoints. Our epoch has as many images as the training part; theirs has the positive ones
 and as many others as the share needs. About three of theirs make one of ours.
 Empty predictions score Dice .7785 on the round-2 training labels.
@@ -49,6 +50,8 @@ def get_config(network: str = "resnet34") -> ml_collections.ConfigDict:
     config.model.depths = (3, 4, 6, 3)
     config.model.width = 64
     config.model.remat = False
+    # Of the first place's networks, the one with this encoder has attention in its decoder.
+    config.model.attention = "scse" if network == "se_resnext50_32x4d" else "none"
 
     config.loss = ml_collections.ConfigDict()
     config.loss.dice = "batch"

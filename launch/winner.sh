@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The whole recipe of configs/winner.py: folds by patient, each network on each fold, thresholds chosen on the images
-# that the networks were not trained on, and the ensemble's submission. Started again, it goes on where it stopped.
+# The whole recipe of configs/winner.py: folds by patient, each network on each fold, the ensemble's scores and its own
+# thresholds on the images that its networks were not trained on, and its submission. Started again, it goes on where it
+# stopped.
 #
 #   launch/winner.sh data/siim siim/dicom-images-test                       runs/winner_NETWORK_foldK, runs/winner
 #   NETWORKS="resnet34 resnet50" FOLDS=4 launch/winner.sh data/siim siim/dicom-images-test
@@ -35,10 +36,10 @@ for network in $networks; do
     # Not in an array job: each fold of each network is needed below.
     env -u SLURM_ARRAY_TASK_ID FOLDS="$(seq -s " " 0 $((count - 1)))" RUNS="$runs" NAME="winner_$network" \
         launch/folds.sh "configs/winner.py:$network" "$folds" --config.data.directory="$data" "$@"
-    own=()
-    for fold in $(seq 0 $((count - 1))); do own+=(--workdir "$runs/winner_${network}_fold$fold"); done
-    python -m jaxpneumo thresholds "${own[@]}" --rule triplet --name winner --overwrite
-    all+=("${own[@]}")
+    for fold in $(seq 0 $((count - 1))); do all+=(--workdir "$runs/winner_${network}_fold$fold"); done
 done
+scores="$runs/winner/evaluation"
+python -m jaxpneumo evaluate "${all[@]}" --output "$scores"
+python -m jaxpneumo thresholds "${all[@]}" --evaluation "$scores" --rule triplet --name winner --overwrite
 python -m jaxpneumo predict "${all[@]}" --input "$images" --output "$runs/winner" --thresholds winner
 python -m jaxpneumo validate "$runs/winner/submission.csv"

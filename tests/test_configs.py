@@ -145,3 +145,4 @@ def test_the_winners_recipe_is_one_command(prepared, radiographs, tmp_path):
         assert len(read_submission(tmp_path / "winner/submission.csv")) == 24
     assert "stage4 is complete; its result is read from" in done.stderr
     assert (tmp_path / "winner_resnet34_fold1/thresholds/winner.json").is_file()
+    assert "chosen for this ensemble of 2 runs, on 24 images out of fold." in done.stdout

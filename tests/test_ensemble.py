@@ -11,13 +11,15 @@ import pytest
 from helpers import as_typed, load_config, shrink
 
 from jaxpneumo.data import dataset, splits
-from jaxpneumo.evaluate import evaluate, thresholds
+from jaxpneumo.evaluate import evaluate, parts, thresholds
+from jaxpneumo.evaluate.results import read_metrics
 from jaxpneumo.predict import predict, workdir_options
 from jaxpneumo.predict.ensemble import load_ensemble
 from jaxpneumo.predict.infer import load_predictor
 from jaxpneumo.predict.native import shrink as shrink_images
 from jaxpneumo.predict.submission import read_submission
 from jaxpneumo.process.errors import DONE, InputError
+from jaxpneumo.score.threshold_counts import read_counts
 from jaxpneumo.train.stages import train
 
 
@@ -102,7 +104,7 @@ def test_runs_of_other_networks_and_sizes_are_averaged(evaluated, larger, prepar
     large = np.asarray(dataset.open_arrays(prepared, 64)[0][:4])
     ensemble = load_ensemble([evaluated, larger, evaluated], [0.3, 0.6, 0.1])
     assert ensemble.settings.size == 64
-    assert [group.weights for group in ensemble.probabilities.__wrapped__.args[0]] == [(0.3, 0.1), (0.6,)]
+    assert [group.weights for group in ensemble.outputs.__wrapped__.args[0]] == [(0.3, 0.1), (0.6,)]
     blocks = large.reshape(4, 32, 2, 32, 2).mean((2, 4))
     small = np.asarray(shrink_images(large, 32))
     assert np.abs(small - blocks).max() <= 0.5
@@ -184,13 +186,88 @@ def test_evaluate_scores_an_ensemble_into_its_own_folder(evaluated, second, tmp_
     assert not (second / "evaluation").exists()
 
 
-def test_runs_of_different_folds_are_not_scored_together(folds, tmp_path):
-    both = ["--workdir", f"{folds[0]},{folds[1]}", "--output", str(tmp_path / "out")]
-    with pytest.raises(InputError, match=r"do not validate on the same images \(0 in common, of 12 and 12\)"):
-        evaluate.main(both)
-    assert evaluate.main([*both, "--part", "all"]) == DONE
-    split = json.loads((tmp_path / "out/summary.json").read_text())["split"]
+def test_runs_of_different_folds_are_scored_out_of_fold(folds, tmp_path, capsys):
+    """Each image by the run that was not trained on it: as in that run's own evaluation, with its own thresholds."""
+    both = ["--workdir", f"{folds[0]},{folds[1]}"]
+    assert evaluate.main([*both, "--output", str(tmp_path / "out")]) == DONE
+    printed = capsys.readouterr().out
+    assert "out of fold (each image by the runs that were not trained on it)" in printed
+    assert f"from the config of {folds[0]}, the first of 2 runs" in printed
+    assert f"Save them with `jaxpneumo thresholds --workdir {folds[0]} --workdir {folds[1]} --evaluation" in printed
+    ours = read_metrics(tmp_path / "out/metrics.csv")
+    alone = [read_metrics(run / "evaluation/metrics.csv") for run in folds]
+    for column in ("ImageId", "tta_area", "tta_tp", "removal_area", "tta_maximum"):
+        joined = np.concatenate([table[column] for table in alone])
+        order = np.argsort(np.concatenate([table["row"].astype(int) for table in alone]))
+        np.testing.assert_array_equal(ours[column], joined[order])
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert (summary["n_images"], summary["split"]["runs_per_image"]) == (24, [1])
+    assert summary["split"]["validation_images_with_patient_in_training"] == 0
+    assert summary["mean_shape"] is None
+    assert "from the config of" in summary["thresholds_from"]
+
+    with pytest.raises(InputError, match="were trained on different images"):
+        evaluate.main([*both, "--output", str(tmp_path / "train"), "--part", "train"])
+    assert evaluate.main([*both, "--output", str(tmp_path / "all"), "--part", "all"]) == DONE
+    split = json.loads((tmp_path / "all/summary.json").read_text())["split"]
     assert split["images_in_training"] == 24
+
+
+def test_an_image_is_scored_by_all_runs_that_were_not_trained_on_it(folds, second, prepared):
+    """Runs of any splits; a run of weight 0 scores nothing."""
+    runs = [*folds, second]
+    teams, split = parts.select(runs, prepared, "validation")
+    image_id = dataset.read_index(prepared).image_id
+    sides = [json.loads((run / "splits.json").read_text()) for run in runs]
+    rows = np.concatenate([own for _, own in teams])
+    assert sorted(rows) == list(range(24))
+    assert split["runs_per_image"] == [1, 2]
+    for members, own in teams:
+        for name in image_id[own]:
+            assert members == tuple(run for run, side in enumerate(sides) if name not in side["train"])
+    teams, split = parts.select(runs, prepared, "validation", [0.5, 0.0, 0.5])
+    assert {run for members, _ in teams for run in members} == {0, 2}
+    assert split["validation_images"] == len({*sides[0]["validation"], *sides[2]["validation"]})
+
+
+def test_an_ensemble_has_thresholds_of_its_own(folds, larger, radiographs, tmp_path, capsys):
+    """Chosen on the scores of the whole, whatever its networks and sizes; predictions say what theirs were made for."""
+    runs = [shutil.copytree(run, tmp_path / f"run{number}") for number, run in enumerate((folds[0], larger, folds[1]))]
+    named = [word for run in runs for word in ("--workdir", str(run))]
+    assert evaluate.main([*named, "--output", str(tmp_path / "scores")]) == DONE
+    choose = [*named, "--evaluation", str(tmp_path / "scores"), "--name", "ours"]
+    assert thresholds.main(choose) == DONE
+    saved = [json.loads((run / "thresholds/ours.json").read_text()) for run in runs]
+    assert saved[0] == saved[1] == saved[2]
+    result = json.loads((tmp_path / "scores/thresholds.json").read_text())["rules"]["triplet"]
+    assert {key: saved[0][key] for key in result["thresholds"]} == result["thresholds"]
+    assert (saved[0]["size"], saved[0]["chosen_by"]["n_images"], saved[0]["in_sample"]) == (64, 24, result["in_sample"])
+    counts = read_counts(tmp_path / "scores/levels.npz")
+    place = thresholds.best(thresholds.surface(counts, "triplet"))
+    assert saved[0]["threshold"] == pytest.approx(counts.thresholds[place[2]])
+
+    capsys.readouterr()
+    rescored = [*named, "--output", str(tmp_path / "again"), "--thresholds", "ours"]
+    assert evaluate.main(rescored) == DONE
+    assert "chosen for this ensemble of 3 runs, on 24 images out of fold." in capsys.readouterr().out
+    summary = json.loads((tmp_path / "again/summary.json").read_text())
+    assert summary["scores"][summary["run"]["mode"]]["dice"] == pytest.approx(result["in_sample"], abs=1e-9)
+
+    def predicted(*flags):
+        arguments = [*flags, "--input", str(radiographs / "dicom"), "--overlays", "0", "--workers", "0"]
+        output = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        assert predict.main([*arguments, "--output", str(output)]) == DONE
+        return capsys.readouterr().out
+
+    assert "chosen for this ensemble of 3 runs, on 24 images out of fold." in predicted(*named, "--thresholds", "ours")
+    assert "not for this ensemble" in predicted(*named, "--weights", "1,1,2", "--thresholds", "ours")
+    assert f"from the config of {runs[0]}, the first of 3 runs." in predicted(*named)
+    assert f"from the config of {runs[0]}, threshold by flag." in predicted(*named[:2], "--threshold", "0.4")
+
+    with pytest.raises(InputError, match="give exactly these runs"):
+        thresholds.main([*named[:4], "--evaluation", str(tmp_path / "scores")])
+    with pytest.raises(InputError, match="holds no evaluation"):
+        thresholds.main([*named, "--evaluation", str(tmp_path)])
 
 
 def test_out_of_fold_counts_choose_the_thresholds_of_all_runs(folds, radiographs, tmp_path):

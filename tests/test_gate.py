@@ -9,10 +9,14 @@ from helpers import as_typed, load_config, shrink
 
 from jaxpneumo.data import dataset
 from jaxpneumo.data.rle import EMPTY
+from jaxpneumo.evaluate import evaluate, thresholds
+from jaxpneumo.evaluate.results import read_metrics
 from jaxpneumo.predict import predict
 from jaxpneumo.predict.infer import load_predictor
 from jaxpneumo.predict.submission import read_submission
 from jaxpneumo.process.errors import DONE, InputError
+from jaxpneumo.report.report import write_report
+from jaxpneumo.score.threshold_counts import read_counts
 from jaxpneumo.train.stages import train
 
 
@@ -102,3 +106,63 @@ def test_a_gate_that_cannot_be_used_is_refused(gate, of_positives, predicted, tm
         predicted("c", "--workdir", str(of_positives), "--gate", str(tmp_path))
     with pytest.raises(InputError, match="has no thresholds named absent"):
         predicted("d", "--workdir", str(of_positives), "--gate", str(gate), "--gate-thresholds", "absent")
+
+
+@pytest.fixture
+def outlining(of_positives, tmp_path):
+    """A copy of the run of positive images, to evaluate into its folder."""
+    return shutil.copytree(of_positives, tmp_path / "outlining")
+
+
+def test_scores_with_the_gate_stand_beside_those_without(gate, outlining, tmp_path, capsys):
+    threshold = middle_threshold(gate)
+    save_thresholds(gate, "half", threshold)
+    flags = ["--workdir", str(outlining), "--part", "validation"]
+    assert evaluate.main([*flags, "--output", str(tmp_path / "alone")]) == DONE
+    capsys.readouterr()
+    assert evaluate.main([*flags, "--gate", str(gate), "--gate-thresholds", "half"]) == DONE
+    printed = capsys.readouterr().out
+    alone, gated = (
+        json.loads((path / "summary.json").read_text()) for path in (tmp_path / "alone", outlining / "evaluation")
+    )
+    assert {mode: gated["scores"][mode] for mode in alone["scores"]} == alone["scores"]
+    own = alone["run"]["mode"]
+    assert gated["run"]["mode"] == f"{own}_gated"
+    assert gated["scores"].keys() - alone["scores"].keys() == {f"{own}_gated"}
+
+    # By hand: what the gate's own masks leave.
+    assert evaluate.main(["--workdir", str(gate), "--thresholds", "half", "--output", str(tmp_path / "gate")]) == DONE
+    decided, table = (read_metrics(path / "metrics.csv") for path in (tmp_path / "gate", outlining / "evaluation"))
+    np.testing.assert_array_equal(decided["ImageId"], table["ImageId"])
+    kept = decided["tta_area"].astype(int) > 0
+    assert 0 < kept.sum() < len(kept)
+    area, truth = (table[name].astype(int) for name in (f"{own}_area", "truth_area"))
+    np.testing.assert_array_equal(table[f"{own}_gated_area"].astype(int), np.where(kept, area, 0))
+    empty = np.where(truth == 0, 1.0, 0.0)
+    dice = np.where(kept, table[f"{own}_dice"].astype(float), empty)
+    assert gated["scores"][f"{own}_gated"]["dice"] == pytest.approx(dice.mean(), abs=1e-6)
+    codes = read_submission(outlining / "evaluation/submission.csv")
+    assert [codes[name] != EMPTY for name in table["ImageId"]] == [bool(one) for one in kept & (area > 0)]
+    counts, ungated = (read_counts(path / "levels.npz") for path in (outlining / "evaluation", tmp_path / "alone"))
+    np.testing.assert_array_equal(counts.area, ungated.area * kept[:, None])
+    np.testing.assert_array_equal(counts.component_tp, ungated.component_tp * kept[:, None, None])
+
+    named = gated["gate"]
+    assert (named["workdir"], named["size"], named["threshold"]) == ("gate-run", 32, threshold)
+    assert (named["images_kept"], named["images_in_training"]) == (kept.sum(), 0)
+    assert f"gate: gate-run (B-TH {threshold:g}, R-TH 0 px (image)) leaves {(~kept).sum()} of {len(kept)}" in printed
+    assert "+ gate" in printed
+    page = write_report(outlining)[0].read_text()
+    assert "The gate is the run <b>gate-run</b>" in page
+    assert "+ gate" in page
+
+    assert thresholds.main(["--workdir", str(outlining), "--name", "with-gate"]) == DONE
+    saved = json.loads((outlining / "thresholds/with-gate.json").read_text())
+    assert saved["chosen_for"]["gate"] == "gate-run"
+
+
+def test_a_gate_that_was_trained_on_the_images_is_told(gate, of_positives, tmp_path, capsys):
+    flags = ["--workdir", str(of_positives), "--gate", str(gate), "--output", str(tmp_path / "out")]
+    assert evaluate.main([*flags, "--part", "train"]) == DONE
+    trained = len(json.loads((gate / "splits.json").read_text())["train"])
+    assert f"The gate was trained on {trained} of these images" in capsys.readouterr().out

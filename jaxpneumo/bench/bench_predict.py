@@ -28,7 +28,7 @@ from jaxpneumo.model.unet import UNet
 from jaxpneumo.predict.infer import (
     CompiledNetwork,
     compile_network,
-    jit_probabilities,
+    jit_outputs,
     predict_masks,
     predict_probabilities,
 )
@@ -118,13 +118,13 @@ def prepare_predict(model: UNet, size: int, batch: int, mirror: bool = True) -> 
     settings = Predict(size, batch, True, THRESHOLD, REMOVAL)
     network = compile_network(model, jax.device_put(initialise(model, 0), replicated(mesh)), settings, mesh)
 
-    def masks(variables: dict[str, Any], image: jax.Array, mirror: bool) -> jax.Array:
-        return predict_probabilities(model, variables, image, mirror)[-1] >= THRESHOLD
+    def masks(variables: dict[str, Any], image: jax.Array, tta: bool) -> tuple[jax.Array, None]:
+        return predict_probabilities(model, variables, image, tta)[-1] >= THRESHOLD, None
 
     on_device = jax.device_put(random_batch(size, batch)["image"], split(mesh))
-    compiled = jit_probabilities(masks, mesh).lower(network.variables, on_device, mirror).compile()
-    counted = counted_work(lambda variables, image: masks(variables, image, mirror), network.variables, on_device)
-    return PreparedPrediction(lambda: compiled(network.variables, on_device), compiled, counted, network)
+    compiled = jit_outputs(masks, mesh).lower(network.variables, on_device, mirror).compile()
+    counted = counted_work(lambda variables, image: masks(variables, image, mirror)[0], network.variables, on_device)
+    return PreparedPrediction(lambda: compiled(network.variables, on_device)[0], compiled, counted, network)
 
 
 def main(argv: list[str]) -> int:

@@ -22,7 +22,9 @@ from jaxpneumo.process.ranges import did_you_mean
 
 DRAWN = ("random", "patient")
 SIDES = ("train", "validation")
+OUT_OF_FOLD = "out of fold"  # of several runs' validation parts together
 DESCRIPTIONS = {
+    OUT_OF_FOLD: "out of fold (each image by the runs that were not trained on it)",
     "random": "split at random",
     "patient": "split by patient",
     "rounds": "split by the challenge's rounds",

@@ -8,18 +8,21 @@ import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import cv2
 import numpy as np
 
 from jaxpneumo.data import dataset, rle
-from jaxpneumo.data.splits import read_splits, split_rows, words
-from jaxpneumo.evaluate import thresholds
-from jaxpneumo.evaluate.modes import IMAGE_SCORES, MODES, VIEWS, own_mode
+from jaxpneumo.data.splits import OUT_OF_FOLD, read_splits, words
+from jaxpneumo.evaluate import parts, thresholds
+from jaxpneumo.evaluate.modes import GATED, VIEWS, own_mode, title
 from jaxpneumo.evaluate.results import nothing_found
 from jaxpneumo.evaluate.summary import summarise
-from jaxpneumo.predict import workdir_options
+from jaxpneumo.predict import saved_thresholds, workdir_options
+from jaxpneumo.predict.gate import add_arguments as add_gate_arguments
+from jaxpneumo.predict.gate import describe as describe_gate
+from jaxpneumo.predict.gate import load_gate
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.predict.pictures import contact_sheet, overlay, write_png
 from jaxpneumo.predict.submission import write_submission
@@ -27,7 +30,9 @@ from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.atomic import write_atomically, write_json
 from jaxpneumo.process.errors import DONE, InputError
+from jaxpneumo.process.files import read_json
 from jaxpneumo.process.ranges import BATCH, REPLICATES, SEED
+from jaxpneumo.run.tta import TTA
 from jaxpneumo.score import baseline, bootstrap, metrics
 from jaxpneumo.score.calibration import calibration
 from jaxpneumo.score.scores import DISTANCES, REGIONS
@@ -37,6 +42,7 @@ from jaxpneumo.score.threshold_counts import write_counts
 if TYPE_CHECKING:
     from jaxpneumo.evaluate.images import Measured
     from jaxpneumo.predict.infer import Predictor
+    from jaxpneumo.run.config import Predict
 
 GALLERY = 12
 NOTE = "Research software, not a medical device."
@@ -44,7 +50,7 @@ NOTE = "Research software, not a medical device."
 HELP = """\
 Scores a finished run on held-out images at their native size. Not a medical device.
 
-Scores: Dice and IoU per image, with and without flip test-time augmentation (TTA) and removal threshold; detection by
+Scores: Dice and IoU per image, with and without test-time augmentation (TTA) and removal threshold; detection by
 image and by region; distances between outlines. Two baselines are scored too: empty predictions, and the mean shape
 for every image.
 
@@ -63,10 +69,15 @@ It writes to WORKDIR/evaluation (or --output)
 examples:
   jaxpneumo evaluate --workdir runs/exp5
   jaxpneumo evaluate --workdir runs/exp5 --data data/other-hospital --part all --output other-hospital
+  jaxpneumo evaluate --workdir runs/exp5 --thresholds triplet --output with-triplet
+  jaxpneumo evaluate --workdir runs/x5_outline --gate runs/x5_decide --gate-thresholds gate
   jaxpneumo evaluate --workdir runs/a --workdir runs/b --weights 0.7,0.3 --output ensemble
 
-With several runs, the mean of their probabilities is used, with the settings of the first run. All runs must have
-the same split.
+With several runs, the mean of their probabilities is used, with the settings of the first run. Runs of different
+folds are scored out of fold: each image by the runs that were not trained on it.
+
+With --gate RUN, as in `jaxpneumo predict`, there is one more row of scores: the run's own settings with the gate.
+submission.csv, gallery and the counts in levels.npz are those with the gate.
 """
 
 
@@ -79,17 +90,21 @@ def evaluate(
     quiet: bool = False,
     replicates: int = bootstrap.REPLICATES,
     seed: int = bootstrap.SEED,
+    thresholds_from: str = "",
+    teams: Iterable[tuple["Predictor", np.ndarray]] | None = None,
 ) -> dict[str, Any]:
     """Scores the given rows of a prepared data set and writes the files of HELP.
 
     Args:
-      predictor: the result of `load_predictor`.
+      predictor: the result of `load_predictor` or `ensemble.combine`.
       data: the prepared data set.
       rows: rows of the images in the data set.
       split: description of the split and part of these images.
       output: folder to write to.
       quiet: shows no progress bar.
       replicates, seed: number of replicates and seed of the bootstrap.
+      thresholds_from: `saved_thresholds.origin` of the settings; "" for those of the run.
+      teams: see `measure`.
 
     Returns:
       The content of summary.json.
@@ -104,11 +119,12 @@ def evaluate(
     images, _ = dataset.open_arrays(data, settings.size)
     if len(rows) == 0:
         raise InputError("there are no images to evaluate; check --part and the split.")
-    shape = _mean_shape(predictor)
+    # Out of fold, each image is in the training part of some of the runs.
+    shape = None if split["method"] == OUT_OF_FOLD else _mean_shape(predictor)
     measured = measure(
-        predictor, images, index, labels, rows, dataset.read_spacing(data), shape[0] if shape else None, quiet
+        predictor, images, index, labels, rows, dataset.read_spacing(data), shape[0] if shape else None, quiet, teams
     )
-    mode = own_mode(settings)
+    mode = own_mode(settings) + ("" if measured.kept is None else GATED)
     results = summarise(measured, index, rows, mode, replicates, seed)
     natives = sorted({f"{h}x{w}" for h, w in zip(index.height[rows], index.width[rows], strict=True)})
     summary = {
@@ -123,20 +139,32 @@ def evaluate(
         "split": split,
         "run": {"workdir": predictor.workdir.name, "stage": predictor.stage, "mode": mode, **_origin(predictor)},
         "input_size": settings.size,
+        "tta": settings.tta,
         "scored_at": natives,
         "threshold": settings.threshold,
         "removal": {"threshold": settings.removal_threshold, "rule": settings.removal_rule},
+        **(
+            {}
+            if settings.top_area is None
+            else {"top": {"threshold": settings.top_threshold, "area": settings.top_area}}
+        ),
+        "thresholds_from": thresholds_from,
+        **({"gate": _gate(cast("Predictor", predictor.gate), measured)} if predictor.gate else {}),
+        **_classifier(settings, measured),
         "mean_shape_made_from": shape[1] if shape else None,
         **results,
     }
     _write_metrics(output / "metrics.csv", measured, index, rows)
     write_counts(output / "levels.npz", measured.counts)
     cluster, _ = bootstrap.clusters(index.patient[rows])
-    positive, view = measured.counts.truth_area > 0, VIEWS[int(settings.tta)]
+    positive, view = measured.counts.truth_area > 0, VIEWS[int(bool(settings.tta))]
     write_json(
         output / "calibration.json",
         {"view": view}
-        | {name: calibration(measured.image_scores[view][name], positive, cluster) for name in IMAGE_SCORES},
+        | {
+            name: calibration(measured.image_scores[view][name], positive, cluster)
+            for name in measured.image_scores[view]
+        },
     )
     if cluster.max() > 0:
         write_json(output / "thresholds.json", thresholds.choose_all(measured.counts, index.patient[rows]))
@@ -149,9 +177,29 @@ def evaluate(
 
 
 def _origin(predictor: "Predictor") -> dict[str, Any]:
-    """Runs and weights of an ensemble, and whether the run was trained on synthetic radiographs."""
+    """Weights' fingerprints, runs and weights of an ensemble, and whether it was trained on synthetic radiographs."""
     runs = [{"workdir": workdir.name, "weight": weight} for workdir, weight in predictor.weighted_runs]
-    return ({"members": runs} if runs else {}) | {"trained_on_synthetic": predictor.synthetic}
+    facts = {"model": predictor.model_id, "trained_on_synthetic": predictor.synthetic}
+    return ({"members": runs} if runs else {}) | facts
+
+
+def _gate(gate: "Predictor", measured: "Measured") -> dict[str, Any]:
+    """The gate, the images that it kept, and how many of all images it was trained on."""
+    trained = np.isin(measured.counts.image_id, read_splits(gate.workdir / "splits.json")["train"])
+    return {
+        "workdir": gate.workdir.name,
+        **describe_gate(gate),
+        "images_kept": int(cast(np.ndarray, measured.kept).sum()),
+        "images_in_training": int(trained.sum()),
+    }
+
+
+def _classifier(settings: "Predict", measured: "Measured") -> dict[str, Any]:
+    """The classifier's threshold and how many images are kept, where it has one."""
+    if settings.classifier_threshold is None or measured.counts.finding is None:
+        return {}
+    kept = int((measured.counts.finding >= settings.classifier_threshold).sum())
+    return {"classifier": {"threshold": settings.classifier_threshold, "images_kept": kept}}
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -161,20 +209,17 @@ def table(summary: dict[str, Any]) -> str:
     lines = [
         f"{summary['n_images']} images ({summary['n_positive']} positive), {kind} data "
         f"{summary['data']['directory']}, {words(summary['split'])}, {summary['split']['part']} part; "
-        f"predicted at {summary['input_size']}, scored at {', '.join(summary['scored_at'])}; "
-        f"probability threshold {summary['threshold']}, "
-        f"removal threshold {summary['removal']['threshold']} px ({summary['removal']['rule']})",
-        f"{'':>14} {'Dice':>23} {'IoU':>23} {'Dice positives':>23} {'Dice negatives':>14}",
+        f"predicted at {summary['input_size']}, scored at {', '.join(summary['scored_at'])}; {_thresholds(summary)}",
+        f"{'':>20} {'Dice':>23} {'IoU':>23} {'Dice positives':>23} {'Dice negatives':>14}",
     ]
-    names = {"plain": "plain", "tta": "TTA", "removal": "removal", "tta_removal": "TTA + removal"}
-    rows = [(names[mode], scores, intervals["scores"][mode]) for mode, scores in summary["scores"].items()]
+    rows = [(title(mode), scores, intervals["scores"][mode]) for mode, scores in summary["scores"].items()]
     rows.append(("all empty", summary["all_empty"], intervals["all_empty"]))
     if summary["mean_shape"]:
         rows.append(("mean shape", summary["mean_shape"], intervals["mean_shape"]))
     for name, scores, ends in rows:
         texts = [with_interval(scores[key], ends[key]) for key in ("dice", "iou", "dice_positive")]
         negative = with_interval(scores["dice_negative"], None)
-        lines.append(f"{name:>14} {texts[0]:>23} {texts[1]:>23} {texts[2]:>23} {negative:>14}")
+        lines.append(f"{name:>20} {texts[0]:>23} {texts[1]:>23} {texts[2]:>23} {negative:>14}")
 
     def one(label: str, key: str) -> str:
         return f"{label} {with_interval(summary['scores'][own][key], intervals['scores'][own][key])}"
@@ -182,7 +227,7 @@ def table(summary: dict[str, Any]) -> str:
     view = VIEWS[own.startswith("tta")]
     level, ends = summary["image_level"][view]["top_mean"], intervals["image_level"][view]["top_mean"]
     lines += [
-        f"{names[own]}: {one('sensitivity', 'sensitivity')}, {one('specificity', 'specificity')}, "
+        f"{title(own)}: {one('sensitivity', 'sensitivity')}, {one('specificity', 'specificity')}, "
         f"AUROC {with_interval(level['auroc'], ends['auroc'])}, "
         f"average precision {with_interval(level['average_precision'], ends['average_precision'])}",
         f"regions: {one('found', 'lesion_sensitivity')}, {one('real', 'lesion_precision')}; outlines: "
@@ -191,11 +236,32 @@ def table(summary: dict[str, Any]) -> str:
     ]
     if warning := nothing_found(summary):
         lines.append(warning)
+    if own := summary.get("classifier"):
+        left = summary["n_images"] - own["images_kept"]
+        lines.append(f"classifier: below {own['threshold']:g} for {left} of {summary['n_images']} images: empty.")
+    if gate := summary.get("gate"):
+        lines.append(
+            f"gate: {gate['workdir']} ({saved_thresholds.words(gate)}) leaves "
+            f"{summary['n_images'] - gate['images_kept']} of {summary['n_images']} images empty."
+        )
+        if gate["images_in_training"]:
+            lines.append(
+                f"The gate was trained on {gate['images_in_training']} of these images: the scores with it are better "
+                "than on new images."
+            )
     if trained := summary["split"].get("images_in_training"):
         lines.append(f"{trained} of these images were used for training: the scores are better than on new images.")
     if summary["run"].get("trained_on_synthetic"):
         lines.append(SYNTHETIC_NOTE)
     return "\n".join([*lines, NOTE])
+
+
+def _thresholds(summary: dict[str, Any]) -> str:
+    top, removal = summary.get("top"), summary["removal"]
+    words = (
+        f"probability threshold {summary['threshold']}, removal threshold {removal['threshold']} px ({removal['rule']})"
+    )
+    return f"{words}, top threshold {top['threshold']} with an area of {top['area']} px" if top else words
 
 
 def with_interval(value: float | None, ends: Sequence[float] | None) -> str:
@@ -209,42 +275,15 @@ def with_interval(value: float | None, ends: Sequence[float] | None) -> str:
 def evaluate_run(predictor: "Predictor", quiet: bool = False) -> dict[str, Any]:
     """Scores a run on the validation images of its own split and writes to its own folder."""
     data = Path(predictor.config.data.directory)
-    rows, split = _part([predictor.workdir], data, "validation")
+    ((_, rows),), split = parts.select([predictor.workdir], data, "validation")
     return evaluate(predictor, data, rows, split, predictor.workdir / "evaluation", quiet)
-
-
-def _part(workdirs: Sequence[Path], data: Path, part: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """Rows and description of a part of the runs' split. Raises InputError if the runs have different splits."""
-    index = dataset.read_index(data)
-    if part == "all":
-        seen = [image_id for workdir in workdirs for image_id in read_splits(workdir / "splits.json")["train"]]
-        trained = np.isin(index.image_id, seen)
-        return np.arange(len(index)), {"method": "none", "part": "whole", "images_in_training": int(trained.sum())}
-    of_split = read_splits(workdirs[0] / "splits.json")
-    ids = of_split["train"] + of_split["validation"]
-    if lacking := int((~np.isin(ids, index.image_id)).sum()):
-        raise InputError(
-            f"{data} lacks {lacking} of the {len(ids)} images of {workdirs[0]}: it is another data set. "
-            "Give --part all to score all of it, or give the run's own data set with --data."
-        )
-    train, validation, split = split_rows(index, str(workdirs[0] / "splits.json"), 0.0, 0)
-    for workdir in workdirs[1:]:
-        _, other, _ = split_rows(index, str(workdir / "splits.json"), 0.0, 0)
-        if not np.array_equal(validation, other):
-            common = len(np.intersect1d(validation, other))
-            raise InputError(
-                f"{workdirs[0]} and {workdir} do not validate on the same images ({common} in common, of "
-                f"{len(validation)} and {len(other)}), so that one was trained on images that the other is scored on. "
-                "Give runs of one split, or score them on other images: --part all --data OTHER."
-            )
-    return (train if part == "train" else validation), {"part": part, **split}
 
 
 def _mean_shape(predictor: "Predictor") -> tuple[np.ndarray, dict[str, Any]] | None:
     """The mean shape of the run's own training masks; None if the training data cannot be read."""
     data, size = Path(predictor.config.data.directory), predictor.settings.size
     try:
-        rows, _ = _part([predictor.workdir], data, "train")
+        ((_, rows),), _ = parts.select([predictor.workdir], data, "train")
         _, masks = dataset.open_arrays(data, size)
         positive = dataset.read_index(data).positive
     except InputError:
@@ -266,8 +305,7 @@ def _write_metrics(path: Path, measured: "Measured", index: dataset.Index, rows:
     for view, scores in measured.image_scores.items():
         columns |= {f"{view}_{name}": [f"{value:.6f}" for value in values] for name, values in scores.items()}
     columns["lesions"] = measured.modes["plain"]["lesions"]
-    for mode in MODES:
-        found = measured.modes[mode]
+    for mode, found in measured.modes.items():
         tp, fp, fn = (found[name] for name in ("tp", "fp", "fn"))
         columns |= {f"{mode}_tp": tp, f"{mode}_area": tp + fp}
         columns[f"{mode}_dice"] = [f"{value:.6f}" for value in metrics.dice(tp, fp, fn)]
@@ -308,6 +346,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command; see HELP."""
     parser = Parser(prog="jaxpneumo evaluate", description=HELP)
     workdir_options.add_arguments(parser)
+    add_gate_arguments(parser)
     parser.add_argument("--data", type=places.path, help="prepared data set (default: the run's)")
     parser.add_argument(
         "--part",
@@ -320,6 +359,8 @@ def main(arguments: Sequence[str]) -> int:
         type=places.folder_to_fill,
         help="folder to write to (default: WORKDIR/evaluation; required with several runs)",
     )
+    parser.add_argument("--tta", type=TTA, metavar="NAMES", help=f"test-time augmentation: {TTA} (default: the run's)")
+    parser.add_argument("--thresholds", metavar="NAME", help="use the thresholds saved under this name")
     parser.add_argument("--batch-size", type=BATCH, help="images per batch (default: the run's predict.batch_size)")
     parser.add_argument("--replicates", type=REPLICATES, default=bootstrap.REPLICATES, help="bootstrap replicates")
     parser.add_argument("--seed", type=SEED, default=bootstrap.SEED, help="random seed of the bootstrap")
@@ -329,18 +370,56 @@ def main(arguments: Sequence[str]) -> int:
     weights = workdir_options.read_weights(options.weights, len(workdirs))
     if len(workdirs) > 1 and options.output is None:
         raise InputError("several runs need a folder of their own for the scores: give --output FOLDER.")
-    from jaxpneumo.predict.ensemble import load_ensemble
+    from jaxpneumo.predict.ensemble import combine
+    from jaxpneumo.predict.infer import load_predictor
 
-    predictor = load_ensemble(workdirs, weights)
+    loaded = [load_predictor(workdir) for workdir in workdirs]
+    predictor = combine(loaded, weights)
+    settings = predictor.settings
     if options.batch_size is not None:
-        predictor = replace(predictor, settings=replace(predictor.settings, batch_size=options.batch_size))
+        settings = replace(settings, batch_size=options.batch_size)
+    if options.tta is not None:
+        settings = replace(settings, tta=options.tta)
+    if options.thresholds:
+        settings = saved_thresholds.use(workdirs[0], options.thresholds, settings)
+    gate = load_gate(options.gate, options.gate_thresholds, settings)
+    predictor = replace(predictor, settings=settings, gate=gate)
     data = options.data or Path(predictor.config.data.directory)
     if options.data is None and not data.is_dir():
         raise InputError(f"{data}, the data set of {workdirs[0]}, was not found. Give its folder as --data.")
-    rows, split = _part(workdirs, data, options.part)
+    teams, split = parts.select(workdirs, data, options.part, weights)
     output = options.output or workdirs[0] / "evaluation"
     places.check_folder(output, "--output")
     run_report.place(output)
-    print(table(evaluate(predictor, data, rows, split, output, replicates=options.replicates, seed=options.seed)))
+
+    def of_team(members: Sequence[int]) -> "Predictor":
+        if len(teams) == 1:
+            return predictor
+        own = workdir_options.read_weights([weights[run] for run in members], len(members))
+        return replace(combine([loaded[run] for run in members], own, settings.size), settings=settings, gate=gate)
+
+    origin = saved_thresholds.origin(settings, workdirs, options.thresholds, predictor.model_id, weights)
+    summary = evaluate(
+        predictor,
+        data,
+        np.sort(np.concatenate([rows for _, rows in teams])),
+        split,
+        output,
+        replicates=options.replicates,
+        seed=options.seed,
+        thresholds_from=origin,
+        teams=((of_team(members), rows) for members, rows in teams),
+    )
+    print(table(summary))
+    print(origin)
+    chosen = output / "thresholds.json"
+    if len(workdirs) > 1 and not options.thresholds and chosen.is_file():
+        found = read_json(chosen)["rules"]["triplet"]
+        named = " ".join(f"--workdir {workdir}" for workdir in workdirs)
+        print(
+            f"Chosen for this ensemble on these images: {saved_thresholds.words(found['thresholds'])}; Dice "
+            f"{found['held_out']:.4f} on held-out patients. Save them with `jaxpneumo thresholds {named} --evaluation "
+            f"{output}`."
+        )
     print(f"Written to {output}")
     return DONE

@@ -1,7 +1,8 @@
 """One pass over the images, which takes all measurements of each image at native size."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import cv2
@@ -11,9 +12,9 @@ import numpy as np
 
 from jaxpneumo.data import rle
 from jaxpneumo.data.dataset import Index
-from jaxpneumo.evaluate.modes import IMAGE_SCORES, MODES, VIEWS
-from jaxpneumo.predict.infer import Batch, Predictor, predict_native
-from jaxpneumo.predict.native import Grid, to_native
+from jaxpneumo.evaluate.modes import CLASSIFIER, GATED, IMAGE_SCORES, MODES, VIEWS, own_mode
+from jaxpneumo.predict.infer import Batch, Predictor, kept_by, kept_by_classifier, predict_native
+from jaxpneumo.predict.native import Grid, pixels_at_least, to_native
 from jaxpneumo.predict.postprocess import NATIVE_AREA, remove_small
 from jaxpneumo.process.progress import COMPILING, progress_bar
 from jaxpneumo.score import metrics
@@ -31,6 +32,8 @@ from jaxpneumo.score.threshold_counts import (
 
 TOP_AREA = 2048  # area of the top_mean score in pixels of a 1024x1024 image; equals the papers' removal threshold
 
+COUNTS = ("area", "tp", "component_area", "component_tp")  # of `ThresholdCounts`
+
 Table = dict[str, np.ndarray]
 
 
@@ -39,11 +42,13 @@ class Measured:
     """The measurements of one pass, for N images in the order of the given rows.
 
     Attributes:
-      modes: for each mode, the columns tp, fp, fn, REGIONS and DISTANCES, (N,) each.
+      modes: for each mode, the columns tp, fp, fn, REGIONS and DISTANCES, (N,) each. With a gate or a
+        classifier's threshold, the own mode is there once more, with them.
       mean_shape: tp, fp, fn if the mean shape is predicted for every image; None without a mean shape.
-      image_scores: float64 (N,) by view, then by name in IMAGE_SCORES.
-      counts: counts at many thresholds.
-      codes: run-length codes of the masks with the run's own settings, by image id.
+      image_scores: float64 (N,) by view, then by name in IMAGE_SCORES, and CLASSIFIER if there is one.
+      counts: counts at many thresholds; with a gate, of the images that it leaves empty there are no pixels.
+      codes: run-length codes of the masks with the run's own settings and gate, by image id.
+      kept: bool (N,), the images that gate and classifier keep; None without a gate and a classifier's threshold.
     """
 
     modes: dict[str, Table]
@@ -51,6 +56,7 @@ class Measured:
     image_scores: dict[str, Table]
     counts: ThresholdCounts
     codes: dict[str, str]
+    kept: np.ndarray | None = None
 
 
 def measure(
@@ -62,26 +68,29 @@ def measure(
     spacing: np.ndarray,
     mean_shape: np.ndarray | None = None,
     quiet: bool = False,
+    teams: Iterable[tuple[Predictor, np.ndarray]] | None = None,
 ) -> Measured:
     """Predicts the masks of images and measures them.
 
     Args:
-      predictor: the result of `load_predictor`.
+      predictor: the result of `load_predictor` or `ensemble.combine`.
       images: uint8 (N, S, S) of the prepared data set.
       index, labels: index and labels of the same data set.
       rows: rows of the images to measure.
       spacing: (N, 2), distances between rows and between columns in millimetres; nan if unknown.
       mean_shape: float32 (S', S'); the mean shape is where the values are >= 0.5, see `baseline`.
       quiet: shows no progress bar.
+      teams: predictors with the settings of `predictor` and the rows that each predicts in its place, all `rows`
+        together; None: `predictor` predicts all.
     """
     settings = predictor.settings
     threshold = jnp.float32(settings.threshold)
-    own_view = int(settings.tta)
+    own_view = int(bool(settings.tta))
     top_pixels = max(1, round(TOP_AREA * settings.size**2 / NATIVE_AREA))
     shapes: dict[tuple[int, int], np.ndarray] = {}
     truths: dict[int, np.ndarray] = {}
 
-    def stream() -> Iterator[tuple[int, np.ndarray, tuple[int, int]]]:
+    def stream(rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, tuple[int, int]]]:
         for row in rows.tolist():
             yield row, images[row], (int(index.height[row]), int(index.width[row]))
 
@@ -92,6 +101,7 @@ def measure(
         return {
             "masks": [jnp.packbits(view >= threshold, axis=-1) for view in native],
             "scores": [image_scores(view, top_pixels) for view in probability],
+            "top_area": [(view >= (settings.top_threshold or 0.0)).sum((1, 2)) for view in native],
             "reached": reached,
             "area": area,
             "tp": tp,
@@ -103,13 +113,22 @@ def measure(
             truths[row] = rle.decode(labels[str(index.image_id[row])], *size)
             bits = np.packbits(truths[row], axis=-1)
             packed[i, : bits.shape[0], : bits.shape[1]] = bits
-        return at_native_size(batch.probability, batch.grid, packed)
+        found = at_native_size(batch.probability, batch.grid, packed)
+        if batch.finding is not None:
+            scores = [jnp.column_stack(pair) for pair in zip(found["scores"], batch.finding, strict=True)]
+            found = {**found, "scores": scores}
+        if predictor.gate is not None:
+            found["by_gate"] = kept_by(predictor.gate, batch)
+        own = kept_by_classifier(settings, batch, own_view)
+        return found if own is None else {**found, "by_classifier": own}
 
+    mode = own_mode(settings)
     records: dict[int, dict[str, Any]] = {}
     codes: dict[str, str] = {}
-    bar = progress_bar(
-        predict_native(predictor, stream(), True, native), len(rows), description="evaluate", quiet=quiet
+    predicted = (
+        predict_native(one, stream(own), settings.tta or True, native) for one, own in teams or [(predictor, rows)]
     )
+    bar = progress_bar(chain.from_iterable(predicted), len(rows), description="evaluate", quiet=quiet)
     bar.set_postfix_str(COMPILING)
     for row, size, found in bar:
         bar.set_postfix_str("", refresh=False)
@@ -118,15 +137,25 @@ def measure(
         record["component_area"], record["component_tp"] = count_components(
             found["reached"][: size[0], : size[1]], truth
         )
+        deciders = [name for name in ("by_gate", "by_classifier") if name in found]
+        gated = not all(found[name] for name in deciders)
+        if not found.get("by_gate", True):
+            record |= {name: np.zeros_like(record[name]) for name in COUNTS}
         unpacked = [np.unpackbits(bits[: size[0]], axis=-1, count=size[1]) for bits in found["masks"]]
         for view, mask in enumerate(unpacked):
             kept = remove_small(mask, settings.removal_threshold, settings.removal_rule)
+            if settings.top_area is not None and found["top_area"][view] < pixels_at_least(settings.top_area, *size):
+                kept = np.zeros_like(mask)
             plain = measure_mask(mask, truth, spacing[row])
             record[VIEWS[view]] = plain
             removed = ("removal", "tta_removal")[view]
             record[removed] = plain if kept is mask else measure_mask(kept, truth, spacing[row])
             if view == own_view:
-                codes[image_id] = rle.encode(kept)
+                codes[image_id] = rle.EMPTY if gated else rle.encode(kept)
+        if deciders:
+            record["kept"] = not gated
+            nothing = np.zeros(size, np.uint8)
+            record[mode + GATED] = measure_mask(nothing, truth, spacing[row]) if gated else record[mode]
         if mean_shape is not None:
             if size not in shapes:
                 shapes[size] = (cv2.resize(mean_shape, size[::-1], interpolation=cv2.INTER_LINEAR) >= 0.5).view(
@@ -134,7 +163,7 @@ def measure(
                 )
             record["mean_shape"] = dict(zip(("tp", "fp", "fn"), metrics.counts(shapes[size], truth), strict=True))
         records[row] = record
-    return _columns([records[row] for row in rows.tolist()], index, rows, codes)
+    return _columns([records[row] for row in rows.tolist()], index, rows, codes, own_view)
 
 
 def measure_mask(mask: np.ndarray, truth: np.ndarray, spacing: np.ndarray) -> dict[str, float]:
@@ -149,7 +178,9 @@ def measure_mask(mask: np.ndarray, truth: np.ndarray, spacing: np.ndarray) -> di
     return columns | dict(zip(DISTANCES, (*in_pixels, *in_mm), strict=True))
 
 
-def _columns(records: list[dict[str, Any]], index: Index, rows: np.ndarray, codes: dict[str, str]) -> Measured:
+def _columns(
+    records: list[dict[str, Any]], index: Index, rows: np.ndarray, codes: dict[str, str], own_view: int
+) -> Measured:
     def column(name: str) -> np.ndarray:
         return np.stack([record[name] for record in records]).astype(np.int64)
 
@@ -157,18 +188,20 @@ def _columns(records: list[dict[str, Any]], index: Index, rows: np.ndarray, code
         return {key: np.array([record[name][key] for record in records]) for key in records[0][name]}
 
     scores = np.array([record["scores"] for record in records], float)  # (N, view, score)
+    names = (*IMAGE_SCORES, CLASSIFIER)[: scores.shape[-1]]
+    first = records[0]
     return Measured(
-        modes={mode: table(mode) for mode in MODES},
-        mean_shape=table("mean_shape") if "mean_shape" in records[0] else None,
-        image_scores={
-            view: {name: scores[:, v, s] for s, name in enumerate(IMAGE_SCORES)} for v, view in enumerate(VIEWS)
-        },
+        modes={mode: table(mode) for mode in (*MODES, *(key for key in first if key.endswith(GATED)))},
+        mean_shape=table("mean_shape") if "mean_shape" in first else None,
+        image_scores={view: {name: scores[:, v, s] for s, name in enumerate(names)} for v, view in enumerate(VIEWS)},
         counts=ThresholdCounts(
             thresholds=THRESHOLDS,
             areas=AREAS,
             image_id=index.image_id[rows],
             pixels=index.height[rows] * index.width[rows],
-            **{n: column(n) for n in ("truth_area", "area", "tp", "component_area", "component_tp")},
+            **{name: column(name) for name in ("truth_area", *COUNTS)},
+            finding=scores[:, own_view, names.index(CLASSIFIER)] if CLASSIFIER in names else None,
         ),
         codes=codes,
+        kept=np.array([record["kept"] for record in records]) if "kept" in first else None,
     )

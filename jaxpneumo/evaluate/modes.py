@@ -2,16 +2,22 @@
 
 from jaxpneumo.run.config import Predict
 
-# name -> (flip TTA, removal threshold); the rows of the papers' tables
+# name -> (TTA, removal of small predictions); the rows of the papers' tables. A run's removal rule is its removal
+# threshold, and its top threshold and area if it has any.
 MODES = {"plain": (0, False), "tta": (1, False), "removal": (0, True), "tta_removal": (1, True)}
+TITLES = {"plain": "plain", "tta": "TTA", "removal": "removal", "tta_removal": "TTA + removal"}
+GATED = "_gated"  # follows the own mode's name where a gate or the classifier decides which images show anything
 VIEWS = ("plain", "tta")
 IMAGE_SCORES = ("maximum", "top_mean")
+CLASSIFIER = "classifier"  # one more image-level score of networks that have a classifier
 
 
 def own_mode(settings: Predict) -> str:
     """The mode that matches a run's own prediction settings."""
-    return next(
-        mode
-        for mode, (tta, removal) in MODES.items()
-        if (bool(tta), removal) == (settings.tta, settings.removal_threshold > 0)
-    )
+    removes = settings.removal_threshold > 0 or settings.top_threshold is not None
+    return next(mode for mode, (tta, removal) in MODES.items() if (bool(tta), removal) == (bool(settings.tta), removes))
+
+
+def title(mode: str) -> str:
+    """A mode's name for a person: "TTA + removal", with a gate "TTA + removal + gate"."""
+    return TITLES[mode.removesuffix(GATED)] + (" + gate" if mode.endswith(GATED) else "")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxpneumo.data.dataset import Index
-from jaxpneumo.evaluate.modes import IMAGE_SCORES, VIEWS
+from jaxpneumo.evaluate.modes import VIEWS
 from jaxpneumo.score import bootstrap, metrics, scores
 from jaxpneumo.score.calibration import expected_calibration_error
 from jaxpneumo.score.detection import auroc, average_precision
@@ -62,7 +62,9 @@ def summarise(
         selected = scores.select(parts["scores", own_mode], in_group)
         parts["strata", number] = {name: selected[name] for name in OF_STRATA}
 
-    image_level = [(view, name, statistic) for view in VIEWS for name in IMAGE_SCORES for statistic in IMAGE_LEVEL]
+    image_level = [
+        (view, name, statistic) for view in VIEWS for name in measured.image_scores[view] for statistic in IMAGE_LEVEL
+    ]
     flat = {(*part, name): pair for part, pairs in parts.items() for name, pair in pairs.items()}
     names = [*flat, *(("image_level", *name) for name in image_level)]
     of_ratios = bootstrap.of_ratios(flat)

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from jaxpneumo.data import dataset
-from jaxpneumo.evaluate.results import read_summary, rows_of
+from jaxpneumo.evaluate.results import read_metrics, read_summary, rows_of
 from jaxpneumo.predict.postprocess import NATIVE_AREA
-from jaxpneumo.predict.saved_thresholds import path_of
+from jaxpneumo.predict.saved_thresholds import CLASSIFIER, path_of, words
 from jaxpneumo.predict.workdir_options import read_workdirs
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
@@ -51,6 +51,8 @@ rules (B-TH: probability threshold; R-TH: removal threshold, an area):
   triplet    top threshold, area, bottom threshold: removes the whole mask if fewer pixels than the area reach the top
              threshold; otherwise the mask is what reaches the bottom threshold
 
+For a run with a classifier, the classifier's threshold is chosen together with the others: images below it stay empty.
+
 It reads WORKDIR/evaluation/levels.npz (`jaxpneumo evaluate` writes it) and writes
   WORKDIR/evaluation/thresholds.json   the scores at all thresholds, for the three rules, and the choice
   WORKDIR/thresholds/NAME.json         the chosen thresholds, for `jaxpneumo predict --thresholds NAME`
@@ -61,9 +63,13 @@ examples:
   jaxpneumo thresholds --workdir runs/exp5 --rule image --score iou --name by-image --overwrite
   jaxpneumo predict --workdir runs/exp5 --input images --output out --thresholds triplet
   jaxpneumo thresholds --workdir runs/exp5_fold0 --workdir runs/exp5_fold1 --name folds
+  jaxpneumo thresholds --workdir runs/a --workdir runs/b --evaluation ensemble --name ensemble
 
 Several runs must have different validation images, such as the folds of one split. The thresholds are then chosen on
 the validation images of all runs, and every run gets the same file.
+
+An ensemble has thresholds of its own: `jaxpneumo evaluate` of its runs scores it, out of fold if they are folds, and
+--evaluation FOLDER chooses on these scores.
 """
 
 
@@ -103,7 +109,7 @@ def surface(counts: ThresholdCounts, rule: str, score: str = "dice", images: np.
     return _surface(image_scores(counts, rule, score), rule, every if images is None else images)
 
 
-def _surface(terms: tuple[np.ndarray, np.ndarray, np.ndarray], rule: str, images: np.ndarray) -> np.ndarray:
+def _surface(terms: "Terms", rule: str, images: np.ndarray) -> np.ndarray:
     gain, empty, keep = (term[images] if term.size else term for term in terms)
     if rule == "component":
         return empty.mean() + gain.mean(axis=0)
@@ -113,6 +119,23 @@ def _surface(terms: tuple[np.ndarray, np.ndarray, np.ndarray], rule: str, images
     mean = empty.mean() + (keep.reshape(n, -1).T.astype(float) @ gain).reshape(levels, areas, levels) / n
     top, bottom = np.arange(levels)[:, None, None], np.arange(levels)
     return np.where(bottom <= top, mean, np.nan)
+
+
+Terms = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _with_classifier(terms: Terms, counts: ThresholdCounts) -> list[Terms]:
+    """The terms at every threshold of the classifier; at the first, 0, and without a classifier it empties no image."""
+    gain, empty, keep = terms
+    if counts.finding is None:
+        return [terms]
+    decided = [counts.finding >= level for level in (0.0, *counts.thresholds)]
+    return [(gain * kept.reshape(-1, *(1,) * (gain.ndim - 1)), empty, keep) for kept in decided]
+
+
+def _surfaces(terms: list[Terms], rule: str, images: np.ndarray) -> np.ndarray:
+    """`_surface` by threshold of the classifier, along a new first axis."""
+    return np.stack([_surface(own, rule, images) for own in terms])
 
 
 def best(values: np.ndarray) -> tuple[int, ...]:
@@ -150,13 +173,13 @@ def choose(
         raise InputError(
             f"there are too few patients to choose thresholds on some and score them on others: {error}."
         ) from error
-    terms = image_scores(counts, rule, score)
+    terms = _with_classifier(image_scores(counts, rule, score), counts)
     everything = np.ones(len(fold), bool)
     chosen_on = fold == 0 if method == "half" else everything
-    place = best(_surface(terms, rule, chosen_on))
-    others = [best(_surface(terms, rule, fold != f)) for f in range(count)]
+    place = best(_surfaces(terms, rule, chosen_on))
+    others = [best(_surfaces(terms, rule, fold != f)) for f in range(count)]
     own = others[::-1] if method == "half" else [place] * count
-    surfaces = [_surface(terms, rule, fold == f) for f in range(count)]
+    surfaces = [_surfaces(terms, rule, fold == f) for f in range(count)]
 
     def mean(places: list[tuple[int, ...]]) -> float:
         return float(sum(surfaces[f][p] * (fold == f).sum() for f, p in enumerate(places)) / len(fold))
@@ -197,8 +220,12 @@ def choose_all(
     }
 
 
-def _named(counts: ThresholdCounts, rule: str, place: tuple[int, ...]) -> dict[str, float | int | str]:
-    """Returns thresholds under the names of the prediction settings."""
+def _named(counts: ThresholdCounts, rule: str, place: tuple[int, ...]) -> dict[str, Any]:
+    """Returns thresholds under the names of the prediction settings; the classifier's place comes first."""
+    gate, place = place[0], place[1:]
+    own: dict[str, Any] = {}
+    if counts.finding is not None:
+        own[CLASSIFIER] = round(float(counts.thresholds[gate - 1]), 4) if gate else None
     level = [round(float(value), 4) for value in counts.thresholds]
     area = [int(value) for value in counts.areas]
     if rule == "triplet":
@@ -209,8 +236,9 @@ def _named(counts: ThresholdCounts, rule: str, place: tuple[int, ...]) -> dict[s
             "top_area": area[smallest],
             "removal_threshold": 0,
             "removal_rule": "image",
+            **own,
         }
-    return {"threshold": level[place[0]], "removal_threshold": area[place[1]], "removal_rule": rule}
+    return {"threshold": level[place[0]], "removal_threshold": area[place[1]], "removal_rule": rule, **own}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -227,14 +255,10 @@ def table(result: dict[str, Any]) -> str:
         f"{'rule':>10} {'in sample':>10} {'held out':>10} {'optimism':>10}   thresholds",
     ]
     for rule, chosen in result["rules"].items():
-        t = chosen["thresholds"]
-        words = f"B-TH {t['threshold']:g}, R-TH {t['removal_threshold']} px"
-        if rule == "triplet":
-            words = f"top {t['top_threshold']:g}, area {t['top_area']} px, bottom {t['threshold']:g}"
         # The difference of the rounded scores, so that the printed row adds up.
         in_sample, held_out = round(chosen["in_sample"], 4), round(chosen["held_out"], 4)
         numbers = f"{in_sample:10.4f} {held_out:10.4f} {in_sample - held_out:10.4f}"
-        lines.append(f"{rule:>10} {numbers}   {words}")
+        lines.append(f"{rule:>10} {numbers}   {words(chosen['thresholds'])}")
     lines.append(f"{'all empty':>10} {result['all_empty']:10.4f} {result['all_empty']:10.4f} {0:10.4f}")
     return "\n".join(lines)
 
@@ -258,6 +282,8 @@ def read_pooled(workdirs: Sequence[Path]) -> tuple[ThresholdCounts, np.ndarray, 
                 f"{workdirs[0]} predicts at size {one.size} with tta={one.tta}, {workdir} at {other.size} with "
                 f"tta={other.tta}: thresholds hold for one size and TTA only. Choose them for each run alone."
             )
+        if summaries[0].get("gate") != summary.get("gate"):
+            raise InputError(f"{workdirs[0]} and {workdir} were evaluated with different gates, or one without.")
         if summaries[0]["data"]["labels_sha256"] != summary["data"]["labels_sha256"]:
             raise InputError(
                 f"{workdirs[0]} and {workdir} were evaluated on different data sets. Choose for each run alone."
@@ -266,8 +292,9 @@ def read_pooled(workdirs: Sequence[Path]) -> tuple[ThresholdCounts, np.ndarray, 
     ids, times = np.unique(pooled.image_id, return_counts=True)
     if (times > 1).any():
         raise InputError(
-            f"{(times > 1).sum()} images were evaluated by more than one of the runs, {ids[times > 1][0]} first. Give "
-            "runs of different folds (`jaxpneumo split --folds`, data.fold): each image counts once."
+            f"{(times > 1).sum()} images were evaluated by more than one of the runs, {ids[times > 1][0]} first. Each "
+            "image counts once. For thresholds of the ensemble, score it with `jaxpneumo evaluate --output FOLDER` and "
+            "give that as --evaluation FOLDER; else give runs of different folds (data.fold)."
         )
     patient = [
         (index := dataset.read_index(config.data.directory)).patient[rows_of(index, table.image_id, workdir)]
@@ -283,6 +310,64 @@ def read_pooled(workdirs: Sequence[Path]) -> tuple[ThresholdCounts, np.ndarray, 
     return pooled, np.concatenate(patient), chosen_on
 
 
+def read_evaluation(folder: Path, workdirs: Sequence[Path]) -> tuple[ThresholdCounts, np.ndarray, dict[str, Any]]:
+    """Reads the counts of the evaluation of these runs together. Returns counts and patients, and the summary.
+
+    Raises:
+      InputError: the folder has no such evaluation, or it is of other runs.
+    """
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise InputError(
+            f"--evaluation {folder} holds no evaluation (no summary.json). Make one with `jaxpneumo evaluate --output "
+            f"{folder}` and the same runs."
+        )
+    summary = read_json(path)
+    if not isinstance(summary, dict) or "model" not in summary.get("run", {}):
+        raise InputError(f"{path} is of an earlier version: run `jaxpneumo evaluate` again.")
+    members = [one["workdir"] for one in summary["run"].get("members", [summary["run"]])]
+    if sorted(members) != sorted(workdir.name for workdir in workdirs):
+        raise InputError(f"--evaluation {folder} is of {', '.join(members)}: give exactly these runs as --workdir.")
+    counts, metrics = read_counts(folder / "levels.npz"), read_metrics(folder / "metrics.csv")
+    if not np.array_equal(counts.image_id, metrics["ImageId"]):
+        raise InputError(f"{folder}: levels.npz and metrics.csv are of different evaluations. Evaluate again.")
+    return counts, metrics["patient"], summary
+
+
+def _read(workdirs: Sequence[Path], evaluation: Path | None) -> tuple[ThresholdCounts, np.ndarray, dict[str, Any]]:
+    """Counts, patients, and what a file of saved thresholds says about the settings and images of the choice."""
+    names = [workdir.name for workdir in workdirs]
+    if evaluation is None:
+        counts, patient, chosen_on = read_pooled(workdirs)
+        settings = read_config(workdirs[0]).predict
+        summary = read_summary(workdirs[0])
+        alone = {"model": summary["run"].get("model"), "weights": [1.0]} if len(workdirs) == 1 else {}
+        facts = {"tta": settings.tta, "size": settings.size}
+        made_for = {"runs": names, **alone, **_gate_of(summary)}
+        return counts, patient, {**facts, "chosen_on": chosen_on, "chosen_for": made_for}
+    counts, patient, summary = read_evaluation(evaluation, workdirs)
+    members = summary["run"].get("members", [{**summary["run"], "weight": 1.0}])
+    return (
+        counts,
+        patient,
+        {
+            "tta": summary["tta"],
+            "size": summary["input_size"],
+            "chosen_on": {key: summary[key] for key in ("data", "split")},
+            "chosen_for": {
+                "runs": [one["workdir"] for one in members],
+                "weights": [one["weight"] for one in members],
+                "model": summary["run"]["model"],
+                **_gate_of(summary),
+            },
+        },
+    )
+
+
+def _gate_of(summary: dict[str, Any]) -> dict[str, str]:
+    return {"gate": summary["gate"]["workdir"]} if "gate" in summary else {}
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; see HELP."""
     parser = Parser(prog="jaxpneumo thresholds", description=HELP)
@@ -291,6 +376,9 @@ def main(arguments: Sequence[str]) -> int:
         action="append",
         required=True,
         help="folder of an evaluated run; repeat it, or give A,B, for several runs such as folds",
+    )
+    parser.add_argument(
+        "--evaluation", type=places.path, metavar="FOLDER", help="choose on this evaluation of all the runs together"
     )
     parser.add_argument(
         "--rule", choices=RULES, default="triplet", help="rule whose thresholds are saved (default: triplet)"
@@ -308,24 +396,23 @@ def main(arguments: Sequence[str]) -> int:
     targets = [path_of(workdir, name) for workdir in workdirs]
     for workdir in workdirs:
         places.check_folder(workdir, "--workdir")
-    run_report.place(workdirs[0] / "evaluation/thresholds.json")
-    counts, patient, chosen_on = read_pooled(workdirs)
+    folder = options.evaluation or workdirs[0] / "evaluation"
+    run_report.place(folder / "thresholds.json")
+    counts, patient, facts = _read(workdirs, options.evaluation)
     result = choose_all(counts, patient, options.score, options.choose, options.seed)
-    chosen, settings = result["rules"][options.rule], read_config(workdirs[0]).predict
+    chosen = result["rules"][options.rule]
     saved = {
         "rule": options.rule,
         **chosen["thresholds"],
-        "tta": settings.tta,
-        "size": settings.size,
+        **facts,
         "chosen_by": {key: result[key] for key in ("score", "method", "seed", "unit", "n_images")},
-        "chosen_on": chosen_on,
         **{key: chosen[key] for key in ("in_sample", "held_out", "optimism")},
     }
     others = [target for target in targets if target.exists() and read_json(target) != saved]
     if others and not options.overwrite:
         raise InputError(f"{others[0]} holds other thresholds. Give another --name, or --overwrite to replace them.")
-    if len(workdirs) == 1:
-        write_json(workdirs[0] / "evaluation/thresholds.json", result)
+    if options.evaluation or len(workdirs) == 1:
+        write_json(folder / "thresholds.json", result)
     for target in targets:
         write_json(target, saved)
     print(table(result))

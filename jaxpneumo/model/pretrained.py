@@ -34,6 +34,10 @@ Variables = dict[str, Any]
 
 # Parts that some files have and the network does not: classifiers of whole images, and PyTorch's counters.
 _CLASSIFIERS = ("fc.", "encoder.fc.", "encoder.last_linear.", "classification_head.", "fc1/")
+# Attention before the last block's skip, which that block does not have.
+_WITHOUT_USE = "decoder.blocks.4.attention1."
+# Parts that the network may have and no file has.
+_OURS_ALONE = ("input_convolution", "classifier")
 _COUNTERS = "num_batches_tracked"
 _LISTED = 3  # names of each kind in a message
 
@@ -61,6 +65,9 @@ def torch_name(path: tuple[str, ...]) -> str:
     name = name.replace("downsample_conv", "downsample.0").replace("downsample_bn", "downsample.1")
     name = re.sub(r"decoder\.block(\d)\.conv(\d)", r"decoder.blocks.\1.conv\2.0", name)
     name = re.sub(r"decoder\.block(\d)\.bn(\d)", r"decoder.blocks.\1.conv\2.1", name)
+    name = re.sub(r"decoder\.block(\d)\.attention(\d)", r"decoder.blocks.\1.attention\2.attention", name)
+    for ours, theirs in {"channel1": "cSE.1", "channel2": "cSE.3", "pixel": "sSE.0"}.items():
+        name = name.replace(f".attention.{ours}", f".attention.{theirs}")
     name = re.sub(r"^segmentation_head$", "segmentation_head.0", name)
     return f"{name}.{_TORCH_LEAVES[leaf]}"
 
@@ -179,14 +186,15 @@ def _rename(
     wanted = {
         (collection, *path): (name_of(tuple(path)), value.shape)
         for (collection, *path), value in _arrays(template).items()
-        if path[0] == "encoder" or not (encoder_only or path[0] == "input_convolution")
+        if path[0] == "encoder" or not (encoder_only or path[0] in _OURS_ALONE)
     }
-    classifiers = [name for name in weights if name.startswith(_CLASSIFIERS)]
-    if classifiers:
-        logger.info("The file's classifier is left out: %s", _first(classifiers))
+    left_out = [name for name in weights if name.startswith(_CLASSIFIERS)]
+    if left_out:
+        logger.info("The file's classifier is left out: %s", _first(left_out))
+    left_out += [name for name in weights if name.startswith(_WITHOUT_USE)]
     known = dict(wanted.values())
     missing = [f"missing {name}" for name in known if name not in weights]
-    unexpected = [f"unexpected {name}" for name in weights if name not in known and name not in classifiers]
+    unexpected = [f"unexpected {name}" for name in weights if name not in known and name not in left_out]
     shapes, values, found = [], [], {}
     for key, (name, shape) in wanted.items():
         if name not in weights:
@@ -201,7 +209,7 @@ def _rename(
     if differences := len(missing) + len(shapes) + len(unexpected):
         raise InputError(
             f"{differences} differences from its {len(wanted)} weights. Check that model.encoder is the file's network "
-            "(resnet34_preact: Keras .h5; all others: PyTorch).\n  "
+            "(resnet34_preact: Keras .h5; all others: PyTorch), and model.attention its decoder's.\n  "
             + "\n  ".join(_first(kind, "\n  ") for kind in (missing, shapes, unexpected) if kind)
         )
     if values:

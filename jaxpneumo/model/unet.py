@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxpneumo.model.attention import SCSE
 from jaxpneumo.model.bottleneck import Bottleneck, SEResNeXtBottleneck
 from jaxpneumo.model.convolution import Convolution, Convolve, plain_convolve
 from jaxpneumo.model.resnet import ModuleFactory, Pool, PreactivationResNet, ResNet, Stem, plain_pool, plain_stem
@@ -37,10 +38,15 @@ ENCODERS = {
 }
 
 
-def plain_upsample(conv: Convolution, x: jax.Array, skip: jax.Array | None) -> jax.Array:
-    """The convolution of x, enlarged by two (nearest neighbour), with the skip's channels behind its own."""
+def enlarge(x: jax.Array, skip: jax.Array | None) -> jax.Array:
+    """x, enlarged by two (nearest neighbour), with the skip's channels behind its own."""
     x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-    return conv(x if skip is None else jnp.concatenate([x, skip], axis=-1))
+    return x if skip is None else jnp.concatenate([x, skip], axis=-1)
+
+
+def plain_upsample(conv: Convolution, x: jax.Array, skip: jax.Array | None) -> jax.Array:
+    """The convolution of what `enlarge` returns."""
+    return conv(enlarge(x, skip))
 
 
 def plain_decoder_end(block: partial, head: Convolution, x: jax.Array) -> jax.Array:
@@ -73,35 +79,55 @@ class Parts:
 
 
 class DecoderBlock(nn.Module):
-    """Nearest x2, concatenation of the skip where there is one, then (conv3x3, BN, ReLU) twice."""
+    """Nearest x2, concatenation of the skip where there is one, then (conv3x3, BN, ReLU) twice.
+
+    With `attention`, a class of modules, one weighs the map with its skip and another the block's result.
+    """
 
     features: int
     norm: ModuleFactory
     conv: Callable[..., Convolution]
     upsample: Callable[[Convolution, jax.Array, jax.Array | None], jax.Array]
+    attention: ModuleFactory | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, skip: jax.Array | None) -> jax.Array:
-        x = self.upsample(self.conv(self.features, 3, name="conv1"), x, skip)
+        conv1 = self.conv(self.features, 3, name="conv1")
+        if self.attention is None or skip is None:
+            x = self.upsample(conv1, x, skip)
+        else:
+            x = conv1(self.attention(name="attention1")(enlarge(x, skip)))
         x = nn.relu(self.norm(name="bn1")(x))
         x = self.conv(self.features, 3, name="conv2")(x)
-        return nn.relu(self.norm(name="bn2")(x))
+        x = nn.relu(self.norm(name="bn2")(x))
+        return x if self.attention is None else self.attention(name="attention2")(x)
 
 
 class Decoder(nn.Module):
-    """Five blocks from 1/32 of the input's resolution back to all of it, four of them with a skip, and the head."""
+    """Five blocks from 1/32 of the input's resolution back to all of it, four of them with a skip, and the head.
+
+    With `hypercolumns`, the head sees the maps of all blocks, enlarged linearly, coarse before fine.
+    """
 
     features: Sequence[int]
     block: partial
     end: Callable[[partial, Convolution, jax.Array], jax.Array]
     head: Convolution
+    hypercolumns: bool = False
 
     @nn.compact
     def __call__(self, features: Sequence[jax.Array]) -> jax.Array:
         *skips, x = features
+        maps = []
         for i, skip in enumerate(reversed(skips)):
             x = self.block(self.features[i], name=f"block{i}")(x, skip)
-        return self.end(partial(self.block, self.features[-1], name=f"block{len(skips)}"), self.head, x)
+            maps.append(x)
+        last = partial(self.block, self.features[-1], name=f"block{len(skips)}")
+        if not self.hypercolumns:
+            return self.end(last, self.head, x)
+        x = last()(x, None)
+        columns = [jax.image.resize(y, (*x.shape[:3], y.shape[-1]), "bilinear") for y in maps]
+        return self.head(jnp.concatenate([*columns, x], axis=-1))
 
 
 class UNet(nn.Module):
@@ -118,6 +144,9 @@ class UNet(nn.Module):
       depths, width: units of each stage and channels of the first; smaller ones make a tiny network for tests.
       parts: the plain parts, or what `rewrites.rewrites_for` chooses.
       remat: keep only the blocks' inputs for the gradient and compute the rest again: less memory, more time.
+      attention: "none", or "scse" in every decoder block (`attention.SCSE`).
+      hypercolumns: the head sees the maps of all decoder blocks.
+      classifier: a head on the means of the encoder's last map says whether the image shows anything (`outputs`).
     """
 
     encoder: str = "resnet34_preact"
@@ -128,23 +157,32 @@ class UNet(nn.Module):
     width: int = 64
     parts: Parts = Parts()
     remat: bool = False
+    classifier: bool = False
+    attention: str = "none"
+    hypercolumns: bool = False
+
+    def __call__(self, image: jax.Array, train: bool) -> jax.Array:
+        """The logits of the pixels alone, see `outputs`."""
+        return self.outputs(image, train)[0]
 
     @nn.compact
-    def __call__(self, image: jax.Array, train: bool) -> jax.Array:
-        """Computes the logits of pneumothorax.
+    def outputs(self, image: jax.Array, train: bool) -> tuple[jax.Array, jax.Array | None]:
+        """Computes the logits of pneumothorax, of each pixel and of the image.
 
         Args:
           image: (B, H, W, 1) or (B, H, W, 3) in [0, 1]; H and W multiples of 32.
           train: normalise by the batch's statistics (and update the running ones) instead of the running ones.
 
         Returns:
-          Logits (B, H, W), float32 (float64 of a float64 network).
+          Logits (B, H, W), float32 (float64 of a float64 network); and of the images (B,), None without `classifier`.
 
         Raises:
-          ValueError: H or W is no multiple of 32, or the encoder is unknown.
+          ValueError: H or W is no multiple of 32, or encoder or attention are unknown.
         """
         if self.encoder not in ENCODERS:
             raise ValueError(f"unknown encoder {self.encoder!r}; there are {', '.join(ENCODERS)}")
+        if self.attention not in ("none", "scse"):
+            raise ValueError(f"unknown attention {self.attention!r}; there are none and scse")
         if image.shape[1] % 32 or image.shape[2] % 32:
             raise ValueError(f"image height and width must be multiples of 32, not {image.shape[1:3]}")
         kind, parts = ENCODERS[self.encoder], self.parts
@@ -173,13 +211,21 @@ class UNet(nn.Module):
             norm=partial(norm, epsilon=kind.decoder_epsilon),
             conv=conv,
             upsample=parts.upsample,
+            attention=partial(SCSE, conv) if self.attention == "scse" else None,
         )
         glorot_uniform = nn.initializers.glorot_uniform()
         logits = Decoder(
             [4 * self.width, 2 * self.width, self.width, self.width // 2, self.width // 4],
             block=block,
-            end=parts.decoder_end,
+            # Faster forms are for the plain block alone.
+            end=parts.decoder_end if self.attention == "none" else plain_decoder_end,
             head=conv(1, 3, use_bias=True, kernel_init=glorot_uniform, name="segmentation_head"),
+            hypercolumns=self.hypercolumns,
             name="decoder",
         )(features)
-        return logits[..., 0].astype(jnp.promote_types(self.dtype, jnp.float32))
+        precise = jnp.promote_types(self.dtype, jnp.float32)
+        finding = None
+        if self.classifier:
+            means = features[-1].astype(precise).mean((1, 2))
+            finding = nn.Dense(1, dtype=precise, kernel_init=glorot_uniform, name="classifier")(means)[:, 0]
+        return logits[..., 0].astype(precise), finding

@@ -1,7 +1,7 @@
 """Loads a trained run for prediction, with the compiled functions from images to masks at native size.
 
-Two functions run on the device one after another. The first applies the network to both flip views in one call, at
-the config's size. The second resizes to the native sizes and applies the thresholds (`native.py`); the host receives
+Two functions run on the device one after another. The first applies the network to all views in one call, at the
+config's size. The second resizes to the native sizes and applies the thresholds (`native.py`); the host receives
 packed bits. They are separate, so radiographs of another canvas size compile only the small second function.
 """
 
@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jaxpneumo.model.folding import fold
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.predict.native import Grid, NativeMask, native_grid, native_masks, pixels_at_least, shrink
+from jaxpneumo.predict.views import mean_of_views
 from jaxpneumo.run import checkpoint
 from jaxpneumo.run.config import Config, Predict, read_config
 from jaxpneumo.run.network import make_model
@@ -35,6 +36,10 @@ from jaxpneumo.run.sharding import (
     split,
 )
 from jaxpneumo.run.state import variable_shapes
+from jaxpneumo.run.tta import names as tta_names
+
+# Probabilities (views, B, S, S) of pixels, and (views, B) of images or None, see `predict_outputs`
+Outputs = tuple[jax.Array, jax.Array | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +50,7 @@ class CompiledNetwork:
       settings: the prediction settings.
       variables: {"params", "batch_stats"} on all devices, with folded BatchNorm layers (`model.folding.fold`).
       mesh: the devices.
-      probabilities: compiled function (variables, uint8 (B, S, S), mirror) -> float32 (2, B, S, S): without and with
-        flip TTA. If mirror is False, it returns only the first, (1, B, S, S).
+      outputs: the compiled `predict_outputs`: (variables, uint8 (B, S, S), tta) -> (pixels, images).
       native_masks: the compiled `native.native_masks`.
       gate: a network that decides which images show anything; the others' masks are emptied. None: no such network.
     """
@@ -54,9 +58,13 @@ class CompiledNetwork:
     settings: Predict
     variables: dict[str, Any]
     mesh: Mesh
-    probabilities: Any
+    outputs: Any
     native_masks: Any
     gate: "CompiledNetwork | None" = None
+
+    def probabilities(self, variables: dict[str, Any], image: Any, tta: bool | str) -> jax.Array:
+        """The probabilities of the pixels alone, of `outputs`."""
+        return self.outputs(variables, image, tta)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,26 +122,24 @@ def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predic
 
 def compile_network(model: UNet, variables: dict[str, Any], settings: Predict, mesh: Mesh) -> CompiledNetwork:
     """Makes a network ready to predict. `variables` come from training and are on the devices of `mesh`."""
-    folded, probabilities, masks = _functions(cast(Hashable, model), mesh)
+    folded, outputs, masks = _functions(cast(Hashable, model), mesh)
     variables = as_convolved(folded(variables, model.encoder, jnp.dtype(model.dtype)))
-    return CompiledNetwork(
-        settings=settings, variables=variables, mesh=mesh, probabilities=probabilities, native_masks=masks
-    )
+    return CompiledNetwork(settings=settings, variables=variables, mesh=mesh, outputs=outputs, native_masks=masks)
 
 
 @functools.lru_cache(maxsize=4)
 def _functions(model: Any, mesh: Mesh) -> tuple[Any, Any, Any]:
-    """Of folding, probabilities and masks; networks of one kind, as an ensemble's, compile them once."""
+    """Of folding, outputs and masks; networks of one kind, as an ensemble's, compile them once."""
     # One program folds all layers. Folding them one by one would compile a program for each parameter shape.
     return (
         jax.jit(fold, static_argnums=(1, 2), out_shardings=replicated(mesh)),
-        jit_probabilities(functools.partial(predict_probabilities, model), mesh),
+        jit_outputs(functools.partial(predict_outputs, model), mesh),
         jax.jit(each_on_its_device(native_masks, mesh, 3)),
     )
 
 
-def jit_probabilities(function: Callable[..., jax.Array], mesh: Mesh) -> Any:
-    """Compiles (variables, images, mirror) -> probabilities. The devices share the images; each has all variables."""
+def jit_outputs(function: Callable[..., Outputs], mesh: Mesh) -> Any:
+    """Compiles (variables, images, tta) -> outputs. The devices share the images; each has all variables."""
     # A prediction of one image is a hundred short kernels: on a GPU all of them are launched as graphs.
     options = {"xla_gpu_graph_min_graph_size": 1} if jax.default_backend() == "gpu" else None
     return jax.jit(function, static_argnums=2, in_shardings=(replicated(mesh), split(mesh)), compiler_options=options)
@@ -149,30 +155,40 @@ def fingerprint(variables: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def predict_probabilities(model: UNet, variables: dict[str, Any], image: jax.Array, mirror: bool) -> jax.Array:
-    """Computes the probability of pneumothorax for each pixel, without and with flip TTA.
+def predict_probabilities(model: UNet, variables: dict[str, Any], image: jax.Array, tta: bool | str) -> jax.Array:
+    """The probabilities of the pixels alone, of `predict_outputs`."""
+    return predict_outputs(model, variables, image, tta)[0]
 
-    Flip TTA (test-time augmentation) is the mean over the image and its mirror image.
+
+def predict_outputs(model: UNet, variables: dict[str, Any], image: jax.Array, tta: bool | str) -> Outputs:
+    """Computes the probability of pneumothorax for each pixel and image, without and with test-time augmentation (TTA).
 
     Args:
       model: the network.
       variables: its {"params", "batch_stats"}.
       image: uint8 (B, S, S).
-      mirror: whether to predict the mirror image too.
+      tta: the views, as `run.tta` has them: True is the image and its mirror image.
 
     Returns:
-      float32 (2, B, S, S): the probabilities of the image, and the mean of both views. If `mirror` is False, only the
-      first: (1, B, S, S).
+      float32 (2, B, S, S): the probabilities of the image, and their mean over all views (`views.mean_of_views`). If
+      there is no TTA, only the first: (1, B, S, S). Then the same for whole images, (2, B) or (1, B); None if the
+      network has no classifier.
     """
-    views = jnp.stack([image, image[..., ::-1]] if mirror else [image], axis=1)
-    # Each mirror image follows its image, so both stay on the same device.
-    batch = views.reshape(-1, *image.shape[1:])
-    logits = cast(jax.Array, model.apply(variables, batch.astype(jnp.float32)[..., None] / 255.0, train=False))
-    probability = jax.nn.sigmoid(logits).reshape(views.shape)
-    if not mirror:
-        return probability.swapaxes(0, 1)
-    plain, mirrored = probability[:, 0], probability[:, 1, :, ::-1]
-    return jnp.stack([plain, (plain + mirrored) / 2])
+    of_views: list[jax.Array] = []  # (B, views of one size); an image's own view is the first of all
+
+    def predict(batch: jax.Array) -> jax.Array:
+        pictures = batch.astype(jnp.float32)[..., None] / 255.0
+        logits, finding = cast(Outputs, model.apply(variables, pictures, train=False, method="outputs"))
+        if finding is not None:
+            of_views.append(jax.nn.sigmoid(finding).reshape(len(image), -1))
+        return jax.nn.sigmoid(logits)
+
+    names = tta_names(tta)
+    pixels = jnp.stack(mean_of_views(predict, image, names) if names else [predict(image)])
+    if not of_views:
+        return pixels, None
+    views = jnp.concatenate(of_views, axis=1)
+    return pixels, jnp.stack([views[:, 0], views.mean(axis=1)] if names else [views[:, 0]])
 
 
 def predict_masks(
@@ -184,30 +200,43 @@ def predict_masks(
 
     A mask has all pixels with a probability of at least `threshold`. It is emptied if its area is below
     `removal_threshold`. With `top_threshold` and `top_area` (`jaxpneumo thresholds` chooses them), it is also emptied
-    if fewer than `top_area` pixels reach `top_threshold`. It is emptied, too, if the network's gate outlines nothing.
-    Areas are in pixels of a 1024x1024 image. This function does not remove single components;
+    if fewer than `top_area` pixels reach `top_threshold`. It is emptied, too, if the network's gate outlines nothing,
+    or if the classifier's probability is below `classifier_threshold`. Areas are in pixels of a 1024x1024 image. This
+    function does not remove single components;
     `postprocess.remove_small` does.
 
     Args:
       network: the result of `load_predictor` or `compile_network`.
       images: for each image, (key, uint8 (S, S) at the settings' size, (native height, native width)).
-      views: the masks to return: 0 without flip TTA, 1 with flip TTA.
+      views: the masks to return: 0 without TTA, 1 with the settings' TTA (flip TTA if they have none).
 
     Yields:
       (key, {view: mask}) in the order of `images`.
     """
     views = tuple(views)
 
-    def native(batch: Batch) -> dict[int, tuple[jax.Array, jax.Array]]:
+    def native(batch: Batch) -> dict[int, tuple[jax.Array, ...]]:
         levels = _levels(network.settings, batch)
-        masks = {view: network.native_masks(batch.probability[view], batch.grid, *levels) for view in views}
-        if network.gate is None:
-            return masks
-        kept = _kept_by(network.gate, batch)
-        return {v: (jnp.where(kept[:, None, None], bits, 0), jnp.where(kept, a, 0)) for v, (bits, a) in masks.items()}
+        by_gate = None if network.gate is None else kept_by(network.gate, batch)
 
-    for key, size, found in predict_native(network, images, 1 in views, native):
-        yield key, {view: NativeMask(bits, *size, int(area)) for view, (bits, area) in found.items()}
+        def masks(view: int) -> tuple[jax.Array, ...]:
+            bits, area = network.native_masks(batch.probability[view], batch.grid, *levels)
+            finding = () if batch.finding is None else (batch.finding[view],)
+            for kept in (by_gate, kept_by_classifier(network.settings, batch, view)):
+                if kept is not None:
+                    bits, area = jnp.where(kept[:, None, None], bits, 0), jnp.where(kept, area, 0)
+            return bits, area, *finding
+
+        return {view: masks(view) for view in views}
+
+    for key, size, found in predict_native(network, images, 1 in views and (network.settings.tta or True), native):
+        yield (
+            key,
+            {
+                v: NativeMask(bits, *size, int(area), *map(float, finding))
+                for v, (bits, area, *finding) in found.items()
+            },
+        )
 
 
 def _levels(settings: Predict, batch: "Batch") -> tuple[np.ndarray, np.ndarray]:
@@ -222,15 +251,25 @@ def _levels(settings: Predict, batch: "Batch") -> tuple[np.ndarray, np.ndarray]:
     return smallest, np.array(thresholds, np.float32)
 
 
-def _kept_by(gate: CompiledNetwork, batch: "Batch") -> jax.Array:
-    """Which images of a batch (B,) a gate outlines anything in, with its own size, thresholds and flip TTA."""
+def kept_by(gate: CompiledNetwork, batch: "Batch") -> jax.Array:
+    """Which images of a batch (B,) a gate outlines anything in, with its own size, thresholds and TTA: bool."""
     settings = gate.settings
     pictures = batch.pictures
     if settings.size < pictures.shape[-1]:
         pictures = jax.jit(shrink, static_argnums=1, out_shardings=split(gate.mesh))(pictures, settings.size)
-    probability = gate.probabilities(gate.variables, pictures, settings.tta)[int(settings.tta)]
+    probability, finding = gate.outputs(gate.variables, pictures, settings.tta)
     grid = native_grid(batch.sizes, settings.size, len(pictures))
-    return gate.native_masks(probability, grid, *_levels(settings, batch))[1] > 0
+    kept = gate.native_masks(probability[-1], grid, *_levels(settings, batch))[1] > 0
+    if finding is None or settings.classifier_threshold is None:
+        return kept
+    return kept & (finding[-1] >= settings.classifier_threshold)
+
+
+def kept_by_classifier(settings: Predict, batch: "Batch", view: int) -> jax.Array | None:
+    """Which images of a batch (B,) the network's own classifier keeps: bool; None if it has no threshold."""
+    if settings.classifier_threshold is None or batch.finding is None:
+        return None
+    return batch.finding[view] >= settings.classifier_threshold
 
 
 @dataclass(frozen=True)
@@ -241,7 +280,8 @@ class Batch:
       keys: one key per image; fewer than B if the batch is not full.
       sizes: (native height, native width) of each image.
       pictures: uint8 (B, S, S), on the device.
-      probability: float32 (1 or 2, B, S, S), the result of `predict_probabilities`.
+      probability: float32 (1 or 2, B, S, S), of `predict_outputs`.
+      finding: float32 (1 or 2, B), of the same; None without a classifier.
       grid: the grid for the native sizes of the B images.
     """
 
@@ -249,13 +289,14 @@ class Batch:
     sizes: list[tuple[int, int]]
     pictures: jax.Array
     probability: jax.Array
+    finding: jax.Array | None
     grid: Grid
 
 
 def predict_native(
     network: CompiledNetwork,
     images: Iterable[tuple[Any, np.ndarray, tuple[int, int]]],
-    mirror: bool,
+    tta: bool | str,
     native: Callable[[Batch], Any],
 ) -> Iterator[tuple[Any, tuple[int, int], Any]]:
     """Predicts probabilities in compiled batches and applies `native` to each batch.
@@ -263,7 +304,7 @@ def predict_native(
     Args:
       network: the result of `load_predictor` or `compile_network`.
       images: see `predict_masks`.
-      mirror: whether to use flip TTA.
+      tta: see `predict_outputs`.
       native: function of a batch. It computes on the device and returns a tree of arrays with leading axis B.
 
     Yields:
@@ -277,11 +318,13 @@ def predict_native(
             pictures[i] = picture
         sizes = [size for _, _, size in group]
         placed = place(pictures, split(network.mesh))
+        probability, finding = network.outputs(network.variables, placed, tta)
         batch = Batch(
             [key for key, _, _ in group],
             sizes,
             placed,
-            network.probabilities(network.variables, placed, mirror),
+            probability,
+            finding,
             native_grid(sizes, settings.size, settings.batch_size),
         )
         started = batch, native(batch)

@@ -47,12 +47,14 @@ class NativeMask:
       bits: uint8 (canvas height, canvas width / 8), packed along the rows in the order of np.packbits.
       height, width: native size, in pixels.
       area: number of pixels in the mask.
+      finding: the classifier's probability that the image shows anything; None without a classifier.
     """
 
     bits: np.ndarray
     height: int
     width: int
     area: int
+    finding: float | None = None
 
     def unpack(self) -> np.ndarray:
         """The mask, uint8 (height, width) of 0 and 1."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from jaxpneumo.data import finder, ids, rle
-from jaxpneumo.predict import saved_thresholds, workdir_options
+from jaxpneumo.predict import gate, saved_thresholds, workdir_options
 from jaxpneumo.predict.manifest import (
     MANIFEST,
     SYNTHETIC_NOTE,
@@ -43,13 +43,13 @@ from jaxpneumo.process.machine import cores
 from jaxpneumo.process.progress import COMPILING, progress_bar
 from jaxpneumo.process.ranges import BATCH, WORKERS, whole
 from jaxpneumo.run.config_values import VALUES
+from jaxpneumo.run.tta import TTA
 
 # Modules that need JAX or pydicom are imported where they are used. So --help and error messages for wrong flags are
 # fast, and the reading processes do not load JAX.
 if TYPE_CHECKING:
     from jaxpneumo.predict.infer import Predictor
     from jaxpneumo.predict.native import NativeMask
-    from jaxpneumo.run.config import Predict
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ examples:
   jaxpneumo predict --workdir runs/positives --gate runs/exp5 --input images --output out
 
 With several runs, the mean of their probabilities is used; --weights 0.7,0.3 makes it a weighted mean. All other
-settings are those of the first run.
+settings are those of the first run, also the thresholds: `jaxpneumo thresholds --evaluation` chooses the ensemble's.
 
 With --gate RUN, another run decides whether there is a pneumothorax: an image stays empty where that run, with its own
 thresholds, outlines nothing.
@@ -143,9 +143,12 @@ def predict_files(
         with progress_bar(None, total=len(sources), description="predict", quiet=quiet) as bar:
             bar.update(len(sources) - len(left))
             bar.set_postfix_str(COMPILING if left else "")
-            for picture, code, area, undrawn in predict_codes(predictor, root, usable(), folder / "overlays", overlays):
+            predicted = predict_codes(predictor, root, usable(), folder / "overlays", overlays)
+            for picture, code, area, undrawn, finding in predicted:
                 bar.set_postfix_str("", refresh=False)
                 found = {"state": "done", "size": [picture.height, picture.width], "positive": area > 0, "area": area}
+                if finding is not None:
+                    found["finding"] = round(finding, 6)
                 if undrawn:
                     logger.warning(
                         "%s was predicted, but its picture could not be written: %s", printable(picture.source), undrawn
@@ -173,15 +176,14 @@ def predict_files(
 def _header(predictor: "Predictor", part: tuple[int, int] | None, any_image: bool) -> dict[str, Any]:
     from jaxpneumo.process.software import software
 
-    names = ("size", "tta", *saved_thresholds.NAMES, *saved_thresholds.NAMES_OF_TRIPLET)
+    names = ("size", "tta", *saved_thresholds.NAMES, *saved_thresholds.NAMES_OF_TRIPLET, saved_thresholds.CLASSIFIER)
     settings = {name: getattr(predictor.settings, name) for name in names}
     chosen = {name: value for name, value in settings.items() if value is not None}
     chosen |= {"dtype": predictor.config.model.dtype, "any_image": any_image}
     if predictor.weighted_runs:
         chosen["weights"] = [weight for _, weight in predictor.weighted_runs]
-    if (gate := predictor.gate) is not None:
-        of_gate = {name: value for name in names if (value := getattr(gate.settings, name)) is not None}
-        chosen["gate"] = {"model": cast("Predictor", gate).model_id, **of_gate}
+    if predictor.gate is not None:
+        chosen["gate"] = gate.describe(cast("Predictor", predictor.gate))
     return make_header(predictor.model_id, chosen, software(), part, predictor.synthetic)
 
 
@@ -191,7 +193,7 @@ def _entry(picture: Picture) -> dict[str, Any]:
 
 def predict_codes(
     predictor: "Predictor", folder: Path, pictures: Iterable[Picture], draw_to: Path, overlays: int | None
-) -> Iterator[tuple[Picture, str, int, str]]:
+) -> Iterator[tuple[Picture, str, int, str, float | None]]:
     """Predicts run-length codes of the masks, and writes pictures with outlines for the first radiographs.
 
     Args:
@@ -202,8 +204,9 @@ def predict_codes(
       overlays: largest number of pictures with outlines; None writes one for each radiograph.
 
     Yields:
-      (picture without its image, code, area in native pixels, reason why the outlines could not be drawn or "") in the
-      order of `pictures`. The picture with outlines, if any, is on the disk by then.
+      (picture without its image, code, area in native pixels, reason why the outlines could not be drawn or "", the
+      classifier's probability or None) in the order of `pictures`. The picture with outlines, if any, is on the disk by
+      then.
 
     Raises:
       OSError: the disk is full.
@@ -211,18 +214,18 @@ def predict_codes(
     from jaxpneumo.predict.infer import predict_masks
 
     settings = predictor.settings
-    view = int(settings.tta)
+    view = int(bool(settings.tta))
     stream = (
         (replace(picture, image=None), cast(np.ndarray, picture.image), (picture.height, picture.width))
         for picture in pictures
     )
 
-    def finish(picture: Picture, mask: "NativeMask", path: Path | None) -> tuple[Picture, str, int, str]:
+    def finish(picture: Picture, mask: "NativeMask", path: Path | None) -> tuple[Picture, str, int, str, float | None]:
         if mask.area == 0 and path is None:
-            return picture, rle.EMPTY, 0, ""
+            return picture, rle.EMPTY, 0, "", mask.finding
         kept = remove_small(mask.unpack(), settings.removal_threshold, settings.removal_rule)
         undrawn = _draw(path, folder / picture.source, kept, predictor.synthetic) if path else ""
-        return picture, rle.encode(kept), int(np.count_nonzero(kept)), undrawn
+        return picture, rle.encode(kept), int(np.count_nonzero(kept)), undrawn, mask.finding
 
     room = float("inf") if overlays is None else overlays
     if overlays and draw_to.is_dir():
@@ -262,19 +265,6 @@ def _is_newer(path: Path, picture: Picture) -> bool:
     return path.exists() and path.stat().st_mtime_ns >= picture.stamp[1]
 
 
-def _load_gate(workdir: Path, thresholds: str | None, settings: "Predict") -> "Predictor":
-    """The run that decides which images are predicted, for predictions with these settings. Raises InputError."""
-    from jaxpneumo.predict.infer import load_predictor
-
-    gate = load_predictor(workdir, settings.batch_size)
-    if gate.settings.size > settings.size:
-        raise InputError(
-            f"--gate {workdir} predicts at size {gate.settings.size}, which is more than the {settings.size} of the "
-            "images here. Take a gate of the same size or a smaller one."
-        )
-    return replace(gate, settings=saved_thresholds.use(workdir, thresholds, gate.settings)) if thresholds else gate
-
-
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; see HELP. Returns 0, or 3 if files were set aside."""
     parser = Parser(prog="jaxpneumo predict", description=HELP)
@@ -295,9 +285,9 @@ def main(arguments: Sequence[str]) -> int:
         help="remove predictions of a smaller area, in pixels of a 1024x1024 image (default: the run's; 0: none)",
     )
     add("--removal-rule", choices=REMOVAL_RULES, help="remove whole images or single components (default: the run's)")
-    add("--no-tta", action="store_true", help="predict without the mirror image")
-    add("--gate", type=places.path, metavar="RUN", help="leave images empty in which this run outlines nothing")
-    add("--gate-thresholds", metavar="NAME", help="saved thresholds of that run (default: its config's)")
+    add("--tta", type=TTA, metavar="NAMES", help=f"test-time augmentation: {TTA} (default: the run's)")
+    add("--no-tta", action="store_const", const=False, dest="tta", help="the same as --tta False")
+    gate.add_arguments(parser)
     add(
         "--batch-size",
         type=BATCH,
@@ -325,14 +315,11 @@ def main(arguments: Sequence[str]) -> int:
     batch_size = 1 if options.batch_size is None and len(found.sources) == 1 else options.batch_size
     predictor = load_ensemble(workdirs, weights, batch_size)
     given = {name: value for name in single if (value := getattr(options, name)) is not None}
-    settings = replace(predictor.settings, tta=predictor.settings.tta and not options.no_tta, **given)
+    settings = replace(predictor.settings, tta=predictor.settings.tta if options.tta is None else options.tta, **given)
     if options.thresholds:
         settings = saved_thresholds.use(workdirs[0], options.thresholds, settings)
-    if options.gate_thresholds and not options.gate:
-        raise InputError("--gate-thresholds needs --gate RUN.")
-    gate = _load_gate(options.gate, options.gate_thresholds, settings) if options.gate else None
     report = predict_files(
-        replace(predictor, settings=settings, gate=gate),
+        replace(predictor, settings=settings, gate=gate.load_gate(options.gate, options.gate_thresholds, settings)),
         found.folder,
         found.sources,
         options.output,
@@ -342,6 +329,7 @@ def main(arguments: Sequence[str]) -> int:
         any_image=options.any_image,
     )
     folder = part_folder(options.output, part)
+    print(saved_thresholds.origin(settings, workdirs, options.thresholds, predictor.model_id, weights, [*given]))
     print(
         f"{report.images} radiographs, pneumothorax outlined in {report.positive}, {report.set_aside} files set "
         f"aside; {folder / 'submission.csv'}. {report.note}"

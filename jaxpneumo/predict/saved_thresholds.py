@@ -1,16 +1,21 @@
 """Saved thresholds: WORKDIR/thresholds/NAME.json, the files that `jaxpneumo thresholds` writes."""
 
 import re
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+from jaxpneumo.data.splits import OUT_OF_FOLD
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
+from jaxpneumo.run import tta
 from jaxpneumo.run.config import Predict
 from jaxpneumo.run.config_values import wrong_values
 
 NAMES = ("threshold", "removal_threshold", "removal_rule")
 NAMES_OF_TRIPLET = ("top_threshold", "top_area")
+CLASSIFIER = "classifier_threshold"  # saved where the choice was made with a classifier's scores; None: no gate
 
 
 def path_of(workdir: Path, name: str) -> Path:
@@ -27,7 +32,7 @@ def use(workdir: Path, name: str, settings: Predict) -> Predict:
 
     Raises:
       InputError: the run has no thresholds with this name, the file is damaged, or the thresholds were chosen with
-        another input size or another flip TTA setting.
+        another input size or another TTA.
     """
     path = path_of(workdir, name)
     if not path.is_file():
@@ -43,7 +48,67 @@ def use(workdir: Path, name: str, settings: Predict) -> Predict:
     values = {f"predict.{key}": value for key, value in saved.items()}
     if problems := "; ".join(wrong_values(values)).replace("predict.", ""):
         raise InputError(f"{path} cannot be used: {problems}. Choose the thresholds again.")
-    if (saved["tta"], saved["size"]) != (settings.tta, settings.size):
-        view = "with" if saved["tta"] else "without"
-        raise InputError(f"{path} was chosen {view} flip TTA at size {saved['size']}: predict with these settings.")
-    return replace(settings, **{key: saved[key] for key in (*NAMES, *NAMES_OF_TRIPLET) if key in saved})
+    if (tta.recorded(saved["tta"]), saved["size"]) != (settings.tta, settings.size):
+        view = tta.words(saved["tta"])
+        raise InputError(f"{path} was chosen {view} at size {saved['size']}: predict with these settings.")
+    return replace(settings, **{key: saved[key] for key in (*NAMES, *NAMES_OF_TRIPLET, CLASSIFIER) if key in saved})
+
+
+def words(thresholds: Mapping[str, Any]) -> str:
+    """Formats thresholds under the names of the prediction settings."""
+    own = thresholds.get(CLASSIFIER)
+    return _words(thresholds) + ("" if own is None else f", classifier {own:g}")
+
+
+def _words(thresholds: Mapping[str, Any]) -> str:
+    if thresholds.get("top_threshold") is not None:
+        top, area = thresholds["top_threshold"], thresholds["top_area"]
+        text = f"top {top:g}, area {area} px, bottom {thresholds['threshold']:g}"
+        if not thresholds["removal_threshold"]:
+            return text
+        return f"{text}, R-TH {thresholds['removal_threshold']} px ({thresholds['removal_rule']})"
+    return f"B-TH {thresholds['threshold']:g}, R-TH {thresholds['removal_threshold']} px ({thresholds['removal_rule']})"
+
+
+def origin(
+    settings: Predict,
+    workdirs: Sequence[Path],
+    name: str | None,
+    model: str,
+    weights: Sequence[float],
+    given: Sequence[str] = (),
+) -> str:
+    """Says in a sentence which thresholds a prediction uses, where they come from and what they were chosen for.
+
+    Args:
+      settings: the prediction's settings.
+      workdirs: its runs; the thresholds are the first one's.
+      name: name of saved thresholds; None: those of the config.
+      model: its `Predictor.model_id`.
+      weights: weights of the runs, which sum to 1.
+      given: names of those that flags set instead of the config.
+    """
+    if name is None:
+        flags = f", {' and '.join(given)} by flag" if given else ""
+        first = f", the first of {len(workdirs)} runs" if len(workdirs) > 1 else ""
+        return f"Thresholds: {words(asdict(settings))}; from the config of {workdirs[0]}{first}{flags}."
+    saved = read_json(path_of(workdirs[0], name))
+    made_for, chosen_on = saved.get("chosen_for") or {}, saved.get("chosen_on") or {}
+    alike = made_for.get("model") and _members(made_for["model"], made_for["weights"]) == _members(model, weights)
+    if alike:
+        whom = f"this ensemble of {len(workdirs)} runs" if len(workdirs) > 1 else "this run"
+    else:
+        names = made_for.get("runs") or [workdirs[0].name]
+        together = "the ensemble of" if made_for.get("model") and len(names) > 1 else "each alone:"
+        whom = f"{together} {', '.join(names)}" if len(names) > 1 else names[0]
+        whom += ", not for this ensemble" if len(workdirs) > 1 else ""
+    whom += f" with the gate {made_for['gate']}" if made_for.get("gate") else ""
+    count, part = (saved.get("chosen_by") or {}).get("n_images"), (chosen_on.get("split") or {}).get("method")
+    how = f", on {count} images" if count else ""
+    how += f" {OUT_OF_FOLD}" if part == OUT_OF_FOLD else ""
+    return f"Thresholds: {words(asdict(settings))}; saved as {name} in {workdirs[0]}, chosen for {whom}{how}."
+
+
+def _members(model: str, weights: Sequence[float]) -> list[tuple[str, float]]:
+    """Weights' fingerprints of a model's runs with their shares in it, in one order."""
+    return sorted((one, round(weight, 6)) for one, weight in zip(model.split("+"), weights, strict=True))

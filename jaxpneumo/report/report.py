@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from jaxpneumo.data import dataset
 from jaxpneumo.data.splits import words
+from jaxpneumo.evaluate.modes import GATED
 from jaxpneumo.evaluate.results import nothing_found, read_metrics, read_summary
 from jaxpneumo.evaluate.tables import TABLES, VALIDATION, paper_of
 from jaxpneumo.predict.postprocess import NATIVE_AREA
@@ -85,6 +86,7 @@ def write_report(
     info = _data_info(workdir, data, summary)
     metrics = read_metrics(workdir / "evaluation/metrics.csv")
     mode = summary["run"]["mode"]
+    modes = MODES | {name: f"{MODES[name.removesuffix(GATED)]} + gate" for name in (mode,) if name.endswith(GATED)}
     if len(metrics["ImageId"]) != summary["n_images"] or f"{mode}_tp" not in metrics:
         raise InputError(
             f"{workdir}/evaluation: metrics.csv and summary.json are of different evaluations. Run "
@@ -107,7 +109,7 @@ def write_report(
             split=words(summary["split"]),
             split_facts=_flat(summary["split"]),
             mode=mode,
-            modes=MODES,
+            modes=modes,
             own=summary["scores"][mode],
             own_ends=summary["intervals"]["scores"][mode],
             view="tta" if mode.startswith("tta") else "plain",

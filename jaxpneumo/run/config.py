@@ -11,6 +11,7 @@ from typing import Any
 from jaxpneumo.process import places
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
+from jaxpneumo.run import tta
 from jaxpneumo.run.config_values import (
     LOSS_WEIGHTS,
     OPTIONAL,
@@ -52,7 +53,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """The network. `momentum` None stands for the encoder's own."""
+    """The network, see `model.unet.UNet`. `momentum` None stands for the encoder's own."""
 
     encoder: str
     dtype: str
@@ -62,6 +63,9 @@ class Model:
     depths: tuple[int, ...]
     width: int
     remat: bool
+    classifier: bool = False
+    attention: str = "none"
+    hypercolumns: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Loss:
       bce_weight, dice_weight, focal_weight, lovasz_weight: weights of the parts.
       focal_gamma: exponent of the focal loss.
       lovasz: "hinge", or "symmetric" for the mean of the hinges of finding and background.
+      classification: weight of the cross-entropy of the image's label, for a network with a classifier.
       border: cross-entropy and focal loss soften the mask's borders over this many pixels to each side.
     """
 
@@ -86,6 +91,7 @@ class Loss:
     focal_gamma: float = 2.0
     lovasz: str = "hinge"
     border: int = 0
+    classification: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -149,17 +155,18 @@ class Predict:
 
     Attributes:
       size, batch_size: of what the network takes.
-      tta: mean over the image and its mirror image.
+      tta: views to average over, in the form that `run.tta` records: True is the image and its mirror image.
       threshold: of the probability.
       removal_threshold: smallest area, in pixels of a 1024x1024 image; `removal_rule` says of what.
       input: folder to predict after training; "" for none.
       overlays: pictures to write at most.
       top_threshold, top_area: of the triplet rule (`jaxpneumo thresholds`); None without it.
+      classifier_threshold: images whose classifier says less stay empty; None: it empties none.
     """
 
     size: int
     batch_size: int
-    tta: bool
+    tta: bool | str
     threshold: float
     removal_threshold: int
     removal_rule: str = "image"
@@ -167,6 +174,7 @@ class Predict:
     overlays: int = 0
     top_threshold: float | None = None
     top_area: int | None = None
+    classifier_threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -203,7 +211,14 @@ class Config:
 LATER: dict[str, Any] = {
     # Earlier versions saved every epoch. The bits are the same.
     "checkpoint_seconds": 120.0,
-    **{"data.fold": 0, "data.resident": "auto", "model.remat": False, "augment.engine": "host"},
+    **{
+        "data.fold": 0,
+        "data.resident": "auto",
+        "model.remat": False,
+        "model.classifier": False,
+        "augment.engine": "host",
+    },
+    **{"model.attention": "none", "model.hypercolumns": False, "predict.classifier_threshold": None},
     **{f"loss.{field.name}": field.default for field in fields(Loss) if field.name != "dice"},
 }
 STAGE_LATER = {
@@ -262,6 +277,7 @@ def _config(values: dict[str, Any]) -> Config:
         return kind(**{name: flat[prefix + name] for name in names if prefix + name in flat} | given)
 
     synthetic = section(Synthetic, _SYNTHETIC) if _is_synthetic(flat) else None
+    flat["predict.tta"] = tta.recorded(flat["predict.tta"])
     flat["model.depths"] = tuple(flat["model.depths"])
     for key in ("data.directory", "data.split", "init_from", "model.pretrained", "predict.input"):
         flat[key] = _full_path(flat[key])

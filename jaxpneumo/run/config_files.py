@@ -48,6 +48,9 @@ def read_config_file(found: str) -> ConfigDict:
         if values is not None and key not in values:
             values.unlock()
             values[key] = config_dict.placeholder(float) if default is None else default
+    if "predict" in config and isinstance(config.predict.get("tta"), bool):
+        with config.predict.ignore_type():  # as text, which a flag can make names of
+            config.predict.tta = str(config.predict.tta)
     config.lock()
     return config
 

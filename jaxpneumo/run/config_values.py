@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxpneumo.process import ranges
 from jaxpneumo.process.ranges import SWITCH, TEXT, Words, number, whole
+from jaxpneumo.run.tta import TTA
 
 # The sections of stages that a config may have, in the order in which they are trained.
 STAGES = tuple(f"stage{number}" for number in range(1, 10))
@@ -32,12 +33,16 @@ VALUES = {
     "model.depths": ranges.DEPTHS,
     "model.width": ranges.WIDTH,
     "model.remat": SWITCH,
+    "model.classifier": SWITCH,
+    "model.attention": Words(("none", "scse")),
+    "model.hypercolumns": SWITCH,
     "loss.dice": Words(("image", "batch", "positive")),
     "loss.smooth": number(0, 10**6, above_low=True),
     **{f"loss.{name}": ranges.WEIGHT for name in LOSS_WEIGHTS},
     "loss.focal_gamma": number(0, 10),
     "loss.lovasz": Words(("hinge", "symmetric")),
     "loss.border": whole(0, 16),
+    "loss.classification": ranges.WEIGHT,
     "augment.engine": Words(("device", "host")),
     "augment.flip": ranges.PROBABILITY,
     "augment.intensity": ranges.PROBABILITY,
@@ -45,10 +50,11 @@ VALUES = {
     "augment.crop": ranges.PROBABILITY,
     "predict.size": ranges.SIDE,
     "predict.batch_size": ranges.BATCH,
-    "predict.tta": SWITCH,
+    "predict.tta": TTA,
     "predict.threshold": ranges.PROBABILITY,
     "predict.removal_threshold": ranges.AREA,
     "predict.removal_rule": Words(("image", "component")),
+    "predict.classifier_threshold": number(0, 1, word="None"),
     "predict.input": TEXT,
     "predict.overlays": whole(0, 10**9),
 }
@@ -105,3 +111,5 @@ def wrong_values(values: dict[str, Any]) -> Iterator[str]:
 
     if (values.get("predict.top_threshold") is None) != (values.get("predict.top_area") is None):
         yield "predict.top_threshold and predict.top_area belong together: both must be given, or none"
+    if values.get("predict.classifier_threshold") is not None and values.get("model.classifier") is False:
+        yield "predict.classifier_threshold needs model.classifier"

@@ -27,6 +27,9 @@ def make_model(settings: Model, training: bool = True) -> UNet:
         width=settings.width,
         parts=rewrites_for(jax.default_backend(), training),
         remat=settings.remat,
+        classifier=settings.classifier,
+        attention=settings.attention,
+        hypercolumns=settings.hypercolumns,
     )
 
 

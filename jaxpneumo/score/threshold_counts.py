@@ -44,6 +44,7 @@ class ThresholdCounts:
       truth_area: int64 (N,) native pixels.
       area, tp: int64 (N, K) pixels >= the threshold, and those of them that are true.
       component_area, component_tp: int64 (N, K, M) the same after removing the components below each area.
+      finding: float64 (N,), a classifier's probability that the image shows anything; None without a classifier.
     """
 
     thresholds: np.ndarray
@@ -55,6 +56,7 @@ class ThresholdCounts:
     tp: np.ndarray
     component_area: np.ndarray
     component_tp: np.ndarray
+    finding: np.ndarray | None = None
 
 
 def count_at_thresholds(native: "jax.Array", truth: "jax.Array") -> "tuple[jax.Array, jax.Array, jax.Array]":
@@ -126,14 +128,22 @@ def count_components(reached: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray
 
 
 def pool(tables: Sequence[ThresholdCounts]) -> ThresholdCounts:
-    """The images of several tables one after the other. Raises InputError when thresholds or areas differ."""
+    """The images of several tables one after the other.
+
+    Raises InputError when thresholds or areas differ, or some have a classifier's scores and others none.
+    """
     first = tables[0]
     for other in tables[1:]:
         if not (np.array_equal(first.thresholds, other.thresholds) and np.array_equal(first.areas, other.areas)):
             raise InputError(
                 "The evaluations counted at different thresholds: run `jaxpneumo evaluate` again for all runs."
             )
+    with_finding = {table.finding is not None for table in tables}
+    if len(with_finding) > 1:
+        raise InputError("Some of the runs have a classifier and others none: choose for each run alone.")
     per_image = [field.name for field in fields(ThresholdCounts) if field.name not in ("thresholds", "areas")]
+    if with_finding == {False}:
+        per_image.remove("finding")
     joined = {name: np.concatenate([getattr(table, name) for table in tables]) for name in per_image}
     return ThresholdCounts(first.thresholds, first.areas, **joined)
 
@@ -141,7 +151,8 @@ def pool(tables: Sequence[ThresholdCounts]) -> ThresholdCounts:
 def write_counts(path: Path, counts: ThresholdCounts) -> None:
     """Writes the tables as a compressed npz file, atomically."""
     with write_atomically(path, "wb") as file:
-        np.savez_compressed(file, **{field.name: getattr(counts, field.name) for field in fields(ThresholdCounts)})
+        columns = {field.name: getattr(counts, field.name) for field in fields(ThresholdCounts)}
+        np.savez_compressed(file, **{name: column for name, column in columns.items() if column is not None})
 
 
 def read_counts(path: Path) -> ThresholdCounts:
@@ -156,6 +167,8 @@ def read_counts(path: Path) -> ThresholdCounts:
             names = {field.name: field.name for field in fields(ThresholdCounts)}
             if "levels" in file:  # the name in the files of earlier evaluations
                 names["thresholds"] = "levels"
+            if "finding" not in file:
+                del names["finding"]
             return ThresholdCounts(**{name: file[saved] for name, saved in names.items()})
     except (OSError, ValueError, KeyError, BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is damaged ({error}). Run `jaxpneumo evaluate` again.") from error

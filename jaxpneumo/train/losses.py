@@ -41,6 +41,12 @@ def segmentation_loss(
     return total, parts
 
 
+def classification_loss(finding: jax.Array, mask: jax.Array, weight: jax.Array) -> jax.Array:
+    """Cross-entropy of the images' logits (B,): whether the mask (B, H, W) shows anything. `weight` as above."""
+    label = (mask.sum((1, 2)) > 0).astype(finding.dtype)
+    return _mean(optax.sigmoid_binary_cross_entropy(finding, label), weight)
+
+
 def soft_dice_loss(
     probability: jax.Array, mask: jax.Array, weight: jax.Array, reduction: str, smooth: float = 1.0
 ) -> jax.Array:

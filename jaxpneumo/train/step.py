@@ -21,16 +21,28 @@ from jaxpneumo.augment.device import DeviceAugment
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.run.config import Loss
 from jaxpneumo.run.state import TrainState
-from jaxpneumo.train.losses import segmentation_loss
+from jaxpneumo.train.losses import classification_loss, segmentation_loss
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+Outputs = tuple[jax.Array, jax.Array | None]  # of `UNet.outputs`
 
 
 def unpack(batch: Batch) -> tuple[jax.Array, jax.Array]:
     """uint8 (B, S, S) and bits (B, S, S/8) -> image float32 (B, S, S, 1) in [0, 1], mask float32 (B, S, S)."""
     image = batch["image"].astype(jnp.float32)[..., None] / 255.0
     return image, jnp.unpackbits(batch["mask"], axis=-1).astype(jnp.float32)
+
+
+def _loss(
+    logits: jax.Array, finding: jax.Array | None, mask: jax.Array, weight: jax.Array, loss: Loss
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`segmentation_loss`, and with a classifier its loss."""
+    value, parts = segmentation_loss(logits, mask, weight, loss)
+    if finding is None:
+        return value, parts
+    own = classification_loss(finding, mask, weight)
+    return value + loss.classification * own, {**parts, "classification_loss": own}
 
 
 def make_train_step(
@@ -64,8 +76,9 @@ def make_train_step(
 
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
             variables = {"params": params, "batch_stats": state.batch_stats}
-            logits, updated = model.apply(variables, image, train=True, mutable=["batch_stats"])
-            value, parts = segmentation_loss(logits, mask, batch["weight"], loss)
+            outputs, updated = model.apply(variables, image, train=True, mutable=["batch_stats"], method="outputs")
+            logits, finding = cast(Outputs, outputs)
+            value, parts = _loss(logits, finding, mask, batch["weight"], loss)
             return value, (updated["batch_stats"], {"loss": value, **parts})
 
         (_, (batch_stats, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -139,8 +152,9 @@ def make_eval_step(model: UNet, loss: Loss, threshold: float) -> Callable[..., M
     def eval_step(params: Any, batch_stats: Any, batch: Batch) -> Metrics:
         image, mask = unpack(batch)
         weight = batch["weight"]
-        logits = cast(jax.Array, model.apply({"params": params, "batch_stats": batch_stats}, image, train=False))
-        value, _ = segmentation_loss(logits, mask, weight, loss)
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, finding = cast(Outputs, model.apply(variables, image, train=False, method="outputs"))
+        value, _ = _loss(logits, finding, mask, weight, loss)
         prediction = (jax.nn.sigmoid(logits) >= threshold).astype(jnp.float32)
         intersection = (prediction * mask).sum((1, 2))
         total = prediction.sum((1, 2)) + mask.sum((1, 2))

@@ -1,15 +1,17 @@
-"""Writes the golden values of the two deeper encoders: what segmentation_models_pytorch computes, in float32 on a CPU.
+"""Writes the golden values of the two deeper encoders and of a decoder with attention.
 
+They are what segmentation_models_pytorch computes on a CPU in float32, with attention in float64: random weights make
+large maps, whose rounding the sigmoids of attention enlarge.
 Made with segmentation_models_pytorch 0.6.0 and PyTorch 2.13.0. Weights and images are drawn by ../shared/golden, which
 lies beside the checkout. Run it in an environment with both libraries:
 
-    python tests/golden/make_smp.py
+    python tests/golden/make_smp.py [FILE ...]
 
 Each file holds, for a batch of three images of 64 pixels:
   names: "name|shape" of every weight, in PyTorch's order and layout.
   features: mean, standard deviation and largest magnitude of the five encoder features, (5, 3), in evaluation.
   eval_logits, train_logits: (3, 64, 64).
-  gradient_names, gradient_norms: of the first step's loss, one a parameter.
+  gradient_names, gradient_norms: of the first step's loss, one a parameter that has a gradient.
   losses: BCE + Dice loss of three Adam(1e-3) steps, each before its step.
 """
 
@@ -22,7 +24,13 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[2] / "shared" / "golden"
-FILES = {"resnet50": "smp_resnet50_unet.npz", "se_resnext50_32x4d": "smp_se_resnext50_unet.npz"}
+# file: the arguments of `Unet`
+FILES = {
+    "smp_resnet50_unet.npz": {"encoder_name": "resnet50"},
+    "smp_se_resnext50_unet.npz": {"encoder_name": "se_resnext50_32x4d"},
+    "smp_resnet34_scse_unet.npz": {"encoder_name": "resnet34", "decoder_attention_type": "scse"},
+}
+DOUBLE = ("smp_resnet34_scse_unet.npz",)
 STEPS = 3
 
 
@@ -34,24 +42,25 @@ def loss_of(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.binary_cross_entropy_with_logits(logits, masks) + (1 - dice).mean()
 
 
-def golden_values(network: torch.nn.Module, weights: Any) -> dict[str, np.ndarray]:
-    """Fills the network with the weights of `weights`, trains it, and returns the arrays of its file."""
+def golden_values(network: torch.nn.Module, weights: Any, dtype: torch.dtype) -> dict[str, np.ndarray]:
+    """Fills the network with the weights of `weights`, trains it in `dtype`, and returns the arrays of its file."""
     state = network.state_dict()
     kinds = {name: weights.torch_kind(name, value.ndim) for name, value in state.items()}
     for name, kind in kinds.items():
         if kind:
             state[name] = torch.from_numpy(weights.array(name, tuple(state[name].shape), kind))
     network.load_state_dict(state)
+    network.to(dtype)
     pixels, findings = weights.batch(3, 64)
-    images = (torch.from_numpy(pixels).float() / 255)[:, None].repeat(1, 3, 1, 1)
-    masks = torch.from_numpy(findings).float()[:, None]
+    images = (torch.from_numpy(pixels).float() / 255).to(dtype)[:, None].repeat(1, 3, 1, 1)
+    masks = torch.from_numpy(findings).to(dtype)[:, None]
     named = [f"{name}|{','.join(map(str, state[name].shape))}" for name, kind in kinds.items() if kind]
     values: dict[str, Any] = {"names": np.array(named)}
     network.eval()
     with torch.no_grad():
         features = network.encoder(images)[1:]
         values["features"] = np.array([[f.mean(), f.std(), f.abs().max()] for f in features], np.float32)
-        values["eval_logits"] = network(images)[:, 0].numpy()
+        values["eval_logits"] = network(images)[:, 0].float().numpy()
     network.train()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     losses = []
@@ -61,8 +70,9 @@ def golden_values(network: torch.nn.Module, weights: Any) -> dict[str, np.ndarra
         loss = loss_of(logits, masks)
         loss.backward()
         if step == 0:
-            values["train_logits"] = logits.detach()[:, 0].numpy()
-            norms = {name: float(parameter.grad.norm()) for name, parameter in network.named_parameters()}
+            values["train_logits"] = logits.detach()[:, 0].float().numpy()
+            gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+            norms = {name: float(gradient.norm()) for name, gradient in gradients.items() if gradient is not None}
             values["gradient_names"] = np.array(list(norms))
             values["gradient_norms"] = np.array(list(norms.values()), np.float32)
         losses.append(loss.item())
@@ -71,7 +81,7 @@ def golden_values(network: torch.nn.Module, weights: Any) -> dict[str, np.ndarra
 
 
 def main() -> None:
-    """Writes both files beside this one."""
+    """Writes the files beside this one, all or those that are named."""
     sys.path.insert(0, str(SHARED))
     import weights
 
@@ -81,9 +91,9 @@ def main() -> None:
             torch.library.define(f"torchvision::{operator}", "(Tensor boxes, Tensor scores, float threshold) -> Tensor")
     import segmentation_models_pytorch
 
-    for encoder, file in FILES.items():
-        network = segmentation_models_pytorch.Unet(encoder, encoder_weights=None, classes=1)
-        values = golden_values(network, weights)
+    for file in sys.argv[1:] or FILES:
+        network = segmentation_models_pytorch.Unet(**FILES[file], encoder_weights=None, classes=1)
+        values = golden_values(network, weights, torch.float64 if file in DOUBLE else torch.float32)
         np.savez_compressed(HERE / file, **values)
         print(file, sum(p.numel() for p in network.parameters()), values["losses"], values["features"])
 
