@@ -1,6 +1,7 @@
 """The functions of `step.py` compiled for a mesh: state on every device, batches split along the devices.
 
-Stages of equal settings share them, so that a process that trains several runs traces and compiles once.
+Each function is kept by the settings that it depends on, so that stages and runs of one process that agree in them
+trace and compile once: two thresholds share the training step, two losses the statistics.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from jaxpneumo.run.sharding import replicated, split, split_calls
 from jaxpneumo.run.state import create_train_state, update_average
 from jaxpneumo.train.optimizer import make_optimizer
 from jaxpneumo.train.step import make_eval_step, make_statistics_call, make_train_call, make_train_step
+
+KEPT = 8  # of each kind, for as many different settings: the stages of a run, or runs of one process
 
 
 class StageFunctions(NamedTuple):
@@ -35,11 +38,10 @@ class StageFunctions(NamedTuple):
     statistics: Callable[..., Any]
 
 
-@lru_cache(maxsize=4)
 def stage_functions(
     settings: Model, loss: Loss, seed: int, threshold: float, augment: DeviceAugment | None, mesh: Mesh
 ) -> StageFunctions:
-    """The functions for a network and its loss; the same ones whenever all arguments are equal.
+    """The functions for a network and its loss; each is the same one whenever what it depends on is equal.
 
     Args:
       settings, loss, seed: the config's.
@@ -47,26 +49,50 @@ def stage_functions(
       augment: of `augment.device.make_augment`, or None.
       mesh: the devices.
     """
-    model, optimizer = make_model(settings), make_optimizer()
-    everywhere, along_data, along_calls = replicated(mesh), split(mesh), split_calls(mesh)
     return StageFunctions(
-        create=jax.jit(lambda variables: create_train_state(variables, optimizer), out_shardings=everywhere),
-        average=jax.jit(update_average, out_shardings=everywhere, donate_argnums=0),
-        train=jax.jit(
-            make_train_call(make_train_step(model, optimizer, loss, augment, seed)),
-            in_shardings=(everywhere, everywhere, along_calls, everywhere, along_data),
-            out_shardings=everywhere,
-            donate_argnums=0,
-        ),
-        evaluate=jax.jit(
-            make_eval_step(model, loss, threshold),
-            in_shardings=(everywhere, everywhere, along_data, along_data),
-            out_shardings=everywhere,
-        ),
-        statistics=jax.jit(
-            make_statistics_call(model, batch_norm_momentum(settings)),
-            in_shardings=(everywhere, everywhere, everywhere, along_calls, along_data),
-            out_shardings=everywhere,
-            donate_argnums=1,
-        ),
+        *_state_functions(mesh),
+        train=_train(settings, loss, seed, augment, mesh),
+        evaluate=_evaluate(settings, loss, threshold, mesh),
+        statistics=_statistics(settings, mesh),
+    )
+
+
+@lru_cache(maxsize=KEPT)
+def _state_functions(mesh: Mesh) -> tuple[Callable[..., Any], Any]:
+    optimizer = make_optimizer()
+    return (
+        jax.jit(lambda variables: create_train_state(variables, optimizer), out_shardings=replicated(mesh)),
+        jax.jit(update_average, out_shardings=replicated(mesh), donate_argnums=0),
+    )
+
+
+@lru_cache(maxsize=KEPT)
+def _train(settings: Model, loss: Loss, seed: int, augment: DeviceAugment | None, mesh: Mesh) -> Callable[..., Any]:
+    everywhere = replicated(mesh)
+    return jax.jit(
+        make_train_call(make_train_step(make_model(settings), make_optimizer(), loss, augment, seed)),
+        in_shardings=(everywhere, everywhere, split_calls(mesh), everywhere, split(mesh)),
+        out_shardings=everywhere,
+        donate_argnums=0,
+    )
+
+
+@lru_cache(maxsize=KEPT)
+def _evaluate(settings: Model, loss: Loss, threshold: float, mesh: Mesh) -> Callable[..., Any]:
+    everywhere, along_data = replicated(mesh), split(mesh)
+    return jax.jit(
+        make_eval_step(make_model(settings), loss, threshold),
+        in_shardings=(everywhere, everywhere, along_data, along_data),
+        out_shardings=everywhere,
+    )
+
+
+@lru_cache(maxsize=KEPT)
+def _statistics(settings: Model, mesh: Mesh) -> Callable[..., Any]:
+    everywhere = replicated(mesh)
+    return jax.jit(
+        make_statistics_call(make_model(settings), batch_norm_momentum(settings)),
+        in_shardings=(everywhere, everywhere, everywhere, split_calls(mesh), split(mesh)),
+        out_shardings=everywhere,
+        donate_argnums=1,
     )
