@@ -117,6 +117,7 @@ def test_result_is_the_average_with_its_own_statistics(prepared, whole):
     assert 0.5 < float(own[0]) / (images.mean() / 255) < 2
 
 
+@pytest.mark.long
 def test_a_network_that_outlines_nothing_is_told(prepared, tmp_path, caplog):
     """Once while it trains, also over a restart, and once of its result; a network that outlines something is not."""
     config = small(prepared, epochs=loop.COLLAPSED_AFTER + 1)
@@ -267,6 +268,7 @@ def fold_of(prepared, file, fold):
     del config.stage2
     config.stage1.epochs, config.stage1.swa_epochs, config.predict.size = 1, 0, 32
     config.data.split, config.data.fold = str(file), fold
+    config.data.resident = "off"  # streamed input has one program for training parts of any size
     return as_typed(config)
 
 
