@@ -1,7 +1,7 @@
 """How the tests run: in several processes, with quick compilation; and what is made once for all of them.
 
-The whole suite runs in as many processes as there are cores. Tests that are chosen by a path, `-k` or `-m slow` run in
-one process, which starts sooner. `-n 0` and `-n 2` choose otherwise.
+The whole suite runs in as many processes as there are cores, and so do `-m long` and `-m 'not slow'`. Tests that are
+chosen by a path, `-k` or `-m slow` run in one process, which starts sooner. `-n 0` and `-n 2` choose otherwise.
 """
 
 import fcntl
@@ -125,7 +125,6 @@ def evaluated(prepared, common) -> Path:
     def make(folder: Path) -> None:
         config = shrink(load_config("exp2"), prepared)
         config.data.split = "patient"
-        config.data.validation_fraction = 0.4
         config.model.dtype = "float32"
         config.stage1.learning_rate = 0.01
         config.predict.threshold = 0.3

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpneumo.model.folding import fold
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.run.config import Loss
 from jaxpneumo.train.losses import segmentation_loss
@@ -68,6 +69,17 @@ def pattern(variables, seed):
 
 def tiny(**kwargs):
     return UNet(depths=(1, 1, 1, 1), width=8, **kwargs)
+
+
+def tiny_variables(model, seed=1):
+    """Weights of `pattern` for a network of `tiny`; a program that initialises them would take seconds to compile."""
+    image = jnp.zeros((1, 32, 32, 1))
+    return pattern(jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image), seed)
+
+
+# One program each, where single operations would compile hundreds.
+compiled_apply = jax.jit(lambda model, variables, image: model.apply(variables, image, train=False), static_argnums=0)
+compiled_fold = jax.jit(fold, static_argnums=(1, 2))
 
 
 @functools.cache

@@ -1,7 +1,6 @@
 """Device augmentation: the same pictures as albumentations for the same parameters, and the same distributions."""
 
 import functools
-import os
 import random
 from functools import partial
 
@@ -25,16 +24,9 @@ DEFAULTS = {"flip": 0.5, "intensity": 0.3, "distortion": 0.3, "crop": 0.25}
 KINDS = {"none": 0, "elastic": 1, "grid": 2, "optical": 3}
 
 
-apply = jax.jit(jax.vmap(device.apply))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _optimised():
-    """Thousands of pictures: programs are compiled in full here."""
-    before = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+# Thousands of pictures: compiled in full.
+OPTIMISED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+apply = jax.jit(jax.vmap(device.apply), compiler_options=OPTIMISED)
 
 
 @pytest.fixture(scope="module")

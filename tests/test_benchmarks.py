@@ -56,6 +56,7 @@ def tiny(benchmarks, turns=1):
     return [case, single]
 
 
+@pytest.mark.long
 def test_both_sides_in_one_report(benchmarks, peer, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(benchmarks.PROFILES, "cpu", lambda: tiny(benchmarks, turns=2))
     monkeypatch.setattr(benchmarks, "PEER_NEEDS", ("numpy",))

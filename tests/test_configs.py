@@ -72,10 +72,17 @@ def test_docstrings_give_the_command(path):
     assert re.search(rf"python -m jaxpneumo.main --config=configs/{path.stem}\.py", path.read_text())
 
 
+LONG = ("exp1", "exp5")
 SLOW = ("exp3", "exp4", "quickstart", "unet256", "winner", "x5:decide", *(f"augmentation_study:{arm}" for arm in ARMS))
 
 
-@pytest.mark.parametrize("name", ["exp1", "exp5", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.long) for name in LONG),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+    ],
+)
 def test_runs_one_shrunk_epoch_a_stage(name, prepared, tmp_path):
     """Each program of another network, size or augmentation is compiled anew: one of a kind is quick enough."""
     config = shrink(load_config(name), prepared)

@@ -24,9 +24,9 @@ from jaxpneumo.train.stages import train
 
 
 def one_stage(data):
-    """The config of the fixture `evaluated`, to train with another seed or split."""
+    """The config of the fixture `evaluated`, to train with another rate or split."""
     config = shrink(load_config("exp2"), data)
-    config.data.split, config.data.validation_fraction = "patient", 0.4
+    config.data.split = "patient"
     config.model.dtype = "float32"
     config.stage1.learning_rate = 0.01
     config.predict.threshold = 0.3
@@ -38,7 +38,7 @@ def second(prepared, tmp_path_factory):
     """A run on the split of `evaluated`, of other weights."""
     folder = tmp_path_factory.mktemp("second") / "run"
     config = one_stage(prepared)
-    config.seed = 7
+    config.stage1.learning_rate = 0.003
     train(as_typed(config), folder)
     return folder
 

@@ -128,6 +128,7 @@ def test_epochs_move_nothing_unasked_and_compile_nothing_again(config, resident,
     assert at_start[0] == at_start[-1], "from the first epoch on nothing is compiled"
 
 
+@pytest.mark.long
 def test_any_number_of_devices_augments_alike(config, prepared):
     """Global random keys: two devices and one, streamed and resident, one step a call and two."""
     model, optimizer = make_model(as_typed(config).model), make_optimizer()

@@ -25,7 +25,7 @@ def of_positives(prepared, tmp_path_factory):
     """A run at 64 pixels that saw positive images only."""
     folder = tmp_path_factory.mktemp("positives") / "run"
     config = shrink(load_config("exp2"), prepared)
-    config.data.split, config.data.validation_fraction = "patient", 0.4
+    config.data.split = "patient"
     config.model.dtype = "float32"
     config.stage1.size = config.predict.size = 64
     config.stage1.unlock()

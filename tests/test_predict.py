@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import as_typed, load_config, shrink
+from networks import compiled_apply
 
 from jaxpneumo.data import rle
 from jaxpneumo.data.resize import resize_to_squares
@@ -50,13 +51,14 @@ def test_probabilities_are_those_of_two_separate_calls(predictor):
     image = np.random.default_rng(0).integers(0, 256, (4, 32, 32), np.uint8)
 
     def one_view(image):
-        return jax.nn.sigmoid(model.apply(predictor.variables, image[..., None] / np.float32(255), train=False))
+        return jax.nn.sigmoid(compiled_apply(model, predictor.variables, image[..., None] / np.float32(255)))
 
-    plain, tta = predict_probabilities(model, predictor.variables, image, True)
+    both_views = jax.jit(predict_probabilities, static_argnums=(0, 3))
+    plain, tta = both_views(model, predictor.variables, image, True)
     np.testing.assert_allclose(plain, one_view(image), atol=1e-5)
     by_hand = (one_view(image) + one_view(image[..., ::-1])[..., ::-1]) / 2
     np.testing.assert_allclose(tta, by_hand, atol=1e-5)
-    (alone,) = predict_probabilities(model, predictor.variables, image, False)
+    (alone,) = both_views(model, predictor.variables, image, False)
     np.testing.assert_allclose(alone, plain, atol=1e-5)
 
 

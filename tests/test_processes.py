@@ -114,6 +114,7 @@ def assert_all_images_scored(run: Path, one: Path) -> None:
     assert (run / "report.html").is_file()
 
 
+@pytest.mark.long
 def test_resident_and_streamed_input_train_alike_to_the_bit(prepared, tmp_path):
     """On two devices; with XLA's fusions as users have them, which the bits depend on."""
     as_users = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
@@ -134,6 +135,7 @@ def test_other_numbers_of_devices_train_as_one(devices, prepared, one, tmp_path)
     assert_all_images_scored(tmp_path / "run", one)
 
 
+@pytest.mark.long
 def test_two_processes_train_as_one(prepared, one, tmp_path):
     workdir = tmp_path / "run"
     assert finish(*start_two(prepared, workdir)) == [DONE, DONE]
@@ -156,7 +158,7 @@ def test_two_processes_stop_together_and_train_as_one(prepared, one, tmp_path):
     assert [each["processes"] for each in starts] == [2, 2], "only the first writes"
 
 
-@pytest.mark.parametrize("last", [4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("last", [pytest.param(4, marks=pytest.mark.long), pytest.param(8, marks=pytest.mark.slow)])
 def test_a_checkpoint_goes_on_with_another_number_of_devices(last, prepared, one, tmp_path):
     """From 4 devices to 1 and to more again."""
     workdir = tmp_path / "run"

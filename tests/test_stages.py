@@ -48,6 +48,7 @@ def result(folder, stage):
     return checkpoint.restore_final(folder / stage, template, jax.sharding.SingleDeviceSharding(jax.devices()[0]))[0]
 
 
+@pytest.mark.long
 def test_a_third_stage_follows_the_second_and_a_kill_changes_no_bit(prepared, whole, tmp_path):
     config = three_stages(prepared)
     train_interrupted(config, tmp_path, epoch=1, stage="stage3")
@@ -55,6 +56,7 @@ def test_a_third_stage_follows_the_second_and_a_kill_changes_no_bit(prepared, wh
     assert epoch_records(tmp_path / "stage3") == epoch_records(whole / "stage3")
 
 
+@pytest.mark.long
 def test_the_log_says_what_each_epoch_was_trained_with(whole):
     records = epoch_records(whole / "stage3")
     assert [record["positive_share"] for record in records] == pytest.approx([0.8, 0.5, 0.2])
@@ -65,6 +67,7 @@ def test_the_log_says_what_each_epoch_was_trained_with(whole):
     assert "positive_share" not in epoch_records(whole / "stage1")[0]
 
 
+@pytest.mark.long
 def test_a_stage_can_start_from_another_runs_result(prepared, whole, tmp_path):
     config = three_stages(prepared)
     del config.stage2, config.stage3

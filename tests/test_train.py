@@ -117,11 +117,11 @@ def test_result_is_the_average_with_its_own_statistics(prepared, whole):
     assert 0.5 < float(own[0]) / (images.mean() / 255) < 2
 
 
+@pytest.mark.long
 def test_a_network_that_outlines_nothing_is_told(prepared, tmp_path, caplog):
     """Once while it trains, also over a restart, and once of its result; a network that outlines something is not."""
     config = small(prepared, epochs=loop.COLLAPSED_AFTER + 1)
     del config.stage2
-    config.data.validation_fraction = 0.4
     config.predict.threshold = 1.0  # which no probability reaches
     train_interrupted(config, tmp_path / "run", epoch=2)
     train(as_typed(config), tmp_path / "run")
@@ -187,7 +187,7 @@ def test_loss_that_is_not_finite_stops_with_words(prepared, tmp_path):
     """With a rate that a config may not have: train_stage itself does not ask."""
     config = as_typed(small(prepared))
     stage = dataclasses.replace(config.stages[0], learning_rate=1e30)
-    data = StageData(str(prepared), np.arange(12), np.arange(12, 24))
+    data = StageData(str(prepared), np.arange(14), np.arange(14, 24))
     variables = initialise(make_model(config.model), 0)
     with pytest.raises(TrainingError, match=r"stage1 epoch 1/3: the loss became .* learning_rate"):
         loop.train_stage(config, stage, data, tmp_path / "stage1", variables)
@@ -266,6 +266,7 @@ def fold_of(prepared, file, fold):
     del config.stage2
     config.stage1.epochs, config.stage1.swa_epochs, config.predict.size = 1, 0, 32
     config.data.split, config.data.fold = str(file), fold
+    config.data.resident = "off"  # streamed input has one program for training parts of any size
     return as_typed(config)
 
 
@@ -299,6 +300,7 @@ def told_of_split(config, own, caplog) -> str:
 def test_a_splits_file_of_the_data_that_is_not_used_is_told(prepared, tmp_path, caplog):
     data = shutil.copytree(prepared, tmp_path / "data")
     config = small(data)
+    config.data.validation_fraction = load_config("exp4").data.validation_fraction
     assert "is not used" not in told_of_split(config, None, caplog)  # `prepare` made the very same
     assert partition.main(["--data", str(data), "--method", "patient"]) == DONE
     way_out = f"To train on it, start with --config.data.split={data}/splits.json."
@@ -319,9 +321,9 @@ def test_a_splits_file_of_the_data_that_is_not_used_is_told(prepared, tmp_path, 
 
 def test_patients_on_both_sides_are_a_warning(prepared, caplog):
     index = dataset.read_index(prepared)
-    train_rows, validation_rows, _ = splits.split_rows(index, "random", 0.1, 0)
-    shared = np.isin(index.patient[validation_rows], index.patient[train_rows]).sum()
     config = small(prepared)
+    train_rows, validation_rows, _ = splits.split_rows(index, "random", config.data.validation_fraction, 0)
+    shared = np.isin(index.patient[validation_rows], index.patient[train_rows]).sum()
     told = told_of_split(config, None, caplog)
     assert shared
     assert f"{shared} of {len(validation_rows)} validation images (" in told

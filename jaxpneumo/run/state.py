@@ -51,6 +51,12 @@ def _initialiser(model: Any) -> Callable[..., dict[str, Any]]:
 
 def variable_shapes(model: UNet) -> dict[str, Any]:
     """Structure, shapes and types of a network's variables, without computing any."""
+    return jax.tree.map(lambda shape: shape, _shapes(cast(Hashable, model)))  # the caller's own tree
+
+
+@functools.lru_cache(maxsize=4)
+def _shapes(model: Any) -> dict[str, Any]:
+    # An ensemble's runs have one network: it is traced once, which takes half a second and more.
     return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
 
 

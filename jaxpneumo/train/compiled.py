@@ -1,7 +1,8 @@
 """The functions of `step.py` compiled for a mesh: state on every device, batches split along the devices.
 
-All programs of a stage are compiled before it starts, several at a time. Stages of equal settings and shapes share
-them, so that a process that trains several runs traces and compiles once.
+All programs of a stage are compiled before it starts, several at a time. Each is kept by the settings and shapes that
+it depends on, so that stages and runs of one process that agree in them trace and compile once: two thresholds share
+the training step, two losses the statistics.
 """
 
 from collections.abc import Callable, Iterable
@@ -30,6 +31,8 @@ from jaxpneumo.train.step import (
 
 # Beside each other. Each takes memory, and the compiler uses several cores for one already.
 AT_A_TIME = 4
+# Functions of each kind, for as many different settings, and programs: the stages of a run, or runs of one process.
+KEPT, KEPT_PROGRAMS = 8, 32
 
 
 class Shapes(NamedTuple):
@@ -74,14 +77,13 @@ def different(numbers: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted(set(numbers)))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=KEPT)
 def state_maker(mesh: Mesh) -> Callable[..., TrainState]:
     """`create_train_state`, variables -> state, compiled when it is first called."""
     optimizer = make_optimizer()
     return jax.jit(lambda variables: create_train_state(variables, optimizer), out_shardings=replicated(mesh))
 
 
-@lru_cache(maxsize=4)
 def stage_functions(
     settings: Model,
     loss: Loss,
@@ -91,7 +93,7 @@ def stage_functions(
     mesh: Mesh,
     shapes: Shapes,
 ) -> StageFunctions:
-    """The compiled functions for a network, its loss and shapes; the same ones whenever all arguments are equal.
+    """The compiled functions for a network, its loss and shapes; each is kept for calls that it serves as well.
 
     Args:
       settings, loss, seed: the config's.
@@ -100,29 +102,12 @@ def stage_functions(
       mesh: the devices.
       shapes: of what the functions will be given.
     """
-    model, optimizer = make_model(settings), make_optimizer()
-    everywhere, along_data, along_calls = replicated(mesh), split(mesh), split_calls(mesh)
-    copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state), in_shardings=everywhere, out_shardings=everywhere)
-    average = jax.jit(update_average, in_shardings=everywhere, out_shardings=everywhere, donate_argnums=0)
-    train = jax.jit(
-        make_train_call(make_train_step(model, optimizer, loss, augment, seed)),
-        in_shardings=(everywhere, everywhere, along_calls, everywhere, along_data),
-        out_shardings=everywhere,
-        donate_argnums=0,
-    )
-    evaluate = jax.jit(
-        make_eval_call(make_eval_step(model, loss, threshold)),
-        in_shardings=(everywhere, everywhere, everywhere, along_calls, along_data),
-        out_shardings=everywhere,
-    )
-    statistics = jax.jit(
-        make_statistics_call(model, batch_norm_momentum(settings)),
-        in_shardings=(everywhere, everywhere, everywhere, along_calls, along_data),
-        out_shardings=everywhere,
-        donate_argnums=1,
-    )
+    copy, average = _state_functions(mesh)
+    train = _train(settings, loss, seed, augment, mesh)
+    evaluate = _evaluate(settings, loss, threshold, mesh)
+    statistics = _statistics(settings, mesh)
 
-    state = jax.eval_shape(state_maker(mesh), variable_shapes(model))
+    state = jax.eval_shape(state_maker(mesh), variable_shapes(make_model(settings)))
     params, batch_stats = state.params, state.batch_stats
     training, validation = _arrays(shapes, shapes.training), _arrays(shapes, shapes.validation)
     rates, stop = _shape((2,), jnp.float32), _shape((mesh.size,), jnp.bool_)
@@ -145,6 +130,45 @@ def stage_functions(
     return StageFunctions(compiled["copy", 0], compiled["average", 0], **by_name)
 
 
+@lru_cache(maxsize=KEPT)
+def _state_functions(mesh: Mesh) -> tuple[Any, Any]:
+    everywhere = replicated(mesh)
+    copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state), in_shardings=everywhere, out_shardings=everywhere)
+    return copy, jax.jit(update_average, in_shardings=everywhere, out_shardings=everywhere, donate_argnums=0)
+
+
+@lru_cache(maxsize=KEPT)
+def _train(settings: Model, loss: Loss, seed: int, augment: DeviceAugment | None, mesh: Mesh) -> Any:
+    everywhere = replicated(mesh)
+    return jax.jit(
+        make_train_call(make_train_step(make_model(settings), make_optimizer(), loss, augment, seed)),
+        in_shardings=(everywhere, everywhere, split_calls(mesh), everywhere, split(mesh)),
+        out_shardings=everywhere,
+        donate_argnums=0,
+    )
+
+
+@lru_cache(maxsize=KEPT)
+def _evaluate(settings: Model, loss: Loss, threshold: float, mesh: Mesh) -> Any:
+    everywhere = replicated(mesh)
+    return jax.jit(
+        make_eval_call(make_eval_step(make_model(settings), loss, threshold)),
+        in_shardings=(everywhere, everywhere, everywhere, split_calls(mesh), split(mesh)),
+        out_shardings=everywhere,
+    )
+
+
+@lru_cache(maxsize=KEPT)
+def _statistics(settings: Model, mesh: Mesh) -> Any:
+    everywhere = replicated(mesh)
+    return jax.jit(
+        make_statistics_call(make_model(settings), batch_norm_momentum(settings)),
+        in_shardings=(everywhere, everywhere, everywhere, split_calls(mesh), split(mesh)),
+        out_shardings=everywhere,
+        donate_argnums=1,
+    )
+
+
 def _compile(programs: dict[Any, tuple[Any, ...]]) -> dict[Any, Callable[..., Any]]:
     """Compiles jitted functions for the arguments behind them. The bar says that it takes a while."""
     # Of several processes each must come to the same program at the same time, as some exchange what they find.
@@ -154,11 +178,10 @@ def _compile(programs: dict[Any, tuple[Any, ...]]) -> dict[Any, Callable[..., An
         progress_bar(None, len(programs), "program", "programs", quiet=not is_first()) as bar,
     ):
         bar.set_postfix_str(COMPILING)
-        # The longest first.
-        order = sorted(programs, key=lambda name: name[0] in ("copy", "average"))
-        waiting = {
-            executor.submit(lambda f, *given: f.lower(*given).compile(), *programs[name]): name for name in order
-        }
+        waiting = {}
+        for name, (function, *arguments) in programs.items():
+            leaves, tree = jax.tree.flatten(arguments)
+            waiting[executor.submit(_program, function, tree, tuple(leaves))] = name
         compiled = {}
         for done in as_completed(waiting):
             compiled[waiting[done]] = done.result()
@@ -166,8 +189,10 @@ def _compile(programs: dict[Any, tuple[Any, ...]]) -> dict[Any, Callable[..., An
     return compiled
 
 
-def _compile_one(function: Any, *arguments: Any) -> Callable[..., Any]:
-    return function.lower(*arguments).compile()
+@lru_cache(maxsize=KEPT_PROGRAMS)
+def _program(function: Any, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Callable[..., Any]:
+    """A jitted function compiled for arguments of these shapes."""
+    return function.lower(*jax.tree.unflatten(tree, leaves)).compile()
 
 
 def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

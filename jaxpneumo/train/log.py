@@ -140,9 +140,11 @@ def progress_picture(path: Path | str, records: list[Record]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     epochs = [record["epoch"] for record in records]
-    figure = Figure(figsize=(15, 5), dpi=80, layout="constrained")
+    figure = Figure(figsize=(15, 5), dpi=80)
     canvas = FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 3)
+    # Fixed places, with room for labels as long as 0.734915: computing them takes longer than drawing.
+    places = {"left": 0.065, "right": 0.985, "bottom": 0.19, "top": 0.89, "wspace": 0.3}
+    panels = figure.subplots(1, 3, gridspec_kw=places)
 
     def draw(panel: Any, key: str, color: str, label: str, marker: str, line: str = "-") -> list[float]:
         values = [math.nan if record.get(key) is None else record[key] for record in records]
@@ -155,10 +157,11 @@ def progress_picture(path: Path | str, records: list[Record]) -> None:
     ious = draw(panels[1], "validation_iou", GREEN, "validation", "o")
     rates = draw(panels[2], "learning_rate", PURPLE, "learning rate", "o")
 
-    panels[0].set_title("Loss", fontsize=22)
+    title = {"fontsize": 22, "y": 1.06, "pad": 0}  # above what an axis may write over its end, as 1e7
+    panels[0].set_title("Loss", **title)
     panels[0].legend(fontsize=17, frameon=False)
-    panels[1].set_title(f"Validation IoU, best {max(ious):.4f}" if ious else "Validation IoU", fontsize=22)
-    panels[2].set_title("Learning rate", fontsize=22)
+    panels[1].set_title(f"Validation IoU, best {max(ious):.4f}" if ious else "Validation IoU", **title)
+    panels[2].set_title("Learning rate", **title)
     panels[2].ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
     panels[2].yaxis.get_offset_text().set_fontsize(15)
     for panel, values in ((panels[0], losses), (panels[2], rates)):
@@ -174,7 +177,7 @@ def progress_picture(path: Path | str, records: list[Record]) -> None:
 
     speeds = [record["images_per_second"] for record in records if record.get("images_per_second")]
     if speeds:
-        figure.supxlabel(f"last epoch: {speeds[-1]:.1f} images/s", fontsize=15, color="0.35", x=0.99, ha="right")
+        figure.supxlabel(f"last epoch: {speeds[-1]:.1f} images/s", fontsize=15, color="0.35", x=0.985, ha="right")
     with write_atomically(path, "wb") as file:
         canvas.print_png(file)  # figure.savefig would draw twice
 
