@@ -201,15 +201,16 @@ class LoadedModel:
 
         from jaxpneumo.predict.infer import Batch, masks_of, predict_native
         from jaxpneumo.predict.native import NativeMask, to_native_on_host
-        from jaxpneumo.score.threshold_counts import image_scores
+        from jaxpneumo.score.threshold_counts import image_scores, top_pixels
 
         settings = predictor.settings
-        view = int(bool(settings.tta))
+        view, top = int(bool(settings.tta)), top_pixels(settings.size)
+        scores_of = jax.jit(image_scores, static_argnums=1)
 
         def native(batch: Batch) -> dict[str, Any]:
             (masks,) = masks_of(predictor, batch, [view]).values()
             probability = batch.probability[view]
-            return {"mask": masks, "probability": probability, "top_mean": jax.jit(image_scores)(probability)[:, 1]}
+            return {"mask": masks, "probability": probability, "top_mean": scores_of(probability, top)[:, 1]}
 
         left_out: list[str] = []
 

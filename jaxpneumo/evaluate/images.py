@@ -28,6 +28,7 @@ from jaxpneumo.score.threshold_counts import (
     count_at_thresholds,
     count_components,
     image_scores,
+    top_pixels,
 )
 
 COUNTS = ("area", "tp", "component_area", "component_tp")  # of `ThresholdCounts`
@@ -97,7 +98,7 @@ def measure(
         reached, area, tp = count_at_thresholds(native[own_view], truth)
         return {
             "masks": [jnp.packbits(view >= threshold, axis=-1) for view in native],
-            "scores": [image_scores(view) for view in probability],
+            "scores": [image_scores(view, top_pixels(settings.size)) for view in probability],
             "top_area": [(view >= (settings.top_threshold or 0.0)).sum((1, 2)) for view in native],
             "reached": reached,
             "area": area,

@@ -85,19 +85,24 @@ def count_at_thresholds(native: "jax.Array", truth: "jax.Array") -> "tuple[jax.A
     return reached, at_least.sum(axis=1), at_least[:, 1]
 
 
-def image_scores(probability: "jax.Array") -> "jax.Array":
+def top_pixels(size: int) -> int:
+    """The number of pixels of an image (size, size) that `top_mean` looks at."""
+    return max(1, round(TOP_AREA * size**2 / NATIVE_AREA))
+
+
+def image_scores(probability: "jax.Array", top_pixels: int) -> "jax.Array":
     """Two scores of an image for having pneumothorax at all.
 
     Args:
       probability: float32 (B, S, S).
+      top_pixels: how many pixels the second one looks at.
 
     Returns:
-      float32 (B, 2): the greatest probability, and the mean of the greatest on an area of TOP_AREA.
+      float32 (B, 2): the greatest probability, and the mean of the `top_pixels` greatest.
     """
     import jax
     import jax.numpy as jnp
 
-    top_pixels = max(1, round(TOP_AREA * probability.shape[-1] ** 2 / NATIVE_AREA))
     top, _ = jax.lax.top_k(probability.reshape(len(probability), -1), top_pixels)
     # Not top[:, 0]: XLA on CPU would then sort all pixels, which takes fifty times as long.
     return jnp.stack([probability.max(axis=(1, 2)), top.mean(axis=1)], axis=1)
