@@ -19,7 +19,7 @@ FLOORS = (
     ("synthetic",),
     ("train", "predict"),
     ("score",),
-    ("evaluate",),
+    ("evaluate", "api"),
     ("report",),
     ("bench",),
     ("main",),

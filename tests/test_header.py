@@ -100,6 +100,27 @@ def test_values(original, patient, sex, age, view, spacing, body):
         pydicom.config.settings.writing_validation_mode = mode
 
 
+@pytest.mark.parametrize(
+    ("orientation", "leads_to"),
+    [
+        ("", ""),
+        (["L", "F"], "L"),
+        (["R", "F"], "R"),
+        (["LH", "FL"], "L"),
+        (["L", "H"], "L"),
+        (["F", "L"], ""),
+        (["A", "F"], ""),
+        ("L", ""),
+        (["", "F"], ""),
+        (["L", "F", "P"], ""),
+    ],
+)
+def test_where_the_rows_lead(original, orientation, leads_to):
+    data = changed(original, lambda dataset: setattr(dataset, "PatientOrientation", orientation))
+    assert agree(data) == (leads_to != "" or orientation in ("", ["F", "L"], ["A", "F"]))
+    assert pydicoms(data).leads_to == leads_to
+
+
 def sequence(dataset):
     dataset.ReferencedStudySequence = [pydicom.Dataset()]
 

@@ -5,7 +5,15 @@ import jax
 import numpy as np
 import pytest
 
-from jaxpneumo.predict.native import BUCKET, canvas, native_grid, native_masks, pixels_at_least, to_native
+from jaxpneumo.predict.native import (
+    BUCKET,
+    canvas,
+    native_grid,
+    native_masks,
+    pixels_at_least,
+    to_native,
+    to_native_on_host,
+)
 from jaxpneumo.predict.native import NativeMask as Mask
 from jaxpneumo.predict.postprocess import remove_small
 
@@ -32,6 +40,9 @@ def test_a_mask_is_opencvs_bilinear_resize_and_threshold(height, width):
     native = cv2.resize(probability[0], (width, height), interpolation=cv2.INTER_LINEAR)
     found = np.asarray(to_native(probability, native_grid([(height, width)], 64, 1)))[0]
     np.testing.assert_allclose(found[:height, :width], native, atol=1e-5)
+    on_host = to_native_on_host(probability[0], height, width)
+    assert on_host.dtype == np.float32
+    np.testing.assert_allclose(on_host, found[:height, :width], atol=1e-6)
     assert (found[height:] == -1).all()
     assert (found[:, width:] == -1).all()
     certain = np.abs(native - 0.5) > 1e-4

@@ -321,6 +321,7 @@ def _fields(elements: Elements, name: Path | str) -> dict[str, Any]:
         modality=elements.text("Modality"),
         body_part=elements.text("BodyPartExamined"),
         sop_class=elements.text("SOPClassUID"),
+        orientation=elements.text("PatientOrientation"),
     )
 
 

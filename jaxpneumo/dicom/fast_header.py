@@ -30,6 +30,7 @@ _IMAGER_PIXEL_SPACING = 0x00181164
 _TEXT = re.compile(rb"[ -\[\]-}]*")
 _UID = re.compile(rb"[0-9.]{1,64}")
 _SPACING = re.compile(rb"\d{1,6}(\.\d{1,20})?\\\d{1,6}(\.\d{1,20})?|")
+_ORIENTATION = re.compile(rb"[A-Z]{1,3}\\[A-Z]{1,3}|")
 _CHARACTER_SETS = (b"", b"ISO_IR 6", b"ISO_IR 100", b"ISO_IR 192")
 
 
@@ -139,6 +140,7 @@ def _read(data: bytes, found: dict[int, tuple[bytes, bytes]], place: int) -> Pla
         modality=_text(found, 0x00080060, b"CS"),
         body_part=_text(found, 0x00180015, b"CS"),
         sop_class=_text(found, 0x00080016, b"UI", _UID) if 0x00080016 in found else "",
+        orientation=_text(found, 0x00200020, b"CS", _ORIENTATION),
     )
     return Plain(rows, columns, frame, fields)
 

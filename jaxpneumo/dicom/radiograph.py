@@ -42,6 +42,7 @@ class Radiograph:
       age: years, or None.
       view: View Position, such as "PA" or "AP", or "".
       pixel_spacing: (row, column) distance in mm, or None.
+      leads_to: the patient's side at the right edge of the picture by Patient Orientation, "L" or "R"; "" if unknown.
       synthetic: the file was made by `dicom.write(..., synthetic=True)`.
       modality, body_part: Modality and Body Part Examined, upper case, "" when absent.
       sop_class: SOP Class UID, "" when absent.
@@ -59,6 +60,7 @@ class Radiograph:
     modality: str = ""
     body_part: str = ""
     sop_class: str = ""
+    leads_to: str = ""
     remarks: tuple[str, ...] = ()
 
 
@@ -107,6 +109,7 @@ def header_fields(
     modality: str,
     body_part: str,
     sop_class: str = "",
+    orientation: str = "",
 ) -> dict[str, Any]:
     """The header's share of a `Radiograph`, from the elements' values ("" where there is none)."""
     return {
@@ -120,7 +123,20 @@ def header_fields(
         "modality": modality.strip().upper(),
         "body_part": body_part.strip().upper(),
         "sop_class": sop_class.strip(),
+        "leads_to": _leads_to(orientation),
     }
+
+
+def _leads_to(orientation: str) -> str:
+    """Where the rows of a picture lead, "L" or "R", of Patient Orientation (DICOM PS3.3 C.7.6.1.1.1).
+
+    It has two values, the directions of the rows and of the columns, of one to three letters each; the first letter
+    counts most. "" for anything else, such as a picture that lies on its side.
+    """
+    directions = re.findall("[A-Z]+", orientation.upper())
+    if len(directions) != 2 or directions[1][0] not in "FH":
+        return ""
+    return directions[0][0] if directions[0][0] in "LR" else ""
 
 
 def _years(age: str) -> int | None:

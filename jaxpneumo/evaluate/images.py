@@ -15,7 +15,7 @@ from jaxpneumo.data.dataset import Index
 from jaxpneumo.evaluate.modes import CLASSIFIER, GATED, IMAGE_SCORES, MODES, VIEWS, own_mode
 from jaxpneumo.predict.infer import Batch, Predictor, kept_by, kept_by_classifier, predict_native
 from jaxpneumo.predict.native import Grid, pixels_at_least, to_native
-from jaxpneumo.predict.postprocess import NATIVE_AREA, remove_small
+from jaxpneumo.predict.postprocess import remove_small
 from jaxpneumo.process.progress import COMPILING, progress_bar
 from jaxpneumo.score import metrics
 from jaxpneumo.score.lesions import lesion_counts
@@ -29,8 +29,6 @@ from jaxpneumo.score.threshold_counts import (
     count_components,
     image_scores,
 )
-
-TOP_AREA = 2048  # area of the top_mean score in pixels of a 1024x1024 image; equals the papers' removal threshold
 
 COUNTS = ("area", "tp", "component_area", "component_tp")  # of `ThresholdCounts`
 
@@ -86,7 +84,6 @@ def measure(
     settings = predictor.settings
     threshold = jnp.float32(settings.threshold)
     own_view = int(bool(settings.tta))
-    top_pixels = max(1, round(TOP_AREA * settings.size**2 / NATIVE_AREA))
     shapes: dict[tuple[int, int], np.ndarray] = {}
     truths: dict[int, np.ndarray] = {}
 
@@ -100,7 +97,7 @@ def measure(
         reached, area, tp = count_at_thresholds(native[own_view], truth)
         return {
             "masks": [jnp.packbits(view >= threshold, axis=-1) for view in native],
-            "scores": [image_scores(view, top_pixels) for view in probability],
+            "scores": [image_scores(view) for view in probability],
             "top_area": [(view >= (settings.top_threshold or 0.0)).sum((1, 2)) for view in native],
             "reached": reached,
             "area": area,

@@ -216,18 +216,7 @@ def predict_masks(
     views = tuple(views)
 
     def native(batch: Batch) -> dict[int, tuple[jax.Array, ...]]:
-        levels = _levels(network.settings, batch)
-        by_gate = None if network.gate is None else kept_by(network.gate, batch)
-
-        def masks(view: int) -> tuple[jax.Array, ...]:
-            bits, area = network.native_masks(batch.probability[view], batch.grid, *levels)
-            finding = () if batch.finding is None else (batch.finding[view],)
-            for kept in (by_gate, kept_by_classifier(network.settings, batch, view)):
-                if kept is not None:
-                    bits, area = jnp.where(kept[:, None, None], bits, 0), jnp.where(kept, area, 0)
-            return bits, area, *finding
-
-        return {view: masks(view) for view in views}
+        return masks_of(network, batch, views)
 
     for key, size, found in predict_native(network, images, 1 in views and (network.settings.tta or True), native):
         yield (
@@ -237,6 +226,22 @@ def predict_masks(
                 for v, (bits, area, *finding) in found.items()
             },
         )
+
+
+def masks_of(network: CompiledNetwork, batch: "Batch", views: Iterable[int]) -> dict[int, tuple[jax.Array, ...]]:
+    """The masks of a batch as `predict_masks` says: by view, a `NativeMask`'s bits and area, and finding if any."""
+    levels = _levels(network.settings, batch)
+    by_gate = None if network.gate is None else kept_by(network.gate, batch)
+
+    def masks(view: int) -> tuple[jax.Array, ...]:
+        bits, area = network.native_masks(batch.probability[view], batch.grid, *levels)
+        finding = () if batch.finding is None else (batch.finding[view],)
+        for kept in (by_gate, kept_by_classifier(network.settings, batch, view)):
+            if kept is not None:
+                bits, area = jnp.where(kept[:, None, None], bits, 0), jnp.where(kept, area, 0)
+        return bits, area, *finding
+
+    return {view: masks(view) for view in views}
 
 
 def _levels(settings: Predict, batch: "Batch") -> tuple[np.ndarray, np.ndarray]:

@@ -111,6 +111,19 @@ def _to_native(probability: jax.Array, grid: Grid) -> jax.Array:
     return jnp.where((grid.row >= 0)[:, None] & (grid.column >= 0), native, OUTSIDE)
 
 
+def to_native_on_host(probability: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The same as `to_native` by NumPy, of one image: float32 (S, S) -> float32 (height, width).
+
+    The two may differ in the last bit, since compilers fuse the multiplication with the addition.
+    """
+    (row, row_share), (column, column_share) = (_neighbours(side, len(probability)) for side in (height, width))
+    right, below = (np.minimum(place + 1, len(probability) - 1) for place in (column, row))
+    left = probability[:, column]
+    wide = left + (probability[:, right] - left) * column_share.astype(np.float32)
+    upper = wide[row]
+    return upper + (wide[below] - upper) * row_share.astype(np.float32)[:, None]
+
+
 def native_masks(
     probability: jax.Array, grid: Grid, smallest: jax.Array, thresholds: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

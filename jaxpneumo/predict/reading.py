@@ -7,7 +7,7 @@ JAX. They return pictures through shared memory of a fixed size. A pipe carries 
 import functools
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from jaxpneumo.data import ids, ingest
 from jaxpneumo.data.reconcile import NOT_FRONTAL
 from jaxpneumo.data.resize import resize_to_squares
 from jaxpneumo.dicom import frontal
-from jaxpneumo.dicom.radiograph import RadiographError, read_file
+from jaxpneumo.dicom.radiograph import Radiograph, RadiographError, read_file
 from jaxpneumo.process import workers
 from jaxpneumo.process.files import printable, stamp_if_there
 from jaxpneumo.process.machine import cores
@@ -46,6 +46,7 @@ class Picture:
       image: uint8 (S, S), resized by area averaging.
       height, width: native size, in pixels.
       remarks: remarks about the radiograph's header.
+      pixel_spacing, view, leads_to: of the `Radiograph`.
     """
 
     source: str
@@ -57,6 +58,9 @@ class Picture:
     height: int = 0
     width: int = 0
     remarks: tuple[str, ...] = ()
+    pixel_spacing: tuple[float, float] | None = None
+    view: str = ""
+    leads_to: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def read_ahead(
     if team is None:
         team = cores() if len(sources) > FEW else 0
     if team == 0:
-        yield from _read_in_threads(reading, sources)
+        yield from in_threads(functools.partial(read, reading, source) for source in sources)
         return
     team, size = min(team, len(sources)), reading.size
     window = max(min(WINDOW, WINDOW_BYTES // size**2), 2 * team)
@@ -132,25 +136,43 @@ def read(reading: Reading, source: str) -> Picture:
         return Picture(source, str(error), stamp_if_there(path))
     except OSError as error:
         return Picture(source, f"{shown} cannot be read: {error.strerror}.")
-    picture = functools.partial(Picture, source, stamp=stamped, sha256=hashlib.sha256(data).hexdigest())
+    file = Picture(source, stamp=stamped, sha256=hashlib.sha256(data).hexdigest())
     try:
         radiograph = dicom.parse_image(data, shown)
     except RadiographError as error:
-        return picture(str(error))
-    if not reading.any_image and (wrong := frontal.not_frontal(radiograph)):
-        return picture(f"{NOT_FRONTAL}: {wrong}")
+        return replace(file, reason=str(error))
+    picture = shrink_radiograph(reading, file, radiograph)
+    if picture.reason:
+        return picture
     uid = ingest.own_id(radiograph, data, source, printable(ids.name_of(source, reading.repeated)))
+    return replace(picture, uid=uid)
+
+
+def shrink_radiograph(reading: Reading, file: Picture, radiograph: Radiograph) -> Picture:
+    """Adds to a file what is known of its radiograph, and its image at the network's size; or why it is not used."""
+    if not reading.any_image and (wrong := frontal.not_frontal(radiograph)):
+        return replace(file, reason=f"{NOT_FRONTAL}: {wrong}")
     height, width = radiograph.image.shape
-    image = resize_to_squares(radiograph.image, (reading.size,))[0]
-    return picture(uid=uid, image=image, height=height, width=width, remarks=radiograph.remarks)
+    return replace(
+        file,
+        uid=radiograph.uid,
+        image=resize_to_squares(radiograph.image, (reading.size,))[0],
+        height=height,
+        width=width,
+        remarks=radiograph.remarks,
+        pixel_spacing=radiograph.pixel_spacing,
+        view=radiograph.view,
+        leads_to=radiograph.leads_to,
+    )
 
 
-def _read_in_threads(reading: Reading, sources: Sequence[str]) -> Iterator[Picture]:
+def in_threads(calls: Iterable[Callable[[], Picture]]) -> Iterator[Picture]:
+    """The results of calls in their order. Threads of this process do some of them ahead of the consumer."""
     threads = min(8, cores())
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque = deque()
-        for source in sources:
-            waiting.append(pool.submit(read, reading, source))
+        for call in calls:
+            waiting.append(pool.submit(call))
             if len(waiting) > 2 * threads:
                 yield waiting.popleft().result()
         for picture in waiting:

@@ -48,11 +48,7 @@ def prepare_process() -> None:
 
     Nothing is started anew where the C library is not glibc, or where the environment sets GLIBC_TUNABLES.
     """
-    # Programs with oneDNN's convolutions cannot be stored (above): nothing that a user could act on.
-    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry .* MemoryError", UserWarning)
-    os.environ["XLA_FLAGS"] = xla_flags(os.environ.get("XLA_FLAGS", ""), jaxlib_version())
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_directory()))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    prepare_jax()
     if _TUNABLES not in os.environ and platform.libc_ver()[0] == "glibc":
         # XLA takes the memory for a call's results anew for every call. In pages of 4 KiB this costs a step more
         # than a fifth of its time; glibc reads how it asks for pages when a process starts and never again.
@@ -61,6 +57,15 @@ def prepare_process() -> None:
             sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     one_thread_each()
+
+
+def prepare_jax() -> None:
+    """Sets the defaults that decide how JAX compiles. They hold if JAX has not computed anything yet."""
+    # Programs with oneDNN's convolutions cannot be stored (above): nothing that a user could act on.
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry .* MemoryError", UserWarning)
+    os.environ["XLA_FLAGS"] = xla_flags(os.environ.get("XLA_FLAGS", ""), jaxlib_version())
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_directory()))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
 def quiet_libraries() -> None:

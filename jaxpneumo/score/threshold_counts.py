@@ -31,6 +31,8 @@ AREAS = np.array(
     np.int64,
 )
 
+TOP_AREA = 2048  # area of the top_mean score in pixels of a 1024x1024 image; equals the papers' removal threshold
+
 
 @dataclass(frozen=True)
 class ThresholdCounts:
@@ -83,19 +85,19 @@ def count_at_thresholds(native: "jax.Array", truth: "jax.Array") -> "tuple[jax.A
     return reached, at_least.sum(axis=1), at_least[:, 1]
 
 
-def image_scores(probability: "jax.Array", top_pixels: int) -> "jax.Array":
+def image_scores(probability: "jax.Array") -> "jax.Array":
     """Two scores of an image for having pneumothorax at all.
 
     Args:
       probability: float32 (B, S, S).
-      top_pixels: how many pixels the second one looks at.
 
     Returns:
-      float32 (B, 2): the greatest probability, and the mean of the `top_pixels` greatest.
+      float32 (B, 2): the greatest probability, and the mean of the greatest on an area of TOP_AREA.
     """
     import jax
     import jax.numpy as jnp
 
+    top_pixels = max(1, round(TOP_AREA * probability.shape[-1] ** 2 / NATIVE_AREA))
     top, _ = jax.lax.top_k(probability.reshape(len(probability), -1), top_pixels)
     # Not top[:, 0]: XLA on CPU would then sort all pixels, which takes fifty times as long.
     return jnp.stack([probability.max(axis=(1, 2)), top.mean(axis=1)], axis=1)
