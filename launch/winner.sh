@@ -42,4 +42,4 @@ scores="$runs/winner/evaluation"
 python -m jaxpneumo evaluate "${all[@]}" --output "$scores"
 python -m jaxpneumo thresholds "${all[@]}" --evaluation "$scores" --rule triplet --name winner --overwrite
 python -m jaxpneumo predict "${all[@]}" --input "$images" --output "$runs/winner" --thresholds winner
-python -m jaxpneumo validate "$runs/winner/submission.csv"
+python -m jaxpneumo validate --submission "$runs/winner/submission.csv"

@@ -18,7 +18,6 @@ from jaxpneumo.run.network import make_model
 from jaxpneumo.run.sharding import make_mesh, place, place_flag, replicated, split_calls
 from jaxpneumo.run.state import create_train_state, initialise
 from jaxpneumo.train import feed, loop
-from jaxpneumo.train.compiled import stage_functions
 from jaxpneumo.train.feed import StageData, load_resident, load_validation, plan_calls, prefetch, remaining
 from jaxpneumo.train.loop import train_stage
 from jaxpneumo.train.losses import segmentation_loss
@@ -117,7 +116,8 @@ def test_epochs_move_nothing_unasked_and_compile_nothing_again(config, resident,
             compiled.append(duration)
 
     monkeypatch.setattr(loop, "run_epoch", guarded)
-    stage_functions.cache_clear()  # of tests before
+    # A threshold that no other test has: the validation's program at least was not compiled before.
+    config.predict.threshold = 0.31 if resident == "on" else 0.32
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
         run(config, tmp_path, resident)

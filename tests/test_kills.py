@@ -162,7 +162,7 @@ def changes(config, shipped, prefix: str = "") -> list[tuple[str, object]]:
     for key, value in config.items():
         if isinstance(value, type(config)):
             found += changes(value, shipped[key], f"{prefix}{key}.")
-        elif value != shipped[key]:
+        elif value != shipped.get(key):
             found.append((prefix + key, value))
     return found
 

@@ -184,10 +184,11 @@ def test_grey_image_is_repeated_and_output_is_float32_at_full_size(encoder):
     shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(1), grey)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     variables = tiny_variables(model)
-    logits = compiled_apply(model, variables, grey)
+    # Not compiled as a whole: two programs may round differently.
+    logits = model.apply(variables, grey, train=False)
     assert logits.shape == (2, 32, 64)
     assert logits.dtype == jnp.float32
-    np.testing.assert_array_equal(logits, compiled_apply(model, variables, jnp.repeat(grey, 3, -1)))
+    np.testing.assert_array_equal(logits, model.apply(variables, jnp.repeat(grey, 3, -1), train=False))
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -18,7 +18,7 @@ from jaxpneumo.predict.native import NativeMask as Mask
 from jaxpneumo.predict.postprocess import remove_small
 
 SIZES = [(128, 128), (101, 77), (64, 200), (300, 311), (512, 257), (32, 32), (17, 480)]
-compiled, resized = jax.jit(native_masks), jax.jit(to_native)
+compiled = jax.jit(native_masks)
 
 
 def blobs(count: int, size: int = 64) -> np.ndarray:
@@ -38,7 +38,7 @@ def test_a_mask_is_opencvs_bilinear_resize_and_threshold(height, width):
     probability = blobs(1)
     (mask,) = masks(probability, [(height, width)])
     native = cv2.resize(probability[0], (width, height), interpolation=cv2.INTER_LINEAR)
-    found = np.asarray(resized(probability, native_grid([(height, width)], 64, 1)))[0]
+    found = np.asarray(to_native(probability, native_grid([(height, width)], 64, 1)))[0]
     np.testing.assert_allclose(found[:height, :width], native, atol=1e-5)
     on_host = to_native_on_host(probability[0], height, width)
     assert on_host.dtype == np.float32
@@ -62,8 +62,8 @@ def test_the_canvas_does_not_matter_to_a_single_bit():
         for other in (together[i], larger[i]):
             np.testing.assert_array_equal(other.unpack(), alone.unpack())
             assert other.area == alone.area > 0
-        exact = np.asarray(resized(probability[i : i + 1], native_grid(SIZES[i : i + 1], 64, 1, (height, width))))
-        wide = np.asarray(resized(probability, native_grid(SIZES, 64, len(SIZES))))[i, :height, :width]
+        exact = np.asarray(to_native(probability[i : i + 1], native_grid(SIZES[i : i + 1], 64, 1, (height, width))))
+        wide = np.asarray(to_native(probability, native_grid(SIZES, 64, len(SIZES))))[i, :height, :width]
         np.testing.assert_array_equal(wide, exact[0])
 
 

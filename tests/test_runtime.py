@@ -50,6 +50,17 @@ def test_flags_are_given_only_to_versions_they_were_tried_with(version, count):
     assert len(runtime.xla_flags("", version).split()) == count
 
 
+@pytest.mark.parametrize("version", [(0, 10, 2), (0, 12, 0)])
+def test_several_devices_of_a_cpu_sum_in_one_order(version, monkeypatch):
+    """Each in its own order, two sums over all devices may wait for each other for ever."""
+    one_order = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    assert one_order not in runtime.xla_flags("", version)
+    assert one_order in runtime.xla_flags("--xla_force_host_platform_device_count=2", version)
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1234")
+    assert one_order in runtime.xla_flags("", version)
+
+
 def test_a_flag_that_is_given_already_keeps_its_value():
     given = "--xla_dump_to=x --xla_cpu_experimental_onednn_custom_call=false"
     flags = runtime.xla_flags(given, (0, 12, 0)).split()

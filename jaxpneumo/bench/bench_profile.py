@@ -28,7 +28,6 @@ _KINDS = (
     ("layout", re.compile(r"transpose|copy|bitcast|concatenate|pad")),
 )
 _INSTRUCTION = re.compile(r'%?([\w.-]+) = .*?metadata=\{op_name="([^"]*)"')
-_DIRECTION = re.compile(r"(transpose\()?jvp\(UNet\)\)?|UNet")
 
 
 def kernel_times(once: Callable[[], Any], calls: int) -> dict[str, float]:
@@ -73,7 +72,7 @@ def modules(program: str) -> dict[str, tuple[str, str]]:
     for line in program.splitlines():
         if match := _INSTRUCTION.search(line):
             name, path = match.groups()
-            _, network, inside = path.partition("UNet")
+            _, network, inside = path.replace("UNet.outputs/", "").partition("UNet")
             way = "" if not network else "backward" if "transpose(jvp(UNet" in path else "forward"
             # The last part is the operation, or its end is cut off.
             module = "/".join(inside.strip(")/").split("/")[:-1][:2]) or "network"

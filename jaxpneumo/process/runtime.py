@@ -13,6 +13,8 @@ XLA flags, by backend (`XLA_FLAGS`; measured with ResNet34-UNet on two cores of 
 - CPU, `onednn_custom_call` (jaxlib 0.12, where it works): convolutions by oneDNN, in float32 prediction 1.3 times as
   fast as by Eigen, in bfloat16 another 1.7 times with AVX-512 and more with AMX. XLA cannot store such a program, so
   that every process compiles it anew.
+- CPU with several devices or processes, `concurrency_optimized_scheduler=false`: otherwise each device starts sums over
+  all devices in an order of its own, and two of them may wait for each other until XLA ends the process.
 - GPU, `exclude_nondeterministic_ops`: equal runs give equal bits; scatters and reductions keep one order.
 
 An unknown flag ends the process in XLA, so flags that are not part of its stable interface are given to the
@@ -38,6 +40,7 @@ _FLAGS = (
     ((0, 12), (0, 13), "--xla_cpu_experimental_onednn_custom_call=true"),
     ((0, 10), (0, 13), "--xla_gpu_exclude_nondeterministic_ops=true"),
 )
+_FLAGS_OF_SEVERAL = (((0, 10), (0, 13), "--xla_cpu_enable_concurrency_optimized_scheduler=false"),)
 
 
 def prepare_process() -> None:
@@ -111,7 +114,9 @@ def xla_flags(given: str, version: tuple[int, ...]) -> str:
       version: of jaxlib, (0, 12, 0) for 0.12.0.
     """
     names = {flag.split("=")[0] for flag in given.split()}
-    added = [flag for first, end, flag in _FLAGS if first <= version < end and flag.split("=")[0] not in names]
+    several = "--xla_force_host_platform_device_count" in names or "JAX_COORDINATOR_ADDRESS" in os.environ
+    flags = (*_FLAGS, *_FLAGS_OF_SEVERAL) if several else _FLAGS
+    added = [flag for first, end, flag in flags if first <= version < end and flag.split("=")[0] not in names]
     return " ".join([*given.split(), *added])
 
 
