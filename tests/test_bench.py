@@ -186,9 +186,9 @@ def test_profile_gives_the_time_of_kernels_to_the_modules_of_the_network(tmp_pat
 def test_a_programs_text_says_where_an_instruction_belongs():
     program = """
       %fusion.3 = fusion(%a), metadata={op_name="jit(s)/jvp(UNet)/UNet.outputs/decoder/block4/bn1/mul"}
-      ROOT %cudnn-conv.1 = call(), metadata={op_name="jit(s)/transpose(jvp(UNet))/UNet.outputs/encoder/conv0/c"}
+      ROOT %cudnn-conv.1 = call(), metadata={op_name="jit(s)/transpose(jvp(UNet.outputs))/encoder/conv0/c"}
       %copy.1 = f32[4]{0} copy(%b), metadata={op_name="jit(step)/transpose"}
-      %pool.1 = f32[4]{0} fusion(%b), metadata={op_name="jit(masks)/UNet/UNet.outputs/encoder/max"}
+      %pool.1 = f32[4]{0} fusion(%b), metadata={op_name="jit(masks)/UNet.outputs/encoder/max"}
     """
     assert modules(program) == {
         "fusion.3": ("decoder/block4", "forward"),

@@ -55,6 +55,7 @@ def double(case):
         yield UNet("resnet34", jnp.float64, attention="scse"), variables, image.astype(np.float64), masks.astype(float)
 
 
+@pytest.mark.long
 def test_attention_agrees_with_smp_in_evaluation(case, double):
     model, variables, image, _ = double
     logits = jax.jit(functools.partial(model.apply, train=False))(variables, image)
@@ -145,6 +146,7 @@ def test_the_head_of_hypercolumns_sees_every_block():
     np.testing.assert_allclose(logits[0, 1:-1, 1:-1], expected, rtol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("option", OPTIONS)
 def test_faster_forms_and_remat_change_nothing(option):
     """Leaf by leaf to 1e-11 in float64, with the forms of a CPU."""

@@ -135,6 +135,7 @@ def assert_same_run(one: Path, other: Path, stages: dict[str, int], steps: int) 
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
+@pytest.mark.long
 def test_a_killed_command_ends_as_a_run_of_this_process(prepared, tmp_path):
     """Exp2, shrunk: SIGKILL after the first of three epochs, then the same command again."""
     config = shrink(load_config("exp2"), prepared)

@@ -9,6 +9,7 @@ import sys
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import as_typed, load_config, shrink
@@ -47,19 +48,24 @@ def predictor(workdir):
 
 
 def test_probabilities_are_those_of_two_separate_calls(predictor):
-    model = make_model(predictor.config.model, training=False)
+    """In float64, where no rounding hides a difference. The grey levels are divided in float32, as in the product."""
+    divided = jax.jit(lambda image: image.astype(jnp.float32)[..., None] / 255.0)
     image = np.random.default_rng(0).integers(0, 256, (4, 32, 32), np.uint8)
+    with jax.enable_x64(True):
+        model = make_model(predictor.config.model, training=False).clone(dtype=jnp.float64)
+        variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), predictor.variables)
 
-    def one_view(image):
-        return jax.nn.sigmoid(compiled_apply(model, predictor.variables, image[..., None] / np.float32(255)))
+        def one_view(image):
+            return jax.nn.sigmoid(compiled_apply(model, variables, divided(image)))
 
-    both_views = jax.jit(predict_probabilities, static_argnums=(0, 3))
-    plain, tta = both_views(model, predictor.variables, image, True)
-    np.testing.assert_allclose(plain, one_view(image), atol=1e-5)
-    by_hand = (one_view(image) + one_view(image[..., ::-1])[..., ::-1]) / 2
-    np.testing.assert_allclose(tta, by_hand, atol=1e-5)
-    (alone,) = both_views(model, predictor.variables, image, False)
-    np.testing.assert_allclose(alone, plain, atol=1e-5)
+        both_views = jax.jit(predict_probabilities, static_argnums=(0, 3))
+        plain, tta = both_views(model, variables, image, True)
+        assert plain.dtype == jnp.float64
+        np.testing.assert_allclose(plain, one_view(image), atol=1e-12)
+        by_hand = (one_view(image) + one_view(image[..., ::-1])[..., ::-1]) / 2
+        np.testing.assert_allclose(tta, by_hand, atol=1e-12)
+        (alone,) = both_views(model, variables, image, False)
+        np.testing.assert_allclose(alone, plain, atol=1e-12)
 
 
 def test_masks_do_not_depend_on_batch_or_company(predictor):

@@ -27,6 +27,8 @@ _KINDS = (
     ("reduction", re.compile(r"reduce|select_and_scatter")),
     ("layout", re.compile(r"transpose|copy|bitcast|concatenate|pad")),
 )
+# A method's name may stand behind that of the network.
+_NETWORK = re.compile(r"UNet(?:\.\w+)?\)*/")
 _INSTRUCTION = re.compile(r'%?([\w.-]+) = .*?metadata=\{op_name="([^"]*)"')
 
 
@@ -72,11 +74,11 @@ def modules(program: str) -> dict[str, tuple[str, str]]:
     for line in program.splitlines():
         if match := _INSTRUCTION.search(line):
             name, path = match.groups()
-            _, network, inside = path.replace("UNet.outputs/", "").partition("UNet")
-            way = "" if not network else "backward" if "transpose(jvp(UNet" in path else "forward"
+            inside = _NETWORK.split(path)
+            way = "" if len(inside) == 1 else "backward" if "transpose(jvp(UNet" in path else "forward"
             # The last part is the operation, or its end is cut off.
-            module = "/".join(inside.strip(")/").split("/")[:-1][:2]) or "network"
-            found[name] = module if network else "other", way
+            module = "/".join(inside[-1].strip(")/").split("/")[:-1][:2]) or "network"
+            found[name] = module if way else "other", way
     return found
 
 
