@@ -60,7 +60,7 @@ def cpu() -> list[Case]:
 
 
 def gpu() -> list[Case]:
-    """The papers' batches in bfloat16, beside the peer in all its ways of compiling; ten minutes with `--warm 8`."""
+    """The papers' batches in bfloat16, beside the peer in all its ways of compiling."""
     types = ("bfloat16",)
     ways = {"eager": ("bfloat16", 0), "compile": ("bfloat16", 1), MAX_AUTOTUNE: ("bfloat16", 2)}
     return [

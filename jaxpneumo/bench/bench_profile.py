@@ -83,7 +83,7 @@ def modules(program: str) -> dict[str, tuple[str, str]]:
 
 
 def kind_of(instruction: str) -> str:
-    """ "convolution", "reduction", "layout" or "element-wise", by an instruction's name."""
+    """By an instruction's name: "convolution", "reduction", "layout" or "element-wise"."""
     return next((name for name, words in _KINDS if words.search(instruction)), "element-wise")
 
 
@@ -124,18 +124,15 @@ def main(argv: list[str]) -> int:
     kinds: dict[str, float] = defaultdict(float)
     for row in rows:
         kinds[row["kind"]] += row["seconds"]
-    finish(
-        {"what": options.what, "size": options.size, "batch": options.batch, "seconds": whole, "rows": rows,
-         "instructions": times},
-        [
-            f"{options.what} at {options.size}, batch {options.batch}, {options.dtype}: {whole * 1e3:.2f} ms",
-            "  " + ", ".join(f"{name} {taken * 1e3:.2f} ms" for name, taken in kinds.items()),
-            f"  {'module':34} {'':9} {'kind':13} {'ms':>8} {'kernels':>8}",
-            *(
-                f"  {row['module']:34} {row['way']:9} {row['kind']:13} {row['seconds'] * 1e3:8.3f} {row['kernels']:8}"
-                for row in rows[: options.rows]
-            ),
-        ],
-        options.output,
-    )  # fmt: skip
+    result = {"what": options.what, "size": options.size, "batch": options.batch, "seconds": whole}
+    lines = [
+        f"{options.what} at {options.size}, batch {options.batch}, {options.dtype}: {whole * 1e3:.2f} ms",
+        "  " + ", ".join(f"{name} {taken * 1e3:.2f} ms" for name, taken in kinds.items()),
+        f"  {'module':34} {'':9} {'kind':13} {'ms':>8} {'kernels':>8}",
+        *(
+            f"  {row['module']:34} {row['way']:9} {row['kind']:13} {row['seconds'] * 1e3:8.3f} {row['kernels']:8}"
+            for row in rows[: options.rows]
+        ),
+    ]
+    finish({**result, "rows": rows, "instructions": times}, lines, options.output)
     return DONE

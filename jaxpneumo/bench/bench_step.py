@@ -39,12 +39,12 @@ LEARNING_RATE = 1e-4
 LOSS = Loss("batch")
 
 
-def jitted_step(model: UNet, augment: Callable | None = None) -> tuple[Any, Any]:
+def jitted_step(model: UNet) -> tuple[Any, Any]:
     """Makes a stage's training step. Returns train_step(state, batch, rate), not yet compiled, and its optimizer."""
     mesh, optimizer = make_mesh(), make_optimizer()
     everywhere, along_data = replicated(mesh), split(mesh)
     step = jax.jit(
-        make_train_step(model, optimizer, LOSS, augment),
+        make_train_step(model, optimizer, LOSS),
         in_shardings=(everywhere, along_data, everywhere),
         out_shardings=(everywhere, everywhere),
         donate_argnums=0,

@@ -211,14 +211,14 @@ class Config:
 LATER: dict[str, Any] = {
     # Earlier versions saved every epoch. The bits are the same.
     "checkpoint_seconds": 120.0,
-    **{
-        "data.fold": 0,
-        "data.resident": "auto",
-        "model.remat": False,
-        "model.classifier": False,
-        "augment.engine": "host",
-    },
-    **{"model.attention": "none", "model.hypercolumns": False, "predict.classifier_threshold": None},
+    "data.fold": 0,
+    "data.resident": "auto",
+    "model.remat": False,
+    "model.classifier": False,
+    "model.attention": "none",
+    "model.hypercolumns": False,
+    "augment.engine": "host",
+    "predict.classifier_threshold": None,
     **{f"loss.{field.name}": field.default for field in fields(Loss) if field.name != "dice"},
 }
 STAGE_LATER = {
