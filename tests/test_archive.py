@@ -12,7 +12,7 @@ import pytest
 from archives import kill_after, watch, write_archive
 
 from jaxpneumo.dicom.dicom import read
-from jaxpneumo.predict import manifest, merge, predict
+from jaxpneumo.predict import manifest, merge, predict, sorting
 from jaxpneumo.predict.manifest import MANIFEST, choose_part, read_entries
 from jaxpneumo.predict.submission import read_submission
 from jaxpneumo.process.errors import DONE, PARTIAL, InputError
@@ -288,8 +288,8 @@ def test_parts_come_from_flags_slurm_or_kubernetes():
 
 def test_rows_are_sorted_in_files_as_in_memory(tmp_path, monkeypatch):
     rows = [(str(number * 7919 % 1000), "a", "x" * (number % 50)) for number in range(1000)]
-    monkeypatch.setattr(merge, "CHUNK", 500)
-    assert list(merge.sort_rows(iter(rows), tmp_path)) == sorted(rows)
+    monkeypatch.setattr(sorting, "CHUNK", 500)
+    assert list(sorting.sort_rows(iter(rows), tmp_path)) == sorted(rows)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,6 +8,7 @@ The submission is written from the manifest.
 
 import logging
 import os
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -28,7 +29,14 @@ from jaxpneumo.predict.manifest import (
     part_of,
 )
 from jaxpneumo.predict.merge import PredictedCounts, write_results
-from jaxpneumo.predict.outputs import Output, Written, masks_output, overlays_output, predict_and_write
+from jaxpneumo.predict.outputs import (
+    Output,
+    Written,
+    masks_output,
+    overlays_output,
+    predict_and_write,
+    probabilities_output,
+)
 from jaxpneumo.predict.postprocess import RULES as REMOVAL_RULES
 from jaxpneumo.predict.reading import Picture, Reading, read_ahead
 from jaxpneumo.process import places, run_report
@@ -52,9 +60,13 @@ Outlines pneumothorax in every DICOM, PNG or JPEG radiograph below a folder, or 
 
 It writes to --output
   submission.csv   ImageId,EncodedPixels at each radiograph's own size; -1 where nothing was found
+  results.csv      every file with its score, certainty, areas and side, or why it was set aside
+  index.html       the same as a page for a browser; needs no network
   overlays/        for each radiograph one PNG with the outline (none with --overlays 0)
   masks/           with --masks, for each radiograph its mask as a PNG at the radiograph's own size: 0 is background,
                    255 is pneumothorax
+  probabilities/   with --probabilities png16 or npz, for each radiograph the probability of each pixel at the network's
+                   size: as a PNG of 16 bits (probability * 65535), or as a NumPy file with `probability` float32
   quarantine.csv   the files that were not used, with the reason (exit code 3): damaged files, and images whose header
                    says that they are not frontal chest radiographs (--any-image predicts those too)
   manifest.jsonl   model, settings and software, then every file's checksum and result
@@ -163,7 +175,7 @@ def predict_files(
         append(end_entry(listed, len(sources)))
         run_report.read(root, len(left))
         run_report.skipped("files predicted by an earlier start", len(sources) - len(left))
-    report = write_results([folder / MANIFEST], folder / "submission.csv", folder / "quarantine.csv")
+    report = write_results([folder / MANIFEST], folder / "submission.csv", folder)
     if part is None and not report.images:
         (folder / "submission.csv").unlink()
         way_out = (
@@ -180,8 +192,8 @@ def _missing(entry: dict[str, Any], asked: Sequence[Output]) -> list[str]:
     if entry.get("state") != "done":
         return []
     # Older manifests do not name their outputs: pictures were the only ones.
-    there = entry.get("outputs", [] if "undrawn" in entry else ["overlays"])
-    return [output.name for output in asked if output.most is None and output.name not in there]
+    there = entry.get("outputs", [] if "undrawn" in entry else ["overlays.png"])
+    return [output.name for output in asked if output.most is None and output.kind not in there]
 
 
 def _header(predictor: "Predictor", part: tuple[int, int] | None, any_image: bool, bands: Bands) -> dict[str, Any]:
@@ -227,6 +239,12 @@ def _done(written: Written) -> dict[str, Any]:
     }
 
 
+def _outputs(options: Namespace, predictor: "Predictor") -> list[Output]:
+    """The outputs that options ask for, beside the pictures with outlines."""
+    asked = [masks_output(predictor)] if options.masks else []
+    return [*asked, probabilities_output(predictor, options.probabilities)] if options.probabilities else asked
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; see HELP. Returns 0, or 3 if files were set aside."""
     parser = Parser(prog="jaxpneumo predict", description=HELP)
@@ -240,6 +258,7 @@ def main(arguments: Sequence[str]) -> int:
         help="write at most this many pictures with outlines (default: all)",
     )
     add("--masks", action="store_true", help="also write the masks as PNG files")
+    add("--probabilities", choices=("png16", "npz"), help="also write the probabilities before thresholds")
     add("--thresholds", metavar="NAME", help="use the thresholds that `jaxpneumo thresholds` saved under this name")
     add("--threshold", type=VALUES["predict.threshold"], help="probability threshold (default: the run's)")
     add(
@@ -281,8 +300,10 @@ def main(arguments: Sequence[str]) -> int:
     settings = replace(predictor.settings, tta=predictor.settings.tta if options.tta is None else options.tta, **given)
     if options.thresholds:
         settings = saved_thresholds.use(workdirs[0], options.thresholds, settings)
+    gated = gate.load_gate(options.gate, options.gate_thresholds, settings)
+    predictor = replace(predictor, settings=settings, gate=gated)
     report = predict_files(
-        replace(predictor, settings=settings, gate=gate.load_gate(options.gate, options.gate_thresholds, settings)),
+        predictor,
         found.folder,
         found.sources,
         options.output,
@@ -290,7 +311,7 @@ def main(arguments: Sequence[str]) -> int:
         workers=options.workers,
         part=part,
         any_image=options.any_image,
-        outputs=[masks_output()] if options.masks else [],
+        outputs=_outputs(options, predictor),
     )
     folder = part_folder(options.output, part)
     print(saved_thresholds.origin(settings, workdirs, options.thresholds, predictor.model_id, weights, [*given]))
