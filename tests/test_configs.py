@@ -90,6 +90,7 @@ def test_runs_one_shrunk_epoch_a_stage(name, prepared, tmp_path):
     assert_complete(tmp_path, [stage for stage in config if stage.startswith("stage")])
 
 
+@pytest.mark.long
 def test_experiment_3_takes_experiment_2s_weights(evaluated, prepared, tmp_path):
     config = shrink(load_config("exp3"), prepared)
     config.init_from = str(evaluated)  # exp2, shrunk
