@@ -14,9 +14,8 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
 
 from jaxpneumo.dicom import dicom
-from jaxpneumo.dicom.origin import NoResultError
 from jaxpneumo.dicom.outcome import Algorithm, ImageOutcome
-from jaxpneumo.predict.dicom_results import KINDS, check_installed, kinds, write_results
+from jaxpneumo.predict.dicom_results import KINDS, check_installed, kinds, write_dicom_results
 from jaxpneumo.predict.pictures import overlay
 from jaxpneumo.process.errors import InputError
 
@@ -32,9 +31,9 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def files(source, tmp_path_factory):
     """The files of all kinds of a positive outcome."""
-    written, remarks = write_results(source, positive(), KINDS, tmp_path_factory.mktemp("results"), ALGORITHM)
+    written, reasons = write_dicom_results(source, positive(), KINDS, tmp_path_factory.mktemp("results"), ALGORITHM)
     assert tuple(written) == KINDS
-    assert not remarks
+    assert not reasons
     return written
 
 
@@ -61,7 +60,7 @@ def numbers(report: Dataset) -> dict[tuple[str, str], float]:
 
 
 def write_one(kind: str, source, outcome: ImageOutcome, folder, algorithm: Algorithm = ALGORITHM) -> Dataset:
-    return pydicom.dcmread(write_results(source, outcome, [kind], folder, algorithm)[0][kind])
+    return pydicom.dcmread(write_dicom_results(source, outcome, [kind], folder, algorithm)[0][kind])
 
 
 # What they say
@@ -109,7 +108,7 @@ def test_report_and_segmentation_are_of_one_finding(files):
 
 
 def test_a_report_alone_refers_to_the_radiograph(source, tmp_path):
-    written, _ = write_results(source, positive(), ["sr"], tmp_path, ALGORITHM)
+    written, _ = write_dicom_results(source, positive(), ["sr"], tmp_path, ALGORITHM)
     report = hd.sr.srread(written["sr"])
     assert [evidence[2] for evidence in report.get_evidence()] == ["1.2.3.4"]
     (group,) = report.content.get_image_measurement_groups()
@@ -117,7 +116,7 @@ def test_a_report_alone_refers_to_the_radiograph(source, tmp_path):
 
 
 def test_a_negative_report_says_absent_and_has_no_number_or_finding(source, tmp_path):
-    written, _ = write_results(source, negative(), KINDS, tmp_path, ALGORITHM)
+    written, _ = write_dicom_results(source, negative(), KINDS, tmp_path, ALGORITHM)
     assert list(written) == ["sr"]
     report = hd.sr.srread(written["sr"])
     assert not numbers(report)
@@ -132,7 +131,7 @@ def test_a_negative_report_says_absent_and_has_no_number_or_finding(source, tmp_
 def test_without_pixel_spacing_there_are_no_millimetres(tmp_path):
     """The detector's spacing does not count: it is not that of the patient's plane."""
     film = radiograph(tmp_path / "a.dcm", PixelSpacing=None, ImagerPixelSpacing=[0.2, 0.2], SOPClassUID=CR)
-    written, _ = write_results(film, positive(), KINDS, tmp_path / "results", ALGORITHM)
+    written, _ = write_dicom_results(film, positive(), KINDS, tmp_path / "results", ALGORITHM)
     assert {unit for _, unit in numbers(pydicom.dcmread(written["sr"]))} == {"{pixels}", "%"}
     assert "PixelSpacing" not in pydicom.dcmread(written["capture"])
     segmentation = hd.seg.segread(written["seg"])
@@ -173,7 +172,7 @@ def test_every_result_says_research_use_only_and_synthetic(source, tmp_path):
     film = tmp_path / "synthetic.dcm"
     dicom.write(film, ramp(), "1.2.3.5", synthetic=True)
     for file, algorithm, synthetic in ((source, ALGORITHM, False), (source, made_up, True), (film, ALGORITHM, True)):
-        written, _ = write_results(file, positive(), KINDS, tmp_path / file.stem, algorithm)
+        written, _ = write_dicom_results(file, positive(), KINDS, tmp_path / file.stem, algorithm)
         for path in written.values():
             description = pydicom.dcmread(path).SeriesDescription
             assert description.startswith("Research use only")
@@ -217,7 +216,7 @@ def test_patient_and_study_are_the_radiographs_byte_for_byte(tmp_path, character
     assert expected[0].rstrip() == name
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        written, _ = write_results(film, positive(), KINDS, tmp_path / "results", ALGORITHM)
+        written, _ = write_dicom_results(film, positive(), KINDS, tmp_path / "results", ALGORITHM)
     for path in written.values():
         assert raw(path, *keywords) == expected
 
@@ -228,7 +227,7 @@ def test_values_that_break_the_rules_and_private_elements_are_left_out(tmp_path)
     dataset = pydicom.dcmread(film)
     dataset.private_block(0x11, "ACME", create=True).add_new(1, "LO", "SECRET")
     dataset.save_as(film)
-    written, _ = write_results(film, positive(), KINDS, tmp_path / "results", ALGORITHM)
+    written, _ = write_dicom_results(film, positive(), KINDS, tmp_path / "results", ALGORITHM)
     for path in written.values():
         result = pydicom.dcmread(path)
         assert [result[keyword].value or "" for keyword in odd if keyword in result] == ["", "", ""]
@@ -248,7 +247,7 @@ def test_an_element_of_a_wrong_type_is_taken_over_as_text(tmp_path):
 def test_references_name_the_radiographs_own_class(tmp_path, case):
     film = odd_radiographs(tmp_path / "in")[case]
     expected = pydicom.dcmread(film).SOPClassUID
-    written, _ = write_results(film, positive(), KINDS, tmp_path, ALGORITHM)
+    written, _ = write_dicom_results(film, positive(), KINDS, tmp_path, ALGORITHM)
     for path in written.values():
         classes = {
             item.ReferencedSOPClassUID
@@ -277,7 +276,7 @@ def test_each_result_is_a_series_of_its_own_in_the_radiographs_study(files):
 
 
 def test_the_same_again_is_the_same_bytes(files, source, tmp_path):
-    again, _ = write_results(source, positive(), KINDS, tmp_path, ALGORITHM)
+    again, _ = write_dicom_results(source, positive(), KINDS, tmp_path, ALGORITHM)
     for kind in KINDS:
         assert again[kind].read_bytes() == files[kind].read_bytes()
 
@@ -298,8 +297,8 @@ def test_another_version_model_or_setting_makes_other_objects(files, source, tmp
 
 
 def test_what_a_new_outcome_does_not_have_is_removed(source, tmp_path):
-    write_results(source, positive(), KINDS, tmp_path, ALGORITHM)
-    write_results(source, negative(), KINDS, tmp_path, ALGORITHM)
+    write_dicom_results(source, positive(), KINDS, tmp_path, ALGORITHM)
+    write_dicom_results(source, negative(), KINDS, tmp_path, ALGORITHM)
     assert [path.name for path in tmp_path.iterdir()] == ["sr.dcm"]
 
 
@@ -307,7 +306,7 @@ def test_dates_are_the_radiographs(tmp_path):
     film = radiograph(
         tmp_path / "a.dcm", AcquisitionDate="20200229", AcquisitionTime="101112", ContentDate="2020-02-29"
     )
-    written, _ = write_results(film, positive(), KINDS, tmp_path, ALGORITHM)
+    written, _ = write_dicom_results(film, positive(), KINDS, tmp_path, ALGORITHM)
     for kind in ("seg", "sr", "capture"):
         result = pydicom.dcmread(written[kind])
         assert (result.ContentDate, result.ContentTime) == ("20200229", "101112")
@@ -323,36 +322,39 @@ def test_dates_are_the_radiographs(tmp_path):
 )
 def test_a_radiograph_that_results_cannot_refer_to_has_none(tmp_path, keyword, words):
     film = radiograph(tmp_path / "a.dcm", **{keyword: None})
-    with pytest.raises(NoResultError, match=f"no usable {words}"):
-        write_results(film, positive(), KINDS, tmp_path / "results", ALGORITHM)
+    written, reasons = write_dicom_results(film, positive(), KINDS, tmp_path / "results", ALGORITHM)
+    assert not written
+    assert list(reasons) == list(KINDS)
+    assert f"a.dcm has no DICOM results: it has no usable {words}" in reasons["sr"]
     assert not (tmp_path / "results").exists()
 
 
 def test_a_picture_has_no_results(tmp_path):
     path = tmp_path / "film.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(NoResultError, match="not a DICOM file"):
-        write_results(path, positive(), KINDS, tmp_path, ALGORITHM)
+    written, reasons = write_dicom_results(path, positive(), ["sr"], tmp_path, ALGORITHM)
+    assert not written
+    assert "not a DICOM file" in reasons["sr"]
 
 
 @pytest.mark.parametrize("case", ["RGB", "palette"])
 def test_a_radiograph_in_colour_has_all_but_a_presentation_state(tmp_path, case):
     film = odd_radiographs(tmp_path / "in")[case]
-    written, remarks = write_results(film, positive(), KINDS, tmp_path, ALGORITHM)
+    written, reasons = write_dicom_results(film, positive(), KINDS, tmp_path, ALGORITHM)
     assert list(written) == ["seg", "sr", "capture"]
-    (remark,) = remarks
-    assert "no presentation: it is stored in colour" in remark
+    assert list(reasons) == ["presentation"]
+    assert "no presentation: it is stored in colour" in reasons["presentation"]
 
 
 def test_a_full_disk_leaves_no_half_file(source, tmp_path):
     """A result that does not fit: here no file may have more than 4 kB. The file of before stays."""
-    write_results(source, positive(), KINDS, tmp_path, ALGORITHM)
+    write_dicom_results(source, positive(), KINDS, tmp_path, ALGORITHM)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            write_results(source, positive(), KINDS, tmp_path, ALGORITHM)
+            write_dicom_results(source, positive(), KINDS, tmp_path, ALGORITHM)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

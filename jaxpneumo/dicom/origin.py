@@ -36,7 +36,7 @@ NO_DATE, MIDNIGHT = "19000101", "000000"
 
 
 class NoResultError(InputError):
-    """There can be no DICOM result of a radiograph, or none of this kind; the message says why."""
+    """There can be no DICOM results of a radiograph, or none of one kind; the message says why, of "it" and "they"."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,11 @@ class Origin:
         return str(self.dataset.SOPInstanceUID)
 
 
-def read_origin(path: Path, name: Path | str, shape: tuple[int, ...]) -> Origin:
+def read_origin(path: Path, shape: tuple[int, ...]) -> Origin:
     """Reads from a radiograph's header what results take over.
 
     Args:
       path: the file, a radiograph that `dicom.read_image` can read.
-      name: what messages call it.
       shape: (H, W) of its image.
 
     Raises:
@@ -84,14 +83,14 @@ def read_origin(path: Path, name: Path | str, shape: tuple[int, ...]) -> Origin:
     """
     data = path.read_bytes()
     if not dicom.is_dicom(data):
-        raise NoResultError(f"{name} is not a DICOM file, so it does not say to whom results would belong.")
+        raise NoResultError("it is not a DICOM file, so it does not say to whom they would belong.")
     header = dicom.read_header(data)
     identity = tuple(filter(None, (_raw(header, keyword) for keyword in (*IDENTITY, *ALSO))))
     elements = Elements(header)
     uids = {keyword: elements.text(keyword) for keyword in UIDS}
     for keyword, uid in uids.items():
         if not re.fullmatch(r"[0-9.]{1,64}", uid):
-            raise NoResultError(f"{name} has no usable {dictionary_description(keyword)}; results must refer to it.")
+            raise NoResultError(f"it has no usable {dictionary_description(keyword)}, which they must refer to.")
     dataset = Dataset()
     for keyword in (*IDENTITY, *REQUIRED):
         setattr(dataset, keyword, "")

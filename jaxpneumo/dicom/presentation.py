@@ -35,7 +35,7 @@ def presentation(origin: Origin, outcome: ImageOutcome, algorithm: Algorithm) ->
     elements = Elements(origin.header)
     photometric = elements.text("PhotometricInterpretation")
     if not photometric.startswith("MONOCHROME"):
-        raise NoResultError("it is stored in colour, and such states are of grey images.")
+        raise NoResultError("it is stored in colour, and they are of grey images.")
     layer = GraphicLayer(FINDING.upper(), order=1, display_color=CIELabColor.from_rgb(*ORANGE))
     lines = [
         GraphicObject(GraphicTypeValues.POLYLINE, points, AnnotationUnitsValues.PIXEL)
@@ -61,7 +61,7 @@ def presentation(origin: Origin, outcome: ImageOutcome, algorithm: Algorithm) ->
 def _keep_grey_levels(result: Dataset, elements: Elements) -> None:
     """Repeats a radiograph's rescaling and its VOI LUT or window, as far as `display.to_grey` uses them."""
     if elements.items("ModalityLUTSequence"):
-        raise NoResultError("it has a Modality LUT, which would have to be repeated.")
+        raise NoResultError("it has a Modality LUT, which they would have to repeat.")
     slope, intercept = elements.number("RescaleSlope"), elements.number("RescaleIntercept")
     if slope and intercept is not None:
         result.RescaleSlope, result.RescaleIntercept, result.RescaleType = slope, intercept, "US"

@@ -1,23 +1,34 @@
-"""DICOM results of a radiograph for archives and viewers: which kinds there are, and their files.
+"""DICOM results of radiographs for archives and viewers: which kinds there are, and their files.
 
-A report is written of every radiograph, the other kinds only where something was outlined. Research use only; not a
+A report is written of every radiograph, the other kinds only where something is outlined. Research use only; not a
 medical device.
 """
 
 import argparse
-from collections.abc import Collection
+import functools
+import json
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jaxpneumo
+from jaxpneumo.predict import gate
+from jaxpneumo.predict.finding import Finding
+from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
+from jaxpneumo.predict.outputs import Output
+from jaxpneumo.predict.pictures import overlay
 from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.files import printable
 
-if TYPE_CHECKING:  # pydicom is imported where it is used
+if TYPE_CHECKING:  # what needs pydicom or JAX is imported where it is used
     from jaxpneumo.dicom.origin import Origin
     from jaxpneumo.dicom.outcome import Algorithm, ImageOutcome
+    from jaxpneumo.predict.infer import Predictor
 
 SEG, SR, PRESENTATION, CAPTURE = KINDS = ("seg", "sr", "presentation", "capture")
+FOLDER = "dicom_results"
 
 
 def kinds(text: str) -> tuple[str, ...]:
@@ -39,54 +50,89 @@ def check_installed() -> None:
         raise InputError("DICOM results need highdicom, which is not installed: pip install 'jaxpneumo[dicom]'")
 
 
-def write_results(
-    source: Path, outcome: "ImageOutcome", kinds: Collection[str], folder: Path, algorithm: "Algorithm"
-) -> tuple[dict[str, Path], list[str]]:
+def algorithm_of(predictor: "Predictor") -> "Algorithm":
+    """What results say of a predictor."""
+    from jaxpneumo.dicom.outcome import Algorithm
+
+    settings = json.dumps(gate.mask_settings(predictor), sort_keys=True)
+    return Algorithm(jaxpneumo.__version__, predictor.model_id, settings, predictor.synthetic)
+
+
+def dicom_outputs(predictor: "Predictor", kinds: Sequence[str]) -> list[Output]:
+    """The outputs of `predict` for these kinds. A radiograph's results lie in a folder of its own."""
+    if not kinds:
+        return []
+    check_installed()
+    algorithm = algorithm_of(predictor)
+
+    def write(kind: str, path: Path, finding: Finding, source: Path) -> str | None:
+        return write_dicom_results(source, finding, [kind], path.parent, algorithm, kinds)[1].get(kind)
+
+    return [Output(FOLDER, f"/{kind}.dcm", functools.partial(write, kind), keeps=False) for kind in kinds]
+
+
+def write_dicom_results(
+    source: Path,
+    finding: "Finding | ImageOutcome",
+    kinds: Collection[str],
+    folder: Path,
+    algorithm: "Algorithm",
+    stored: Collection[str] | None = None,
+) -> tuple[dict[str, Path], dict[str, str]]:
     """Writes the DICOM results of one radiograph to `folder`/KIND.dcm, each atomically.
 
-    The same arguments give the same bytes and UIDs. A file of an earlier outcome that this one does not have, such as
+    The same arguments give the same UIDs and bytes. A file of an earlier finding that this one does not have, such as
     the segmentation of what is negative now, is removed.
 
     Args:
-      source: the radiograph's DICOM file.
-      outcome: what was found in it.
-      kinds: which results, of KINDS.
+      source: the radiograph's file.
+      finding: what was found in it.
+      kinds: which results to write, of KINDS.
       folder: where to; created if it is missing.
-      algorithm: what found it.
+      algorithm: the result of `algorithm_of`.
+      stored: all kinds that are stored of the radiograph, so that its report refers to its segmentation; None: `kinds`.
 
     Returns:
-      The files that were written, by kind, and for each kind that this radiograph cannot have a sentence why.
+      The files that were written, by kind; and for each kind that this radiograph cannot have, as it is not DICOM, say,
+      the reason in a sentence.
 
     Raises:
-      NoResultError: there can be no DICOM results of this file: it is not DICOM, or lacks UIDs.
-      InputError: it is no longer the radiograph that it was, or highdicom is not installed.
-      OSError: it cannot be read, or a result cannot be written.
+      InputError: the file is no longer the radiograph that it was, or highdicom is not installed.
+      OSError: the file cannot be read, or a result cannot be written.
     """
     from jaxpneumo.dicom.origin import NoResultError, read_origin
+    from jaxpneumo.dicom.outcome import ImageOutcome
 
     check_installed()
-    origin = read_origin(source, source.name, outcome.mask.shape)
-    written, remarks = {}, []
-    for kind in KINDS:
-        if kind not in kinds:
-            continue
+    outcome = ImageOutcome(finding.mask, finding.score, finding.side)
+    name = printable(source.name)
+    try:
+        origin = read_origin(source, outcome.mask.shape)
+    except NoResultError as error:
+        return {}, dict.fromkeys(kinds, f"{name} has no DICOM results: {error}")
+    written, reasons = {}, {}
+    for kind in kinds:
         path = folder / f"{kind}.dcm"
         try:
-            result = _make(kind, source, origin, outcome, kinds, algorithm)
+            made = _make(kind, source, origin, outcome, kinds if stored is None else stored, algorithm)
         except NoResultError as error:
-            result = None
-            remarks.append(f"{source.name} has no {kind}: {error}")
-        if result is None:
+            made, reasons[kind] = None, f"{name} has no {kind}: {error}"
+        if made is None:
             path.unlink(missing_ok=True)
             continue
         with write_atomically(path, "wb") as file:
-            file.write(result)
+            file.write(made)
         written[kind] = path
-    return written, remarks
+    return written, reasons
 
 
 def _make(
-    kind: str, source: Path, origin: "Origin", outcome: "ImageOutcome", kinds: Collection[str], algorithm: "Algorithm"
+    kind: str,
+    source: Path,
+    origin: "Origin",
+    outcome: "ImageOutcome",
+    stored: Collection[str],
+    algorithm: "Algorithm",
 ) -> bytes | None:
     """The file of a result; None where a negative outcome has none of its kind."""
     from jaxpneumo.dicom.capture import capture
@@ -95,11 +141,9 @@ def _make(
     from jaxpneumo.dicom.presentation import presentation
     from jaxpneumo.dicom.segmentation import segmentation
     from jaxpneumo.dicom.structured_report import report
-    from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
-    from jaxpneumo.predict.pictures import overlay
 
     if kind == SR:
-        refers = SEG in kinds and outcome.area > 0
+        refers = SEG in stored and outcome.area > 0
         made = report(origin, outcome, algorithm, segmentation(origin, outcome, algorithm) if refers else None)
     elif not outcome.area:
         return None
