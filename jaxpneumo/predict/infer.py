@@ -22,7 +22,6 @@ from jaxpneumo.model.folding import fold
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.predict.native import Grid, NativeMask, native_grid, native_masks, pixels_at_least, shrink
 from jaxpneumo.predict.views import mean_of_views
-from jaxpneumo.run import checkpoint
 from jaxpneumo.run.config import Config, Predict, read_config
 from jaxpneumo.run.network import make_model
 from jaxpneumo.run.provenance import trained_on_synthetic
@@ -35,6 +34,7 @@ from jaxpneumo.run.sharding import (
     replicated,
     split,
 )
+from jaxpneumo.run.shared import final_variables
 from jaxpneumo.run.state import variable_shapes
 from jaxpneumo.run.tta import names as tta_names
 
@@ -93,7 +93,7 @@ def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predic
     """Restores a run's final weights. It reads only the run's folder.
 
     Args:
-      workdir: folder of a finished run.
+      workdir: folder of a finished run, or a shared folder (`run.shared`).
       batch_size: replaces the run's own predict.batch_size. A batch with fewer images than devices uses one device
         per image.
 
@@ -108,7 +108,7 @@ def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predic
     mesh = make_local_mesh(batch_size)
     check_batch_size(settings.batch_size, mesh.size, "predict")
     template = variable_shapes(make_model(config.model))
-    variables, _ = checkpoint.restore_final(workdir / stage, template, replicated(mesh))
+    variables = final_variables(workdir, stage, template, replicated(mesh))
     network = compile_network(make_model(config.model, training=False), variables, settings, mesh)
     return Predictor(
         **vars(network),
@@ -180,7 +180,7 @@ def predict_outputs(model: UNet, variables: dict[str, Any], image: jax.Array, tt
         pictures = batch.astype(jnp.float32)[..., None] / 255.0
         logits, finding = cast(Outputs, model.apply(variables, pictures, train=False, method="outputs"))
         if finding is not None:
-            of_views.append(jax.nn.sigmoid(finding).reshape(len(image), -1))
+            of_views.append(jax.nn.sigmoid(finding).reshape(image.shape[0], -1))
         return jax.nn.sigmoid(logits)
 
     names = tta_names(tta)
