@@ -1,15 +1,19 @@
 """What every exported form says of its network: weights, settings, scores, and that it is no medical device."""
 
 import json
+import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxpneumo import __version__
 from jaxpneumo.data.splits import words as split_words
 from jaxpneumo.predict import saved_thresholds
+from jaxpneumo.predict.certainty import bands_of
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
+from jaxpneumo.run.config import Config
 
 if TYPE_CHECKING:  # this module imports JAX
     from jaxpneumo.predict.infer import Predictor
@@ -34,9 +38,13 @@ def describe(predictor: "Predictor", summary: dict[str, Any] | None) -> dict[str
 
     Returns:
       "program", "note", "synthetic"; "model", the fingerprint of the weights; "run", "encoder", "classifier"; the
-      settings, where they are set; and "evaluation" with data, split, baseline and scores, None without any.
+      settings, where they are set; "evaluation" with data, split, baseline and scores, and "bands", the limits of the
+      certainty, None without any; and "config", the run's with these settings and without folders of the machine.
     """
     settings = {name: getattr(predictor.settings, name) for name in SETTINGS}
+    bands = bands_of(predictor)
+    own = replace(predictor.settings, batch_size=predictor.config.predict.batch_size)
+    config = replace(predictor.config, predict=own)
     return {
         "program": f"jaxpneumo {__version__}",
         "note": f"{USE} {SYNTHETIC_NOTE}" if predictor.synthetic else USE,
@@ -47,7 +55,25 @@ def describe(predictor: "Predictor", summary: dict[str, Any] | None) -> dict[str
         "classifier": predictor.config.model.classifier,
         **{name: value for name, value in settings.items() if value is not None},
         "evaluation": summary and _evaluation(summary),
+        "bands": asdict(bands) if bands.calibrated else None,
+        "config": without_paths(config).to_dict(),
     }
+
+
+def without_paths(config: Config) -> Config:
+    """The config without folders of the machine: of a path only its last name is left."""
+
+    def name(path: str) -> str:
+        return os.path.basename(path.rstrip("/"))
+
+    return replace(
+        config,
+        init_from=name(config.init_from),
+        data=replace(config.data, directory=name(config.data.directory), split=name(config.data.split)),
+        model=replace(config.model, pretrained=name(config.model.pretrained)),
+        stages=tuple(replace(stage, start_from=name(stage.start_from)) for stage in config.stages),
+        predict=replace(config.predict, input=name(config.predict.input)),
+    )
 
 
 def texts(description: dict[str, Any]) -> dict[str, str]:
@@ -56,14 +82,13 @@ def texts(description: dict[str, Any]) -> dict[str, str]:
 
 
 def read_summary(workdir: Path, model: str) -> dict[str, Any] | None:
-    """The evaluation of a run or of a shared folder; None if there is none, or if it is of other weights.
+    """The evaluation of a run; None if there is none, or if it is of other weights.
 
     Raises:
       InputError: the file is damaged.
     """
-    places = (workdir / "evaluation/summary.json", workdir / "evaluation.json")
-    path = next((path for path in places if path.is_file()), None)
-    if path is None:
+    path = workdir / "evaluation/summary.json"
+    if not path.is_file():
         return None
     summary = read_json(path)
     try:

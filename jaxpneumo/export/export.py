@@ -19,7 +19,7 @@ from jaxpneumo.run.tta import TTA
 
 # Modules that need JAX are imported where they are used, so that --help is fast.
 if TYPE_CHECKING:
-    from jaxpneumo.export.self_check import Comparison, Found
+    from jaxpneumo.export.self_check import Comparison, Predicted
     from jaxpneumo.predict.infer import Predictor
 
 FORMATS = ("onnx", "stablehlo", "torch", "folder")
@@ -158,10 +158,12 @@ def _variables(predictor: "Predictor") -> dict[str, Any]:
 # One function a format: (subject, output, pictures, what the run finds in them) -> the comparison
 
 
-def _write_onnx(subject: Subject, output: Path, images: Sequence[np.ndarray], own: Sequence["Found"]) -> "Comparison":
+def _write_onnx(
+    subject: Subject, output: Path, images: Sequence[np.ndarray], own: Sequence["Predicted"]
+) -> "Comparison":
     from jaxpneumo.export.description import texts
     from jaxpneumo.export.onnx_model import OUTPUTS, to_onnx
-    from jaxpneumo.export.self_check import ROUNDED, Found, compare
+    from jaxpneumo.export.self_check import ROUNDED, Predicted, compare
     from jaxpneumo.predict.onnx_session import open_session, threshold_inputs
 
     thresholds = threshold_inputs(subject.predictor.settings, subject.predictor.config.model.classifier)
@@ -170,26 +172,28 @@ def _write_onnx(subject: Subject, output: Path, images: Sequence[np.ndarray], ow
         file.flush()
         session = open_session(Path(file.name))
         found = (session.run({"image": image[None], **thresholds}, list(OUTPUTS)) for image in images)
-        return compare(own, (Found(*(each[0] for each in of_one)) for of_one in found), ROUNDED)
+        return compare(own, (Predicted(*(each[0] for each in of_one)) for of_one in found), ROUNDED)
 
 
 def _write_stablehlo(
-    subject: Subject, output: Path, images: Sequence[np.ndarray], own: Sequence["Found"]
+    subject: Subject, output: Path, images: Sequence[np.ndarray], own: Sequence["Predicted"]
 ) -> "Comparison":
-    from jaxpneumo.export.self_check import ROUNDED, Found, compare
+    from jaxpneumo.export.self_check import ROUNDED, Predicted, compare
     from jaxpneumo.export.stablehlo import beside, from_stablehlo, to_stablehlo
 
     with write_atomically(output, "wb") as file:
         file.write(to_stablehlo(subject.predictor))
         file.flush()
         network = from_stablehlo(Path(file.name).read_bytes(), subject.predictor.settings)
-        found = compare(own, (Found(*(each[0] for each in network(image[None]))) for image in images), ROUNDED)
+        found = compare(own, (Predicted(*(each[0] for each in network(image[None]))) for image in images), ROUNDED)
         with write_atomically(output.with_name(f"{output.name}.json")) as description:
             description.write(beside(subject.predictor, subject.description))
     return found
 
 
-def _write_torch(subject: Subject, output: Path, images: Sequence[np.ndarray], own: Sequence["Found"]) -> "Comparison":
+def _write_torch(
+    subject: Subject, output: Path, images: Sequence[np.ndarray], own: Sequence["Predicted"]
+) -> "Comparison":
     from jaxpneumo.export.self_check import EQUAL, compare, found_by
     from jaxpneumo.export.torch_weights import header, to_torch
     from jaxpneumo.model.pretrained import from_torch
@@ -203,7 +207,9 @@ def _write_torch(subject: Subject, output: Path, images: Sequence[np.ndarray], o
         return compare(own, found_by(_with_variables(subject.predictor, back), images), EQUAL)
 
 
-def _write_folder(subject: Subject, output: Path, images: Sequence[np.ndarray], own: Sequence["Found"]) -> "Comparison":
+def _write_folder(
+    subject: Subject, output: Path, images: Sequence[np.ndarray], own: Sequence["Predicted"]
+) -> "Comparison":
     from jaxpneumo.export.self_check import EQUAL, compare, found_by
     from jaxpneumo.export.shared_folder import new_folder, write_shared
     from jaxpneumo.predict.infer import load_predictor

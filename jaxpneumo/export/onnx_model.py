@@ -28,9 +28,9 @@ import numpy as np
 
 from jaxpneumo.export.onnx_graph import Graph, Values
 from jaxpneumo.export.onnx_network import add_network
+from jaxpneumo.predict.image_scores import top_pixels
 from jaxpneumo.predict.onnx_session import THRESHOLDS, threshold_inputs
 from jaxpneumo.run import tta
-from jaxpneumo.score.threshold_counts import top_pixels
 
 if TYPE_CHECKING:  # this module imports JAX
     from jaxpneumo.predict.infer import Predictor
@@ -160,7 +160,7 @@ def _divide_up(graph: Graph, number: str) -> str:
 
 
 def _top_mean(graph: Graph, probability: str, size: int) -> str:
-    """The second score of `score.threshold_counts.image_scores`: (N,)."""
+    """The second score of `image_scores.image_scores`: (N,)."""
     pixels = graph.node("Reshape", probability, np.array([0, -1]))
     top, _ = graph.node("TopK", pixels, np.array([top_pixels(size)]), count=2, axis=1, sorted=0)
     return graph.node("ReduceMean", top, np.array([1]), keepdims=0)

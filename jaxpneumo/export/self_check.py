@@ -3,16 +3,17 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
 from jaxpneumo.data import dataset, finder
 from jaxpneumo.data.resize import resize_to_squares
 from jaxpneumo.dicom.radiograph import RadiographError
-from jaxpneumo.predict.postprocess import remove_small
+from jaxpneumo.predict.certainty import bands_of
+from jaxpneumo.predict.finding import predict_findings
+from jaxpneumo.predict.reading import Picture
 from jaxpneumo.process.errors import CheckError, InputError
-from jaxpneumo.score.threshold_counts import image_scores, top_pixels
 from jaxpneumo.synthetic.radiographs import radiograph
 
 if TYPE_CHECKING:  # this module imports JAX
@@ -22,7 +23,7 @@ COUNT = 8  # pictures of a check, unless a folder is given
 DRAWN_SIZE = 1024
 
 
-class Found(NamedTuple):
+class Predicted(NamedTuple):
     """What a network finds in one picture.
 
     Attributes:
@@ -117,38 +118,24 @@ def _of_folder(folder: Path) -> list[np.ndarray]:
     return images
 
 
-def found_by(predictor: "Predictor", images: Sequence[np.ndarray]) -> list[Found]:
+def found_by(predictor: "Predictor", images: Sequence[np.ndarray]) -> list[Predicted]:
     """What a run finds in pictures, by the calls of `jaxpneumo predict`."""
-    import jax
+    from jaxpneumo.predict.native import to_native_on_host
 
-    from jaxpneumo.predict.infer import Batch, masks_of, predict_native
-    from jaxpneumo.predict.native import NativeMask, to_native_on_host
-
-    settings = predictor.settings
-    view, top = int(bool(settings.tta)), top_pixels(settings.size)
-    scores_of = jax.jit(image_scores, static_argnums=1)
-
-    def native(batch: Batch) -> dict[str, Any]:
-        (masks,) = masks_of(predictor, batch, [view]).values()
-        probability = batch.probability[view]
-        return {"mask": masks, "probability": probability, "top_mean": scores_of(probability, top)[:, 1]}
-
-    stream = ((None, resize_to_squares(image, (settings.size,))[0], image.shape) for image in images)
+    size = predictor.settings.size
+    seen = (
+        Picture("", image=resize_to_squares(image, (size,))[0], height=image.shape[0], width=image.shape[1])
+        for image in images
+    )
     results = []
-    for _, size, found in predict_native(predictor, stream, settings.tta, native):
-        bits, area, *finding = found["mask"]
-        mask = NativeMask(bits, *size, int(area)).unpack()
-        results.append(
-            Found(
-                remove_small(mask, settings.removal_threshold, settings.removal_rule),
-                to_native_on_host(found["probability"], *size),
-                float(finding[0] if finding else found["top_mean"]),
-            )
-        )
+    for picture, describe in predict_findings(predictor, seen, bands_of(predictor), probability=True):
+        finding = describe()
+        probability = to_native_on_host(cast(np.ndarray, finding.probability), picture.height, picture.width)
+        results.append(Predicted(finding.mask, probability, finding.score))
     return results
 
 
-def compare(own: Sequence[Found], theirs: Iterable[Found], bound: Bound) -> Comparison:
+def compare(own: Sequence[Predicted], theirs: Iterable[Predicted], bound: Bound) -> Comparison:
     """Compares what an export finds in pictures with what the run finds in them.
 
     Args:

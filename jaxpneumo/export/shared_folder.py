@@ -1,10 +1,8 @@
 """Makes a folder to share of a run, and a run of such a folder; `run.shared` reads and checks one."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +12,15 @@ from jaxpneumo.model.weight_files import read_weights, to_safetensors
 from jaxpneumo.process import run_report
 from jaxpneumo.process.atomic import take_name, write_atomically, write_json
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.run.config import Config, read_config
+from jaxpneumo.process.files import read_json
+from jaxpneumo.run.config import read_config, typed
 from jaxpneumo.run.provenance import FILE as PROVENANCE
 from jaxpneumo.run.provenance import read_starts
 
 if TYPE_CHECKING:  # this module imports JAX
     from jaxpneumo.predict.infer import Predictor
 
-EVALUATION, METADATA, CARD, THRESHOLDS = "evaluation.json", "metadata.json", "README.md", "thresholds"
+METADATA, CARD, THRESHOLDS, EVALUATION = "metadata.json", "README.md", "thresholds", "evaluation"
 
 
 @contextmanager
@@ -64,7 +63,7 @@ def write_shared(
     from jaxpneumo.run import shared
 
     workdir = predictor.workdir
-    config = without_paths(replace(predictor.config, predict=replace(predictor.settings, input="")))
+    config = typed(description["config"])
     write_json(folder / "config.json", config.to_dict())
     with write_atomically(folder / shared.WEIGHTS, "wb") as file:
         file.write(to_safetensors(shared.to_arrays(variables), {"model": predictor.model_id}))
@@ -75,7 +74,8 @@ def write_shared(
         shutil.copyfile(path, folder / THRESHOLDS / path.name)
     if summary:
         origin = summary.get("thresholds_from", "").replace(str(workdir), workdir.name)
-        write_json(folder / EVALUATION, {**summary, "thresholds_from": origin})
+        write_json(folder / EVALUATION / "summary.json", {**summary, "thresholds_from": origin})
+        write_json(folder / EVALUATION / "calibration.json", read_json(workdir / EVALUATION / "calibration.json"))
     write_json(folder / METADATA, monai_metadata(description))
     with write_atomically(folder / CARD) as file:
         file.write(write_card(description, config, summary))
@@ -83,7 +83,7 @@ def write_shared(
 
 
 def write_run(folder: Path, source: Path) -> None:
-    """Writes the run of a shared folder into an empty one: its config, its last stage's result and its thresholds.
+    """Writes the run of a shared folder into an empty one: config, the last stage's result, thresholds and scores.
 
     Raises:
       InputError: a file of the shared folder was changed or is damaged, or `source` is no shared folder.
@@ -100,22 +100,7 @@ def write_run(folder: Path, source: Path) -> None:
     variables = shared.from_arrays(read_weights(weights), variable_shapes(make_model(config.model)), weights)
     checkpoint.save_final(folder / config.stages[-1].name, variables, {"imported_from": source.resolve().name})
     shutil.copyfile(source / PROVENANCE, folder / PROVENANCE)
-    if (source / THRESHOLDS).is_dir():
-        shutil.copytree(source / THRESHOLDS, folder / THRESHOLDS)
+    for name in (THRESHOLDS, EVALUATION):
+        if (source / name).is_dir():
+            shutil.copytree(source / name, folder / name)
     write_json(folder / "config.json", config.to_dict())
-
-
-def without_paths(config: Config) -> Config:
-    """The config without folders of the machine: of a path only its last name is left."""
-
-    def name(path: str) -> str:
-        return os.path.basename(path.rstrip("/"))
-
-    data = replace(config.data, directory=name(config.data.directory), split=name(config.data.split))
-    return replace(
-        config,
-        init_from=name(config.init_from),
-        data=data,
-        model=replace(config.model, pretrained=name(config.model.pretrained)),
-        stages=tuple(replace(stage, start_from=name(stage.start_from)) for stage in config.stages),
-    )

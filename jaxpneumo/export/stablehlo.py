@@ -15,7 +15,6 @@ import numpy as np
 from jaxpneumo.export.onnx_model import OUTPUTS, inputs
 from jaxpneumo.predict.onnx_session import THRESHOLDS, threshold_inputs
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.score.threshold_counts import image_scores, top_pixels
 
 if TYPE_CHECKING:  # what needs JAX is imported where it is used
     import jax
@@ -110,6 +109,8 @@ def _masks(
 ) -> dict[str, "jax.Array"]:
     """Masks, probabilities and scores of images of a shape (N, H, W), from what the network finds in them."""
     import jax.numpy as jnp
+
+    from jaxpneumo.predict.image_scores import image_scores, top_pixels
 
     size = shape[1:]
     native = _enlarge(probability, size)

@@ -8,11 +8,10 @@ whose arguments the file's header has. The network sees the grey image in all th
 """
 
 import json
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from jaxpneumo.model.pretrained import torch_name
 from jaxpneumo.process.errors import InputError
@@ -27,9 +26,8 @@ REDUCTION = 16
 def to_torch(variables: dict[str, Any]) -> dict[str, np.ndarray]:
     """PyTorch's name -> array in its layout, of {"params", "batch_stats"}: what a strict loading asks for."""
     weights: dict[str, np.ndarray] = {}
-    flat = cast(dict[tuple[str, ...], Any], flatten_dict(jax.device_get(variables)))
-    for (_, *path), value in flat.items():
-        name = torch_name(tuple(path))
+    for (_, *path), value in jax.tree_util.tree_leaves_with_path(jax.device_get(variables)):
+        name = torch_name(tuple(key.key for key in path))
         weights[name] = np.ascontiguousarray(_layout(np.asarray(value)))
         if name.endswith(".running_mean"):
             weights[name.replace(".running_mean", ".num_batches_tracked")] = np.array(0)

@@ -20,6 +20,8 @@ from jax.sharding import Mesh
 
 from jaxpneumo.model.folding import fold
 from jaxpneumo.model.unet import UNet
+from jaxpneumo.predict.certainty import Bands
+from jaxpneumo.predict.image_scores import top_means
 from jaxpneumo.predict.native import Grid, NativeMask, native_grid, native_masks, pixels_at_least, shrink
 from jaxpneumo.predict.views import mean_of_views
 from jaxpneumo.run.config import Config, Predict, read_config
@@ -79,6 +81,8 @@ class Predictor(CompiledNetwork):
       synthetic: True if the run was trained on synthetic radiographs, which show no patients.
       weighted_runs: the runs and weights of an ensemble (`ensemble.load_ensemble`); `workdir` is then the first run.
         Empty for a single run.
+      runtime: what computes the network; "" is JAX, and others are `onnx_predictor.OnnxPredictor`'s.
+      bands: limits of the certainty that lie beside the weights; None for those of the run's evaluation.
     """
 
     config: Config
@@ -87,6 +91,37 @@ class Predictor(CompiledNetwork):
     model_id: str
     synthetic: bool = False
     weighted_runs: tuple[tuple[Path, float], ...] = ()
+    runtime: str = ""
+    bands: Bands | None = None
+
+    def find(
+        self, images: Iterable[tuple[Any, np.ndarray, tuple[int, int]]], probability: bool
+    ) -> Iterator[tuple[Any, NativeMask, float, np.ndarray | None]]:
+        """Predicts radiographs in compiled batches.
+
+        Args:
+          images: see `predict_masks`.
+          probability: whether the probabilities at the network's size are asked for.
+
+        Yields:
+          (key, mask as `predict_masks` makes it, score of the whole image, float32 (S, S) or None) in the order of
+          `images`.
+        """
+        view = int(bool(self.settings.tta))
+
+        def native(batch: Batch) -> dict[str, Any]:
+            (mask,) = masks_of(self, batch, [view]).values()
+            # A mask has the classifier's probability too if there is one, which then is the score.
+            found: dict[str, Any] = {"mask": mask}
+            if batch.finding is None:
+                found["top_mean"] = top_means(batch.probability[view], self.settings.size)
+            return {**found, "probability": batch.probability[view]} if probability else found
+
+        for key, size, found in predict_native(self, images, self.settings.tta, native):
+            bits, area, *classifier = found["mask"]
+            mask = NativeMask(bits, *size, int(area), *map(float, classifier))
+            score = float(found["top_mean"]) if mask.finding is None else mask.finding
+            yield key, mask, score, found.get("probability")
 
 
 def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predictor:

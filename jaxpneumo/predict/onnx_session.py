@@ -44,22 +44,24 @@ def threshold_inputs(settings: Predict, classifier: bool) -> dict[str, np.ndarra
     return {name: np.array(getattr(settings, name) or 0, THRESHOLDS[name]) for name in names}
 
 
-def open_session(path: Path, runtime: str = RUNTIMES[0]) -> Session:
+def open_session(path: Path, runtime: str = RUNTIMES[0], batch: int | None = None) -> Session:
     """Loads a model and compiles it for the CPU, in float32.
 
     Args:
       path: an ONNX file.
       runtime: one of RUNTIMES.
+      batch: it will only see so many images at a time, of the network's size: OpenVINO compiles for these alone. None:
+        images of any number and size.
 
     Raises:
       InputError: there is no such file, it is no ONNX model, or the runtime is not installed.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file. `jaxpneumo export --format onnx --output FILE` of a run makes one.")
-    return {"onnxruntime": _onnxruntime, "openvino": _openvino}[runtime](path)
+    return {"onnxruntime": _onnxruntime, "openvino": _openvino}[runtime](path, batch)
 
 
-def _onnxruntime(path: Path) -> Session:
+def _onnxruntime(path: Path, batch: int | None) -> Session:
     try:
         import onnxruntime
     except ImportError as error:
@@ -67,6 +69,8 @@ def _onnxruntime(path: Path) -> Session:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cores()
     options.log_severity_level = 3  # errors, which are raised as well
+    if batch:
+        options.add_free_dimension_override_by_name("images", batch)
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common class
@@ -78,7 +82,7 @@ def _onnxruntime(path: Path) -> Session:
     return Session(session.get_modelmeta().custom_metadata_map, run)
 
 
-def _openvino(path: Path) -> Session:
+def _openvino(path: Path, batch: int | None) -> Session:
     try:
         with _without_telemetry():
             import openvino
@@ -90,10 +94,12 @@ def _openvino(path: Path) -> Session:
     try:
         # The bytes and no path, as a name ending tells it the format.
         model = core.read_model(path.read_bytes())
+        metadata = model.get_rt_info("framework").value if model.has_rt_info("framework") else {}
+        if batch and metadata.get("size", "").isdecimal():
+            model.reshape({"image": [batch, *[int(metadata["size"])] * 2]})
         compiled = core.compile_model(model, "CPU", settings)
     except RuntimeError as error:
         raise _unusable(path, error) from error
-    metadata = model.get_rt_info("framework").value if model.has_rt_info("framework") else {}
 
     def run(inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         found = compiled(dict(inputs))

@@ -13,11 +13,10 @@ import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Sharding
 
 from jaxpneumo.model.weight_files import read_weights
@@ -56,26 +55,24 @@ def final_variables(workdir: Path, stage: str, template: dict[str, Any], shardin
 
 def to_arrays(variables: dict[str, Any]) -> dict[str, np.ndarray]:
     """Name -> array of a network's variables."""
-    flat = cast(dict[str, Any], flatten_dict(jax.device_get(variables), sep="/"))
-    return {name: np.ascontiguousarray(value) for name, value in flat.items()}
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(variables))
+    return {_name(path): np.ascontiguousarray(value) for path, value in leaves}
 
 
 def from_arrays(arrays: dict[str, np.ndarray], template: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The inverse of `to_arrays`. Raises InputError, naming `path`, where names or shapes are not `template`'s."""
-    wanted = cast(dict[str, Any], flatten_dict(template, sep="/"))
-    wrong = sorted(
-        name
-        for name in wanted.keys() | arrays.keys()
-        if name not in wanted
-        or name not in arrays
-        or (arrays[name].shape, arrays[name].dtype) != (wanted[name].shape, wanted[name].dtype)
-    )
-    if wrong:
+    """The inverse of `to_arrays`. Raises InputError, naming `path`, where they are not the template's."""
+    wanted = {_name(place): (leaf.shape, leaf.dtype) for place, leaf in jax.tree_util.tree_leaves_with_path(template)}
+    there = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    if wrong := sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name)):
         raise InputError(
-            f"{path} does not fit the network of its config.json: {len(wrong)} of {len(wanted)} arrays differ, "
-            f"the first is {wrong[0]}. Get both files of the folder anew."
+            f"{path} does not fit the network of its config.json: {len(wrong)} arrays differ, the first is {wrong[0]}. "
+            "Get both files of the folder anew."
         )
-    return unflatten_dict(arrays, sep="/")
+    return jax.tree_util.tree_map_with_path(lambda place, _: arrays[_name(place)], template)
+
+
+def _name(path: Any) -> str:
+    return "/".join(key.key for key in path)
 
 
 def write_sums(folder: Path) -> None:
