@@ -39,24 +39,10 @@ def own(predictor, images):
     return self_check.found_by(predictor, images)
 
 
-@pytest.fixture(scope="module")
-def exported(evaluated, tmp_path_factory):
-    """A file of a format, made once."""
-    folder, made = tmp_path_factory.mktemp("export"), {}
-
-    def export(form):
-        if form not in made:
-            made[form] = folder / f"network.{form}"
-            assert main(["--workdir", str(evaluated), "--format", form, "--output", str(made[form])]) == DONE
-        return made[form]
-
-    return export
-
-
 class TestOnnx:
     @pytest.mark.parametrize("runtime", RUNTIMES)
-    def test_masks_probabilities_and_scores_are_the_runs(self, exported, predictor, images, own, runtime):
-        session = open_session(exported("onnx"), runtime)
+    def test_masks_probabilities_and_scores_are_the_runs(self, onnx_file, predictor, images, own, runtime):
+        session = open_session(onnx_file, runtime)
         thresholds = threshold_inputs(predictor.settings, classifier=False)
         assert any(found.mask.any() for found in own)
         for image, expected in zip(images, own, strict=True):
@@ -67,21 +53,21 @@ class TestOnnx:
             np.testing.assert_allclose(score[0], expected.score, rtol=0, atol=1e-5)
 
     @pytest.mark.parametrize("runtime", RUNTIMES)
-    def test_several_images_of_one_size_are_predicted_together(self, exported, predictor, images, own, runtime):
-        session = open_session(exported("onnx"), runtime)
+    def test_several_images_of_one_size_are_predicted_together(self, onnx_file, predictor, images, own, runtime):
+        session = open_session(onnx_file, runtime)
         inputs = {"image": np.stack(images[:2]), **threshold_inputs(predictor.settings, classifier=False)}
         masks, scores = session.run(inputs, ["mask", "score"])
         np.testing.assert_array_equal(masks, [found.mask for found in own[:2]])
         np.testing.assert_allclose(scores, [found.score for found in own[:2]], rtol=0, atol=1e-5)
 
-    def test_thresholds_are_inputs_and_those_of_the_triplet_rule_too(self, exported, images):
+    def test_thresholds_are_inputs_and_those_of_the_triplet_rule_too(self, onnx_file, images):
         """A mask of 128 x 128 pixels is a 64th of one of 1024 x 1024."""
-        model = onnx.load(exported("onnx"))
+        model = onnx.load(onnx_file)
         assert [each.name for each in model.graph.input] == [
             *("image", "threshold", "removal_threshold", "top_threshold", "top_area"),
         ]
         assert not {each.name for each in model.graph.input} & {each.name for each in model.graph.initializer}
-        session = open_session(exported("onnx"))
+        session = open_session(onnx_file)
 
         def area(threshold, removal=0, top=0.0, top_area=0):
             numbers = {"threshold": np.float32(threshold), "removal_threshold": np.int64(removal)}
@@ -97,8 +83,8 @@ class TestOnnx:
         above = np.count_nonzero(probability >= np.float32(top))
         assert [area(0.3, top=top, top_area=64 * (above + more))[0] for more in (0, 1)] == [whole, 0]
 
-    def test_the_file_says_whose_network_it_is_and_that_it_is_no_device(self, exported, evaluated, predictor):
-        told = {each.key: each.value for each in onnx.load(exported("onnx")).metadata_props}
+    def test_the_file_says_whose_network_it_is_and_that_it_is_no_device(self, onnx_file, evaluated, predictor):
+        told = {each.key: each.value for each in onnx.load(onnx_file).metadata_props}
         assert told["model"] == predictor.model_id
         assert "Research use only; not a medical device." in told["note"]
         assert (told["synthetic"], told["tta"], told["size"]) == ("true", "true", "32")
@@ -106,11 +92,11 @@ class TestOnnx:
         scores = read_json(evaluated / "evaluation/summary.json")["scores"]["tta_removal"]
         assert json.loads(told["evaluation"])["dice"][0] == scores["dice"]
         for runtime in RUNTIMES:
-            assert dict(open_session(exported("onnx"), runtime).metadata) == told
+            assert dict(open_session(onnx_file, runtime).metadata) == told
 
-    def test_the_same_run_is_the_same_file(self, exported, evaluated, tmp_path):
+    def test_the_same_run_is_the_same_file(self, onnx_file, evaluated, tmp_path):
         main(["--workdir", str(evaluated), "--format", "onnx", "--output", str(tmp_path / "again.onnx")])
-        assert (tmp_path / "again.onnx").read_bytes() == exported("onnx").read_bytes()
+        assert (tmp_path / "again.onnx").read_bytes() == onnx_file.read_bytes()
 
     @pytest.mark.parametrize("runtime", RUNTIMES)
     def test_what_is_no_model_is_told_in_words(self, runtime, tmp_path):
@@ -120,14 +106,14 @@ class TestOnnx:
         with pytest.raises(InputError, match=r"b\.onnx: no such file"):
             open_session(tmp_path / "b.onnx", runtime)
 
-    def test_openvino_is_kept_from_its_telemetry(self, exported, tmp_path):
+    def test_openvino_is_kept_from_its_telemetry(self, onnx_file, tmp_path):
         """Importing it sends an event and leaves an identity in the home folder."""
         code = (
             "import socket, sys; from pathlib import Path\n"
             "def refuse(*_): raise AssertionError('a connection')\n"
             "socket.socket.connect = refuse\n"
             "from jaxpneumo.predict.onnx_session import open_session\n"
-            f"open_session(Path({str(exported('onnx'))!r}), 'openvino')\n"
+            f"open_session(Path({str(onnx_file)!r}), 'openvino')\n"
             "print([name for name in sys.modules if name.startswith('openvino_telemetry') or name == 'jax'])"
         )
         done = run(code, HOME=str(tmp_path), CI="")
@@ -142,11 +128,12 @@ def run(code, **environment):
     )
 
 
-def test_stablehlo_needs_jax_alone_and_gives_the_same_bits(exported, predictor, images, own, tmp_path):
+def test_stablehlo_needs_jax_alone_and_gives_the_same_bits(evaluated, predictor, images, own, tmp_path):
     """In a process that has nothing of this package, by the loader that lies beside the file."""
     from jaxpneumo.export.stablehlo import from_stablehlo
 
-    path = exported("stablehlo")
+    path = tmp_path / "run.stablehlo"
+    assert main(["--workdir", str(evaluated), "--format", "stablehlo", "--output", str(path)]) == DONE
     told = read_json(f"{path}.json")
     assert told["loader"] == LOADER.splitlines()
     assert (told["model"], told["thresholds"]["removal_threshold"]) == (predictor.model_id, 20000)
