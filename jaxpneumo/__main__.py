@@ -41,6 +41,8 @@ VERBS = {
     "predict": Verb("jaxpneumo.predict.predict", "outline pneumothorax in a folder of radiographs", computes=True),
     "merge": Verb("jaxpneumo.predict.merge", "join the parts of an archive into one submission"),
     "validate": Verb("jaxpneumo.predict.validate", "check a submission csv"),
+    "export": Verb("jaxpneumo.export.export", "write a run for other programs, or to share", computes=True),
+    "import": Verb("jaxpneumo.export.import_folder", "make a run of a shared folder", computes=True),
     "clean": Verb("jaxpneumo.run.clean", "remove the checkpoints of finished runs"),
     "bench": Verb("jaxpneumo.bench.bench", "measure the speed of this machine", computes=True),
 }

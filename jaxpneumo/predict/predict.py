@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxpneumo.data import finder, ids
-from jaxpneumo.predict import dicom_results, gate, saved_thresholds, workdir_options
+from jaxpneumo.predict import dicom_results, gate, model_options, saved_thresholds, workdir_options
 from jaxpneumo.predict.certainty import Bands, bands_of
 from jaxpneumo.predict.manifest import (
     MANIFEST,
@@ -75,12 +75,16 @@ examples:
   jaxpneumo predict --workdir runs/exp5 --input archive --output out --overlays 0 --num-parts 32 --part-id auto
   jaxpneumo predict --workdir runs/exp5_fold0 --workdir runs/exp5_fold1 --input images --output out
   jaxpneumo predict --workdir runs/positives --gate runs/exp5 --input images --output out
+  jaxpneumo predict --model exp5.onnx --runtime openvino --input archive --output out
 
 With several runs, the mean of their probabilities is used; --weights 0.7,0.3 makes it a weighted mean. All other
 settings are those of the first run, also the thresholds: `jaxpneumo thresholds --evaluation` chooses the ensemble's.
 
 With --gate RUN, another run decides whether there is a pneumothorax: an image stays empty where that run, with its own
 thresholds, outlines nothing.
+
+--model FILE predicts with a file of `jaxpneumo export --format onnx` on the CPU, without JAX and faster. All else is
+the same. Masks may differ from the run's in pixels whose probability is within rounding of the threshold.
 """
 
 
@@ -231,7 +235,8 @@ def _done(written: Written) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; see HELP. Returns 0, or 3 if files were set aside."""
     parser = Parser(prog="jaxpneumo predict", description=HELP)
-    workdir_options.add_arguments(parser)
+    workdir_options.add_arguments(parser, required=False)
+    model_options.add_arguments(parser)
     add = parser.add_argument
     add("--input", type=places.path, required=True, help="folder of radiographs, searched at any depth, or one file")
     add("--output", type=places.folder_to_fill, required=True, help="folder to write to")
@@ -276,17 +281,21 @@ def main(arguments: Sequence[str]) -> int:
             "--thresholds sets the probability and removal thresholds: leave out --threshold, --removal-threshold "
             "and --removal-rule."
         )
+    model_options.check(options)
     if options.dicom:
         dicom_results.check_installed()
     part = choose_part(options.num_parts, options.part_id, os.environ)
     run_report.place(part_folder(options.output, part))
-    workdirs = workdir_options.read_workdirs(options.workdir)
+    workdirs = [options.model] if options.model else workdir_options.read_workdirs(options.workdir)
     weights = workdir_options.read_weights(options.weights, len(workdirs))
     found = finder.find(options.input, options.output)
-    from jaxpneumo.predict.ensemble import load_ensemble
-
     batch_size = 1 if options.batch_size is None and len(found.sources) == 1 else options.batch_size
-    predictor = load_ensemble(workdirs, weights, batch_size)
+    if options.model:
+        predictor = model_options.load(options.model, options.runtime, batch_size)
+    else:
+        from jaxpneumo.predict.ensemble import load_ensemble
+
+        predictor = load_ensemble(workdirs, weights, batch_size)
     given = {name: value for name in single if (value := getattr(options, name)) is not None}
     settings = replace(predictor.settings, tta=predictor.settings.tta if options.tta is None else options.tta, **given)
     if options.thresholds:
