@@ -4,7 +4,8 @@
     python benchmarks/recipes.py --seeds 0,1,2,3,4 --only exp5,sampling --output benchmarks/results/recipes.json
 
 The radiographs are drawn once, and every recipe trains from random weights on the same images, in the same number of
-steps, with half the papers' channels. A run is a process of its own. The output holds what was found
+steps, with half the papers' channels and one
+block a stage of the encoder. A run is a process of its own. The output holds what was found
 so far: the same command goes on where it stopped. It ends with a table: Dice of positive images and of all, mean and
 range over the seeds, and the difference to exp5's of the same seeds with its interval. SYNTHETIC radiographs say
 nothing about patients; they show whether a part works as it should and what it costs.
@@ -42,9 +43,10 @@ BASE = {
     "model.encoder": "resnet34",
     "model.dtype": "float32",
     "model.width": 32,
+    "model.depths": (1, 1, 1, 1),
     "loss.dice": "batch",
-    **{f"stage1.{key}": value for key, value in {"size": 64, "batch_size": 8, "epochs": 10, "swa_epochs": 2}.items()},
-    **{f"stage2.{key}": value for key, value in {"size": 96, "batch_size": 8, "epochs": 4, "swa_epochs": 2}.items()},
+    **{f"stage1.{key}": value for key, value in {"size": 64, "batch_size": 8, "epochs": 16, "swa_epochs": 2}.items()},
+    **{f"stage2.{key}": value for key, value in {"size": 96, "batch_size": 8, "epochs": 6, "swa_epochs": 2}.items()},
     "stage2.learning_rate": 5e-4,
     "predict.size": 96,
 }
