@@ -65,7 +65,9 @@ def test_other_thresholds_and_batches(predict, by_run):
     assert (header["settings"]["threshold"], header["settings"]["removal_threshold"]) == (0.25, 0)
     assert all(mine["area"] >= its["area"] for mine, its in zip(ours, entries(by_run)[1], strict=True))
     assert sum(mine["area"] for mine in ours) > sum(its["area"] for its in entries(by_run)[1])
-    with pytest.raises(InputError, match=r"holds predictions made with other settings \(runtime onnxruntime, now openvino"):
+    with pytest.raises(
+        InputError, match=r"holds predictions made with other settings \(runtime onnxruntime, now openvino"
+    ):
         predict("--threshold", "0.25", "--removal-threshold", "0", "--runtime", "openvino")
 
 
