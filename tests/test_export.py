@@ -9,9 +9,10 @@ import sys
 import numpy as np
 import onnx
 import pytest
+from helpers import REPOSITORY
 
 from jaxpneumo.dicom.dicom import read_image
-from jaxpneumo.export import self_check
+from jaxpneumo.export import onnx_network, self_check
 from jaxpneumo.export.export import main
 from jaxpneumo.export.onnx_model import OUTPUTS
 from jaxpneumo.export.stablehlo import LOADER
@@ -20,6 +21,9 @@ from jaxpneumo.predict.onnx_session import RUNTIMES, open_session, threshold_inp
 from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, FAILED, InputError, exit_code
 from jaxpneumo.process.files import read_json
+from jaxpneumo.run import shared
+
+MANUAL = (REPOSITORY / "docs/usage.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +98,13 @@ class TestOnnx:
         for runtime in RUNTIMES:
             assert dict(open_session(onnx_file, runtime).metadata) == told
 
+    def test_the_manuals_example_finds_the_same(self, onnx_file, images, own):
+        (code,) = (block for block in MANUAL.split("```python\n") if "onnxruntime.InferenceSession" in block)
+        found = {"image": images[0]}
+        exec(code.split("```")[0].replace("exp5.onnx", str(onnx_file)), found)
+        np.testing.assert_array_equal(found["mask"][0], own[0].mask)
+        np.testing.assert_allclose(found["score"], [own[0].score], rtol=0, atol=1e-5)
+
     def test_the_same_run_is_the_same_file(self, onnx_file, evaluated, tmp_path):
         main(["--workdir", str(evaluated), "--format", "onnx", "--output", str(tmp_path / "again.onnx")])
         assert (tmp_path / "again.onnx").read_bytes() == onnx_file.read_bytes()
@@ -136,6 +147,7 @@ def test_stablehlo_needs_jax_alone_and_gives_the_same_bits(evaluated, predictor,
     assert main(["--workdir", str(evaluated), "--format", "stablehlo", "--output", str(path)]) == DONE
     told = read_json(f"{path}.json")
     assert told["loader"] == LOADER.splitlines()
+    assert f"```python\n{LOADER}```" in MANUAL
     assert (told["model"], told["thresholds"]["removal_threshold"]) == (predictor.model_id, 20000)
     np.save(tmp_path / "images.npy", np.stack(images[:2]))
     code = LOADER + (
@@ -155,10 +167,16 @@ def test_stablehlo_needs_jax_alone_and_gives_the_same_bits(evaluated, predictor,
 
 class TestChecks:
     @pytest.mark.parametrize("form", ["onnx", "folder"])
-    def test_an_export_that_is_off_is_removed_and_told(self, evaluated, tmp_path, monkeypatch, capsys, form):
-        impossible = self_check.Bound(probability=-1, pixels=-1)
-        for name in ("ROUNDED", "EQUAL"):
-            monkeypatch.setattr(self_check, name, impossible)
+    def test_an_export_with_a_fault_is_removed_and_told(self, evaluated, tmp_path, monkeypatch, capsys, form):
+        """Pooling without padding before, and a weight that is another."""
+        pool, to_arrays = onnx_network._pool, shared.to_arrays
+
+        def spoilt(variables):
+            arrays = to_arrays(variables)
+            return arrays | {"params/segmentation_head/bias": arrays["params/segmentation_head/bias"] + 1}
+
+        monkeypatch.setattr(onnx_network, "_pool", lambda graph, x, before: pool(graph, x, 1 - before))
+        monkeypatch.setattr(shared, "to_arrays", spoilt)
         arguments = ["--workdir", str(evaluated), "--format", form, "--output", str(tmp_path / "out")]
         assert exit_code(main, arguments) == FAILED
         assert "the export does not find what the run finds, and was removed" in capsys.readouterr().err
@@ -173,14 +191,15 @@ class TestChecks:
         equal = self_check.compare(own, own, self_check.EQUAL)
         assert (equal.different, equal.probability, equal.pictures) == (0, 0, len(own))
 
-    def test_pictures_are_the_runs_own_or_given_or_drawn(self, evaluated, radiographs, tmp_path, capsys):
+    def test_pictures_are_the_runs_own_or_given_or_drawn(self, evaluated, radiographs, tmp_path, monkeypatch):
         data = read_json(evaluated / "config.json")["data"]["directory"]
         own, where = self_check.pictures(data, None)
         assert (len(own), own[0].shape, data in where) == (8, (64, 64), True)
         given, where = self_check.pictures(data, radiographs / "dicom")
         assert (len(given), given[0].shape, "dicom" in where) == (24, (128, 128), True)
+        monkeypatch.setattr(self_check, "DRAWN_SIZE", 96)
         drawn, where = self_check.pictures(tmp_path / "gone", None)
-        assert (len(drawn), drawn[0].shape, "drawn" in where) == (8, (1024, 1024), True)
+        assert (len(drawn), drawn[0].shape, "drawn" in where) == (8, (96, 96), True)
 
 
 class TestRefusals:

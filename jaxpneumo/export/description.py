@@ -11,6 +11,7 @@ from jaxpneumo.data.splits import words as split_words
 from jaxpneumo.predict import saved_thresholds
 from jaxpneumo.predict.certainty import bands_of
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
+from jaxpneumo.predict.onnx_session import threshold_inputs
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.run.config import Config
@@ -38,10 +39,12 @@ def describe(predictor: "Predictor", summary: dict[str, Any] | None) -> dict[str
 
     Returns:
       "program", "note", "synthetic"; "model", the fingerprint of the weights; "run", "encoder", "classifier"; the
-      settings, where they are set; "evaluation" with data, split, baseline and scores, and "bands", the limits of the
-      certainty, None without any; and "config", the run's with these settings and without folders of the machine.
+      settings, where they are set; "thresholds", as a model takes them beside the image; "evaluation" with data,
+      split, baseline and scores, and "bands", the limits of the certainty, None without any; and "config", the run's
+      with these settings and without folders of the machine.
     """
     settings = {name: getattr(predictor.settings, name) for name in SETTINGS}
+    thresholds = threshold_inputs(predictor.settings, predictor.config.model.classifier)
     bands = bands_of(predictor)
     own = replace(predictor.settings, batch_size=predictor.config.predict.batch_size)
     config = replace(predictor.config, predict=own)
@@ -54,6 +57,7 @@ def describe(predictor: "Predictor", summary: dict[str, Any] | None) -> dict[str
         "encoder": predictor.config.model.encoder,
         "classifier": predictor.config.model.classifier,
         **{name: value for name, value in settings.items() if value is not None},
+        "thresholds": {name: value.item() for name, value in thresholds.items()},
         "evaluation": summary and _evaluation(summary),
         "bands": asdict(bands) if bands.calibrated else None,
         "config": without_paths(config).to_dict(),

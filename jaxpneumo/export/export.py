@@ -166,9 +166,10 @@ def _write_onnx(
     from jaxpneumo.export.self_check import ROUNDED, Predicted, compare
     from jaxpneumo.predict.onnx_session import open_session, threshold_inputs
 
-    thresholds = threshold_inputs(subject.predictor.settings, subject.predictor.config.model.classifier)
+    network, settings = subject.predictor.config.model, subject.predictor.settings
+    thresholds = threshold_inputs(settings, network.classifier)
     with write_atomically(output, "wb") as file:
-        file.write(to_onnx(subject.predictor, texts(subject.description)))
+        file.write(to_onnx(network, subject.predictor.variables, settings, texts(subject.description)))
         file.flush()
         session = open_session(Path(file.name))
         found = (session.run({"image": image[None], **thresholds}, list(OUTPUTS)) for image in images)
@@ -187,7 +188,7 @@ def _write_stablehlo(
         network = from_stablehlo(Path(file.name).read_bytes(), subject.predictor.settings)
         found = compare(own, (Predicted(*(each[0] for each in network(image[None]))) for image in images), ROUNDED)
         with write_atomically(output.with_name(f"{output.name}.json")) as description:
-            description.write(beside(subject.predictor, subject.description))
+            description.write(beside(subject.description))
     return found
 
 

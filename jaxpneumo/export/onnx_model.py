@@ -22,7 +22,7 @@ size has its own probabilities as output.
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -31,25 +31,24 @@ from jaxpneumo.export.onnx_network import add_network
 from jaxpneumo.predict.image_scores import top_pixels
 from jaxpneumo.predict.onnx_session import THRESHOLDS, threshold_inputs
 from jaxpneumo.run import tta
-
-if TYPE_CHECKING:  # this module imports JAX
-    from jaxpneumo.predict.infer import Predictor
+from jaxpneumo.run.config import Model, Predict
 
 IMAGES = ("images", "height", "width")
 OUTPUTS: Values = {"mask": (np.uint8, IMAGES), "probability": (np.float32, IMAGES), "score": (np.float32, IMAGES[:1])}
 
 
-def to_onnx(predictor: "Predictor", metadata: dict[str, str]) -> bytes:
-    """The bytes of a run's ONNX model.
+def to_onnx(network: Model, variables: dict[str, Any], settings: Predict, metadata: dict[str, str]) -> bytes:
+    """The bytes of an ONNX model.
 
     Args:
-      predictor: of a float32 network, with the settings to export; its TTA is none or the flip.
-      metadata: texts that the file holds beside the graph.
+      network: what the network is.
+      variables: its float32 {"params", "batch_stats"}, folded (`model.folding.fold`).
+      settings: of the prediction; its TTA is none or the flip.
+      metadata: texts that the file holds beside the graph, "note" among them.
     """
     import jax
 
-    settings, network = predictor.settings, predictor.config.model
-    variables = jax.tree.map(np.asarray, jax.device_get(predictor.variables))
+    variables = jax.tree.map(np.asarray, jax.device_get(variables))
     graph = Graph()
     with graph.scope("shrink"):
         height, width = (graph.node("Gather", graph.node("Shape", "image"), np.array(axis)) for axis in (1, 2))

@@ -94,11 +94,9 @@ def from_stablehlo(data: bytes, settings: "Predict") -> Callable[[np.ndarray], l
     return run
 
 
-def beside(predictor: "Predictor", description: dict[str, Any]) -> str:
+def beside(description: dict[str, Any]) -> str:
     """The text of FILE.json."""
-    thresholds = threshold_inputs(predictor.settings, predictor.config.model.classifier)
-    told = {"thresholds": {name: value.item() for name, value in thresholds.items()}, "loader": LOADER.splitlines()}
-    return json.dumps({**description, **told}, indent=2) + "\n"
+    return json.dumps({**description, "loader": LOADER.splitlines()}, indent=2) + "\n"
 
 
 def _masks(
