@@ -7,15 +7,16 @@ and moving the slider asks nothing of the server.
 
 import base64
 import zlib
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
 
-from jaxpneumo.api import Result
-from jaxpneumo.dicom.radiograph import Radiograph
-from jaxpneumo.predict import saved_thresholds
+from jaxpneumo.predict.certainty import Bands
+from jaxpneumo.predict.finding import Finding
 from jaxpneumo.predict.infer import Predictor
+from jaxpneumo.predict.native import pixels_at_least, to_native_on_host
+from jaxpneumo.predict.postprocess import remove_small
 from jaxpneumo.run.config import Predict
 
 STEPS = 200  # of the slider, from 1/200 to 1
@@ -29,21 +30,32 @@ def slider(settings: Predict) -> list[float]:
     return sorted({float(np.float32(value)): value for value in (*steps, *own)}.values())
 
 
-def levels(result: Result, settings: Predict) -> np.ndarray:
+def levels(finding: Finding, settings: Predict) -> np.ndarray:
     """How many of the slider's thresholds each pixel reaches, uint8 (H, W).
 
-    They are made of the host's probabilities, whose last bit may differ from the device's. So they are made to agree
-    with the mask, which the device made at the run's own threshold.
+    The host makes them of the probabilities, and may round their last bit otherwise than the device that made the mask.
+    So they are made to agree with the mask at the run's own threshold.
+
+    Args:
+      finding: with its probability, at the threshold of the settings.
+      settings: the run's.
     """
-    reached = np.searchsorted(np.array(slider(settings), np.float32), result.probability, side="right")
-    reached, own = reached.astype(np.uint8), position(settings.threshold, settings)
-    if result.area:
-        reached[result.mask & (reached < own)] = own
-        beyond = ~result.mask & (reached >= own)
+    reached = np.searchsorted(np.array(slider(settings), np.float32), native(finding), side="right").astype(np.uint8)
+    own = position(settings.threshold, settings)
+    if finding.area:
+        mask = finding.mask.astype(bool)
+        reached[mask & (reached < own)] = own
+        beyond = ~mask & (reached >= own)
         if settings.removal_rule == "component":  # other components were removed; a kept one has no neighbours
-            beyond &= cv2.dilate(result.mask.view(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+            beyond &= cv2.dilate(mask.view(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
         reached[beyond] = own - 1
     return reached
+
+
+def native(finding: Finding) -> np.ndarray:
+    """The probability of each pixel at native size, float32 (H, W)."""
+    probability = cast(np.ndarray, finding.probability)
+    return to_native_on_host(probability, finding.picture.height, finding.picture.width)
 
 
 def position(threshold: float, settings: Predict) -> int:
@@ -51,7 +63,7 @@ def position(threshold: float, settings: Predict) -> int:
     return 1 + list(map(np.float32, slider(settings))).index(np.float32(threshold))
 
 
-def run_facts(predictor: Predictor, name: str) -> dict[str, Any]:
+def run_facts(predictor: Predictor, bands: Bands, name: str) -> dict[str, Any]:
     """What the page has to know of the run: thresholds, rules, words."""
     settings = predictor.settings
     top = settings.top_threshold
@@ -60,6 +72,7 @@ def run_facts(predictor: Predictor, name: str) -> dict[str, Any]:
         "model": predictor.model_id[:12],
         "words": rule_words(settings),
         "synthetic": predictor.synthetic,
+        "calibrated": bands.calibrated,
         "thresholds": slider(settings),
         "own": position(settings.threshold, settings),
         "rules": {
@@ -82,21 +95,51 @@ def rule_words(settings: Predict) -> str:
     return f"{words}. Areas of rules are in pixels of a 1024 x 1024 image."
 
 
-def answer(radiograph: Radiograph, result: Result, settings: Predict) -> dict[str, Any]:
-    """What the page shows of a radiograph, as JSON: `image` is a PNG, `levels` zlib's; both in base64."""
+def answer(image: np.ndarray, finding: Finding, predictor: Predictor) -> dict[str, Any]:
+    """What the page shows of a radiograph, as JSON: `image` is a PNG, `levels` zlib's; both in base64.
+
+    Args:
+      image: uint8 (H, W), native size.
+      finding: of the same, with its probability.
+      predictor: with the run's settings.
+    """
+    reached = levels(finding, predictor.settings)
     return {
-        "id": result.id,
-        "height": result.mask.shape[0],
-        "width": result.mask.shape[1],
-        "image": _text(png(radiograph.image)),
-        "levels": _text(zlib.compress(levels(result, settings).tobytes(), 1)),
-        "area": result.area,
-        "area_mm2": result.area_mm2,
-        "pixel_spacing": radiograph.pixel_spacing,
-        "score": result.score,
-        "side": result.side,
-        "remarks": result.remarks,
+        "id": finding.picture.uid,
+        "height": finding.picture.height,
+        "width": finding.picture.width,
+        "image": _text(png(image)),
+        "levels": _text(zlib.compress(reached.tobytes(), 1)),
+        "area": finding.area,
+        "area_mm2": finding.area_mm2,
+        "pixel_spacing": finding.picture.pixel_spacing,
+        "score": finding.score,
+        "band": finding.certainty.band,
+        "why": finding.certainty.why,
+        "side": finding.side,
+        "emptied": emptied(finding, reached, predictor),
+        "remarks": finding.remarks,
     }
+
+
+def emptied(finding: Finding, reached: np.ndarray, predictor: Predictor) -> str:
+    """Why a mask is empty at every threshold, in words; "" if it is not."""
+    own = predictor.settings.classifier_threshold
+    if own is not None and finding.classifier is not None and finding.classifier < own:
+        return f"Left empty: the classifier's {finding.classifier:.3f} is below its threshold, {own:g}."
+    if predictor.gate is not None and not finding.area and by_rules(reached, predictor.settings).any():
+        return "Left empty: the gate, another run, outlines nothing here."
+    return ""
+
+
+def by_rules(reached: np.ndarray, settings: Predict) -> np.ndarray:
+    """The mask of levels by the run's thresholds and removal alone, uint8 (H, W) of 0 and 1."""
+    mask = (reached >= position(settings.threshold, settings)).astype(np.uint8)
+    if settings.top_threshold is not None and settings.top_area is not None:
+        top = np.count_nonzero(reached >= position(settings.top_threshold, settings))
+        if top < pixels_at_least(settings.top_area, *mask.shape):
+            return np.zeros_like(mask)
+    return remove_small(mask, settings.removal_threshold, settings.removal_rule)
 
 
 def png(picture: np.ndarray) -> bytes:

@@ -4,21 +4,36 @@ A file that crashes or hangs its decoder costs one process, which is replaced. T
 header says about the patient does not leave them.
 """
 
+import hashlib
 import signal
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from jaxpneumo.data.reconcile import NOT_FRONTAL
-from jaxpneumo.dicom import frontal
+import numpy as np
+
 from jaxpneumo.dicom.radiograph import Radiograph, RadiographError
-from jaxpneumo.predict.reading import SECONDS
+from jaxpneumo.predict.reading import SECONDS, Picture, Reading, shrink_radiograph
 from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.files import printable
 
 START_SECONDS = 300.0
+
+
+@dataclass(frozen=True, eq=False)
+class Upload:
+    """A radiograph that was read.
+
+    Attributes:
+      image: uint8 (H, W), native size.
+      picture: the same at the network's size, and what is known of it; `source` is the file's name.
+    """
+
+    image: np.ndarray
+    picture: Picture
 
 
 class Decoders:
@@ -26,16 +41,18 @@ class Decoders:
 
     Args:
       count: number of processes.
-      any_image: also accepts images that are not frontal chest radiographs.
+      reading: the network's size, and whether images are accepted that are not frontal chest radiographs.
       seconds: time limit for one file.
     """
 
-    def __init__(self, count: int, any_image: bool = False, seconds: float = SECONDS):
-        self._any_image, self._seconds = any_image, seconds
+    def __init__(self, count: int, reading: Reading, seconds: float = SECONDS):
+        self._reading, self._seconds = reading, seconds
         self._own, self._all = threading.local(), list[_Decoder]()
         self._threads = ThreadPoolExecutor(count, "decoder", initializer=self._begin)
+        for _ in range(count):  # a thread and its process begin with the first work
+            self._threads.submit(lambda: self._own.decoder.wait())
 
-    def read(self, data: bytes, name: str) -> "Future[Radiograph]":
+    def read(self, data: bytes, name: str) -> "Future[Upload]":
         """Reads a DICOM, PNG or JPEG file.
 
         Args:
@@ -43,7 +60,7 @@ class Decoders:
           name: what messages call it.
 
         Returns:
-          The radiograph, without what its header says about the patient; InputError if the file cannot be used.
+          The radiograph, soon; InputError if the file cannot be used.
         """
         return self._threads.submit(lambda: self._own.decoder.read(data, name))
 
@@ -54,38 +71,43 @@ class Decoders:
         self._threads.shutdown(cancel_futures=True)
 
     def _begin(self) -> None:
-        self._own.decoder = _Decoder(self._any_image, self._seconds)
+        self._own.decoder = _Decoder(self._reading, self._seconds)
         self._all.append(self._own.decoder)
 
 
 class _Decoder:
     """One process, which the calling thread waits for; another takes its place when it is lost."""
 
-    def __init__(self, any_image: bool, seconds: float):
-        self._any_image, self._seconds = any_image, seconds
+    def __init__(self, reading: Reading, seconds: float):
+        self._reading, self._seconds = reading, seconds
         self._start()
 
     def _start(self) -> None:
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process: BaseProcess = context.Process(target=_work, args=(theirs, self._any_image), daemon=True)
+        self._process: BaseProcess = context.Process(target=_work, args=(theirs, self._reading), daemon=True)
         self._process.start()
         theirs.close()
+        self._ready = False
 
-    def read(self, data: bytes, name: str) -> Radiograph:
+    def wait(self) -> None:
+        """Waits until the process can read files."""
+        if not self._ready:
+            self._ready = self._pipe.poll(START_SECONDS) and self._pipe.recv() == "ready"
+
+    def read(self, data: bytes, name: str) -> Upload:
         """See `Decoders.read`."""
-        why = "crashed"
+        why = "took too long"
         try:
-            if self._pipe.poll(START_SECONDS) and self._pipe.recv() == "ready":
-                self._pipe.send((data, name))
-                if self._pipe.poll(self._seconds):
-                    found = self._pipe.recv()
-                    if isinstance(found, Radiograph):
-                        return found
-                    raise InputError(found)
-                why = "took too long"
-        except (EOFError, OSError):  # it died
-            pass
+            self.wait()
+            self._pipe.send((data, name))
+            if self._pipe.poll(self._seconds):
+                found = self._pipe.recv()
+                if isinstance(found, Upload):
+                    return found
+                raise InputError(found)
+        except (EOFError, OSError):
+            why = "crashed"
         self.stop()
         self._start()
         raise InputError(f"{name}: decoding it {why}. Export it again.")
@@ -96,31 +118,33 @@ class _Decoder:
         self._process.join()
 
 
-def _work(pipe: Connection, any_image: bool) -> None:
+def _work(pipe: Connection, reading: Reading) -> None:
     """The life of one process: it ends when the one that started it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Before the first file, so that loading pydicom does not count as its decoding time
+    # Now, so that loading them does not count as a file's decoding time
     from jaxpneumo.dicom import dicom
     from jaxpneumo.process.runtime import one_thread_each
 
     one_thread_each()
 
-    def read(data: bytes, name: str) -> Radiograph | str:
+    def read(data: bytes, name: str) -> Upload | str:
         try:
-            return _checked(dicom.parse_image(data, name), name, any_image)
+            return _upload(dicom.parse_image(data, name), data, name, reading)
         except RadiographError as error:
             return str(error)
 
     try:
+        pipe.send("ready")
         while True:
-            pipe.send("ready")
             pipe.send(read(*pipe.recv()))
     except (EOFError, OSError):
         return
 
 
-def _checked(radiograph: Radiograph, name: str, any_image: bool) -> Radiograph | str:
-    """The radiograph without its patient, or why it is not used."""
-    if not any_image and (wrong := frontal.not_frontal(radiograph)):
-        return f"{name}: {NOT_FRONTAL}: {wrong}. A page started with --any-image predicts it all the same."
-    return replace(radiograph, patient_id="", sex="", age=None)
+def _upload(radiograph: Radiograph, data: bytes, name: str, reading: Reading) -> Upload | str:
+    """What the server gets of a radiograph, or why it cannot be used."""
+    file = Picture(name, sha256=hashlib.sha256(data).hexdigest())
+    picture = shrink_radiograph(reading, file, radiograph)
+    if picture.reason:
+        return f"{name}: {picture.reason}. A page that is started with --any-image predicts it all the same."
+    return Upload(radiograph.image, replace(picture, uid=printable(radiograph.uid.strip())))

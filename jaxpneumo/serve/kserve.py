@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxpneumo.api import Result
+from jaxpneumo.predict.finding import Finding
 from jaxpneumo.process.errors import InputError
+from jaxpneumo.serve.answers import native
 
 INPUT = "image"
 # Datatype and shape
@@ -62,14 +63,16 @@ def read_request(body: bytes, length: str | None) -> InferRequest:
     """
     size = len(body) if length is None else int(length) if length.isdecimal() else -1
     if not 0 <= size <= len(body):
-        raise InputError(f"{LENGTH} is {length}, and the body has {len(body)} bytes. Give the bytes of the JSON header.")
+        raise InputError(
+            f"{LENGTH} is {length}, and the body has {len(body)} bytes. Give the bytes of the JSON header."
+        )
     try:
         request = json.loads(body[:size])
         (tensor,) = request["inputs"]
         name, kind, shape = tensor["name"], tensor["datatype"], tensor["shape"]
         of_binary = (tensor.get("parameters") or {}).get("binary_data_size")
         binary = bool((request.get("parameters") or {}).get("binary_data_output"))
-        wanted = request.get("outputs") or [{"name": output} for output in OUTPUTS]
+        wanted: list[Any] = request.get("outputs") or [{"name": output} for output in OUTPUTS]
         outputs = {one["name"]: bool((one.get("parameters") or {}).get("binary_data", binary)) for one in wanted}
         number = request.get("id")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -78,7 +81,9 @@ def read_request(body: bytes, length: str | None) -> InferRequest:
             '[height, width], "data": [...]}]}.'
         ) from None
     if (name, kind) != (INPUT, "UINT8") or not _is_shape(shape):
-        raise InputError(f"the input must be {INPUT}, UINT8, of a shape [height, width]; it is {name}, {kind}, {shape}.")
+        raise InputError(
+            f"the input must be {INPUT}, UINT8, of a shape [height, width]; it is {name}, {kind}, {shape}."
+        )
     if unknown := sorted(outputs.keys() - OUTPUTS.keys(), key=str):
         raise InputError(f"there is no output {unknown[0]}; there are {', '.join(OUTPUTS)}.")
     image = _numbers(tensor.get("data")) if of_binary is None else np.frombuffer(body[size:], np.uint8)
@@ -87,9 +92,9 @@ def read_request(body: bytes, length: str | None) -> InferRequest:
     return InferRequest(image.reshape(shape), outputs, None if number is None else str(number))
 
 
-def write_answer(result: Result, request: InferRequest, name: str, version: str) -> tuple[bytes, int | None]:
+def write_answer(finding: Finding, request: InferRequest, name: str, version: str) -> tuple[bytes, int | None]:
     """The body of the answer to a request, and the length of its JSON header; None: it is JSON alone."""
-    arrays = {"mask": result.mask, "probability": result.probability, "score": [result.score], "area": [result.area]}
+    arrays = {"mask": finding.mask, "probability": native(finding), "score": [finding.score], "area": [finding.area]}
     outputs, data = [], []
     for output, binary in request.outputs.items():
         kind, _ = OUTPUTS[output]

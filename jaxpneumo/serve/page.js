@@ -151,7 +151,7 @@
     for (const [kind, content] of [["score", ""], [entry.area ? "found" : "", words(entry, entry.area)], ["name", short(entry.name)]]) {
       const line = document.createElement("span");
       line.className = kind;
-      if (kind === "score") line.append(Object.assign(document.createElement("b"), { textContent: entry.score.toFixed(3) }), ` ${entry.band || ""}`);
+      if (kind === "score") line.append(Object.assign(document.createElement("b"), { textContent: entry.score.toFixed(3) }), ` ${entry.band}`);
       else line.textContent = content;
       text.append(line);
     }
@@ -234,9 +234,7 @@
   const facts = (entry) => {
     find("#name").textContent = `${entry.name}, ${entry.width} x ${entry.height} pixels`;
     find("#score").textContent = entry.score.toFixed(3);
-    find("#certainty").textContent = entry.band || "";
-    find("#side").textContent = entry.side ? `the patient's ${entry.side}` : "not known";
-    find("#emptied").textContent = entry.emptied || "";
+    find("#emptied").textContent = entry.emptied;
     find("#download-note").textContent = "";
     find("#remarks").replaceChildren(...[`Id: ${entry.id}`, ...entry.remarks].map((text) => Object.assign(document.createElement("li"), { textContent: text })));
     for (const button of find("#downloads").children) button.disabled = button.dataset.dicom === "true" && !entry.dicom;
@@ -269,7 +267,10 @@
     find("#area").dataset.computed = area;
     const spacing = chosen.pixel_spacing;
     find("#area-mm2").textContent = spacing ? `${(exact * spacing[0] * spacing[1]).toLocaleString("en", { maximumFractionDigits: 1 })} mm²` : "mm² unknown: no pixel spacing";
-    const value = run.thresholds[threshold - 1];
+    const [own, value] = [run.thresholds[run.own - 1], run.thresholds[threshold - 1]];
+    const only = threshold === run.own ? "" : ` (at ${number(own)})`; // what the browser does not work out anew
+    find("#certainty").textContent = (chosen.why ? `${chosen.band}: ${chosen.why}` : `pneumothorax ${chosen.band}`) + only;
+    find("#side").textContent = (chosen.side ? `the patient's ${chosen.side}` : chosen.area ? "not known" : "-") + only;
     find("#threshold").value = threshold;
     find("#threshold-value").textContent = number(value);
     find("#own").disabled = threshold === run.own;
@@ -287,7 +288,7 @@
     for (let level = 1; level < 256; level += 1) {
       const value = run.thresholds[Math.min(level, run.thresholds.length) - 1];
       const [r, g, b] = colour(value);
-      table[level] = ((Math.min(1, value * 3) ** 1.5 * 170) << 24) | (b << 16) | (g << 8) | r;
+      table[level] = ((Math.min(1, value * 3) ** 1.5 * 130) << 24) | (b << 16) | (g << 8) | r;
     }
     const every = Math.ceil(Math.max(chosen.width, chosen.height) / 1024);
     canvas.width = Math.ceil(chosen.width / every);
@@ -430,6 +431,7 @@
   find("#run-name").textContent = run.name;
   find("#thresholds").textContent = run.words;
   find("#synthetic").hidden = !run.synthetic;
+  find("#calibrated").hidden = run.calibrated;
   find("#address").textContent = location.host;
   find("#threshold").min = 1;
   find("#threshold").max = run.thresholds.length;

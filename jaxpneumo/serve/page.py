@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxpneumo.predict import gate, saved_thresholds, workdir_options
+from jaxpneumo.predict.reading import Reading
 from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.errors import DONE, InputError, Stopped
 from jaxpneumo.process.machine import cores
 from jaxpneumo.process.ranges import BATCH, whole
 from jaxpneumo.serve.guard import LOOPBACK, is_loopback
 
-if TYPE_CHECKING:  # what needs JAX is imported where it is used
-    from jaxpneumo.api import LoadedModel
+if TYPE_CHECKING:  # what needs JAX is imported where it is used, and so are optional libraries
+    import uvicorn
+    from starlette.types import ASGIApp
+
+    from jaxpneumo.predict.infer import Predictor
 
 BATCH_SIZE = 4  # on a GPU; a browser has six uploads on the way. On a CPU batches gain little.
 DECODERS = 4  # processes that read files, at most
@@ -27,8 +31,8 @@ logger = logging.getLogger(__name__)
 PORT = whole(0, 65535)
 
 HELP = """\
-Serves a page for looking at single radiographs. Drop DICOM, PNG or JPEG files, or a folder, on it. It shows the outline,
-a heat map of the probability, area and score, with a slider for the threshold. Research use only; not a medical device.
+Serves a page for looking at single radiographs. Drop DICOM, PNG or JPEG files, or a folder, on it. It shows outline,
+area, score and a heat map of the probability, and has a slider for the threshold. Not a medical device.
 
 It prints the address to open and runs until Ctrl-C. Only programs of this machine can reach it, unless --host names
 another address. It writes no file. What is dropped on the page is read in memory and forgotten with the answer.
@@ -66,40 +70,48 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"the page needs {' and '.join(missing)}: pip install 'jaxpneumo[serve]'")
     workdirs = workdir_options.read_workdirs(options.workdir)
     listening = listen(options.host, options.port)
-    model = _load(options, workdirs)
-    import uvicorn
-
+    predictor = _load(options, workdirs)
     from jaxpneumo.serve.decoding import Decoders
     from jaxpneumo.serve.engine import Engine
     from jaxpneumo.serve.site import make_app
 
-    decoders = Decoders(min(cores(), DECODERS), options.any_image)
+    reading = Reading(Path(), predictor.settings.size, any_image=options.any_image)
     name = "+".join(workdir.name for workdir in workdirs)
-    app = make_app(Engine(model), decoders, name, options.host)
-    settings = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=5,
-    )
+    app = make_app(Engine(predictor), Decoders(min(cores(), DECODERS), reading), name, options.host)
     if not is_loopback(options.host):
         logger.warning(
             "Everybody who can reach %s can use this page and send files to it, without a password, and what is sent "
             "can be read on the way. Leave --host out to serve this machine alone.",
             options.host,
         )
-    print(f"Open {address(listening)} in a browser. Ctrl-C ends it. Research use only; not a medical device.", flush=True)
+    print(
+        f"Open {address(listening)} in a browser. Ctrl-C ends it. Research use only; not a medical device.", flush=True
+    )
     # uvicorn ends at SIGINT and SIGTERM and raises them again. Both are how a page ends.
     with listening, suppress(KeyboardInterrupt, Stopped):
-        uvicorn.Server(settings).run([listening])
+        make_server(app).run([listening])
     return DONE
+
+
+def make_server(app: "ASGIApp") -> "uvicorn.Server":
+    """The HTTP server of an application: it logs failures and nothing of the requests."""
+    import uvicorn
+
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=5,
+        )
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -124,11 +136,10 @@ def address(listening: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
-def _load(options: argparse.Namespace, workdirs: list[Path]) -> "LoadedModel":
-    """The model on one device, with the settings of the options."""
+def _load(options: argparse.Namespace, workdirs: list[Path]) -> "Predictor":
+    """The runs on one device, with the settings of the options."""
     import jax
 
-    from jaxpneumo.api import LoadedModel
     from jaxpneumo.predict.ensemble import load_ensemble
 
     weights = workdir_options.read_weights(options.weights, len(workdirs))
@@ -139,4 +150,4 @@ def _load(options: argparse.Namespace, workdirs: list[Path]) -> "LoadedModel":
     deciding = gate.load_gate(options.gate, options.gate_thresholds, settings)
     usual = 1 if jax.default_backend() == "cpu" else BATCH_SIZE
     settings = replace(settings, batch_size=options.batch_size or usual)
-    return LoadedModel(replace(predictor, settings=settings, gate=deciding))
+    return replace(predictor, settings=settings, gate=deciding)

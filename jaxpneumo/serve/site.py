@@ -17,21 +17,24 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import numpy as np
 
 from jaxpneumo import __version__
-from jaxpneumo.api import Result
 from jaxpneumo.dicom import arrays
-from jaxpneumo.dicom.radiograph import Radiograph
+from jaxpneumo.predict.finding import Finding
+from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
+from jaxpneumo.predict.pictures import overlay
+from jaxpneumo.predict.reading import Picture, Reading, shrink_radiograph
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import printable
 from jaxpneumo.process.ranges import PROBABILITY
 from jaxpneumo.serve import kserve
 from jaxpneumo.serve.answers import answer, png, run_facts
-from jaxpneumo.serve.decoding import Decoders
+from jaxpneumo.serve.decoding import Decoders, Upload
 from jaxpneumo.serve.engine import Engine
 from jaxpneumo.serve.guard import Guard
 
@@ -44,16 +47,16 @@ MOST_BYTES = 64 << 20  # of a request: an uncompressed radiograph of 16 bits and
 TOO_LARGE = f"the upload has more than {MOST_BYTES >> 20} MiB. `jaxpneumo predict` takes larger files."
 
 
-def _mask(radiograph: Radiograph, result: Result) -> bytes:
-    return png(result.mask.astype(np.uint8) * 255)
+def _mask(upload: Upload, finding: Finding, synthetic: bool) -> bytes:
+    return png(finding.mask * np.uint8(255))
 
 
-def _outlined(radiograph: Radiograph, result: Result) -> bytes:
-    return png(result.outlined(radiograph))
+def _outlined(upload: Upload, finding: Finding, synthetic: bool) -> bytes:
+    return png(overlay(upload.image, finding.mask, warning=SYNTHETIC_NOTE if synthetic else ""))
 
 
-# Name, what makes it, media type, words on the button
-DOWNLOADS: dict[str, tuple[Callable[[Radiograph, Result], bytes], str, str]] = {
+# What makes it of upload, finding and whether the run is synthetic; media type; words on the button
+DOWNLOADS: dict[str, tuple[Callable[[Upload, Finding, bool], bytes], str, str]] = {
     "mask.png": (_mask, "image/png", "Mask, PNG"),
     "outlined.png": (_outlined, "image/png", "Outlined, PNG"),
 }
@@ -80,8 +83,9 @@ def make_app(engine: Engine, decoders: Decoders, name: str, host: str) -> Guard:
         engine.close()
 
     def error(request: "Request", error: Exception) -> "Response":
-        status = error.status_code if isinstance(error, HTTPException) else 400
-        return JSONResponse({"error": getattr(error, "detail", str(error))}, status)
+        if isinstance(error, HTTPException):
+            return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+        return JSONResponse({"error": str(error)}, 400)
 
     def failed(request: "Request", error: Exception) -> "Response":
         return JSONResponse({"error": "the server failed; its own output says where."}, 500)
@@ -100,9 +104,9 @@ def _page_routes(engine: Engine, decoders: Decoders, name: str) -> list[tuple[st
     from starlette.exceptions import HTTPException
     from starlette.responses import HTMLResponse, JSONResponse, Response
 
-    predictor = engine.model.predictor
+    predictor = engine.predictor
     document, policy = page(
-        run_facts(predictor, name)
+        run_facts(predictor, engine.bands, name)
         | {
             "mostBytes": MOST_BYTES,
             "downloads": [{"name": kind, "words": words} for kind, (_, _, words) in DOWNLOADS.items()],
@@ -112,22 +116,22 @@ def _page_routes(engine: Engine, decoders: Decoders, name: str) -> list[tuple[st
     async def show(request: "Request") -> "Response":
         return HTMLResponse(document, headers={"Content-Security-Policy": policy})
 
-    async def found(request: "Request", threshold: float | None = None) -> tuple[Radiograph, Result]:
+    async def found(request: "Request", threshold: float | None = None) -> tuple[Upload, Finding]:
         given = printable(unquote(request.headers.get("X-File-Name", "the file")))
-        radiograph = await asyncio.wrap_future(decoders.read(await _body(request), given))
-        return radiograph, await asyncio.wrap_future(engine.predict(radiograph, threshold))
+        upload = await asyncio.wrap_future(decoders.read(await _body(request), given))
+        return upload, await _finding(engine, upload.picture, threshold)
 
     async def read(request: "Request") -> "Response":
-        radiograph, result = await found(request)
-        return JSONResponse(await asyncio.to_thread(answer, radiograph, result, predictor.settings))
+        upload, finding = await found(request)
+        return JSONResponse(await asyncio.to_thread(answer, upload.image, finding, predictor))
 
     async def download(request: "Request") -> "Response":
         kind = DOWNLOADS.get(request.path_params["download"])
         if kind is None:
             raise HTTPException(404, f"there is no such download; there are {', '.join(DOWNLOADS)}.")
         make, media, _ = kind
-        radiograph, result = await found(request, _threshold(request.headers.get("X-Threshold")))
-        return Response(await asyncio.to_thread(make, radiograph, result), media_type=media)
+        upload, finding = await found(request, _threshold(request.headers.get("X-Threshold")))
+        return Response(await asyncio.to_thread(make, upload, finding, predictor.synthetic), media_type=media)
 
     return [("GET", "/", show), ("POST", "/radiographs", read), ("POST", "/radiographs/{download}", download)]
 
@@ -136,7 +140,8 @@ def _kserve_routes(engine: Engine, name: str) -> list[tuple[str, str, Any]]:
     from starlette.exceptions import HTTPException
     from starlette.responses import JSONResponse, Response
 
-    version = engine.model.predictor.model_id[:12]
+    version = engine.predictor.model_id[:12]
+    reading = Reading(Path(), engine.predictor.settings.size, any_image=True)  # an array has no header to check
 
     def known(request: "Request") -> None:
         if request.path_params["name"] != name:
@@ -163,9 +168,10 @@ def _kserve_routes(engine: Engine, name: str) -> list[tuple[str, str, Any]]:
         known(request)
         body = await _body(request)
         asked = await asyncio.to_thread(kserve.read_request, body, request.headers.get(kserve.LENGTH))
-        radiograph = arrays.from_array(asked.image, "the image")
-        result = await asyncio.wrap_future(engine.predict(radiograph))
-        content, length = await asyncio.to_thread(kserve.write_answer, result, asked, name, version)
+        radiograph = await asyncio.to_thread(arrays.from_array, asked.image, "the image")
+        picture = await asyncio.to_thread(shrink_radiograph, reading, Picture("the image"), radiograph)
+        finding = await _finding(engine, picture)
+        content, length = await asyncio.to_thread(kserve.write_answer, finding, asked, name, version)
         if length is None:
             return Response(content, media_type="application/json")
         return Response(content, media_type="application/octet-stream", headers={kserve.LENGTH: str(length)})
@@ -198,18 +204,24 @@ def page(facts: dict[str, Any]) -> tuple[str, str]:
     return document, policy
 
 
+async def _finding(engine: Engine, picture: Picture, threshold: float | None = None) -> Finding:
+    """The finding of a picture, with its probability."""
+    return await asyncio.to_thread(await asyncio.wrap_future(engine.predict(picture, threshold)))
+
+
 async def _body(request: "Request") -> bytes:
     """The whole body of a request; HTTPException 413 as soon as it is known to be too large."""
     from starlette.exceptions import HTTPException
 
+    too_large = HTTPException(413, TOO_LARGE, {"Connection": "close"})  # or the rest would be taken and thrown away
     length = request.headers.get("Content-Length", "")
     if length.isdecimal() and int(length) > MOST_BYTES:
-        raise HTTPException(413, TOO_LARGE)
+        raise too_large
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > MOST_BYTES:
-            raise HTTPException(413, TOO_LARGE)
+            raise too_large
     return bytes(body)
 
 
