@@ -4,6 +4,7 @@ import base64
 import os
 import signal
 import socket
+import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -159,6 +160,28 @@ class TestAnswers:
         for wrong in ("7", "nan", "much"):
             refused = client.send(data, "/radiographs/mask.png", X_Threshold=wrong)
             assert (refused.status, refused.error) == (400, f"X-Threshold is {wrong}; give a number from 0 to 1.")
+
+    def test_downloads_of_dicom_are_predicts_own_and_leave_nothing_behind(self, client, files, tmp_path, monkeypatch):
+        pytest.importorskip("highdicom", reason="highdicom is not installed: pip install 'jaxpneumo[dicom]'")
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        data, source = files[0].read_bytes(), dcmread(files[0])
+        segment = client.send(data, "/radiographs/seg.dcm", X_Threshold="0.2")
+        assert (segment.status, segment.headers["content-type"]) == (200, "application/dicom")
+        found = dcmread(BytesIO(segment.content))
+        assert (found.Modality, found.PatientID) == ("SEG", source.PatientID)
+        mask = grey(client.send(data, "/radiographs/mask.png", X_Threshold="0.2").content)
+        np.testing.assert_array_equal(found.pixel_array.squeeze() * 255, mask)
+        report = dcmread(BytesIO(client.send(data, "/radiographs/sr.dcm", X_Threshold="0.2").content))
+        assert found.SOPInstanceUID in str(report)
+        assert client.send(data, "/radiographs/seg.dcm", X_Threshold="0.2").content == segment.content
+        assert (
+            dcmread(BytesIO(client.send(data, "/radiographs/seg.dcm").content)).SOPInstanceUID != found.SOPInstanceUID
+        )
+        assert client.send(data, "/radiographs/seg.dcm", X_Threshold="1").error.startswith("nothing is outlined")
+        assert client.send(data, "/radiographs/sr.dcm", X_Threshold="1").status == 200
+        png = cv2.imencode(".png", dicom.read(files[0]).image)[1].tobytes()
+        assert "has no DICOM results" in client.send(png, "/radiographs/sr.dcm", name="a.png").error
+        assert list(tmp_path.iterdir()) == []
 
     def test_what_cannot_be_used_is_answered_in_words(self, client, files):
         for data, words in (

@@ -61,6 +61,12 @@ class Engine:
         self._waiting.put(job)
         return job.result
 
+    def at(self, threshold: float | None) -> "Predictor":
+        """The predictor with another probability threshold; None: the run's."""
+        if threshold is None:
+            return self.predictor
+        return replace(self.predictor, settings=replace(self.predictor.settings, threshold=threshold))
+
     def close(self) -> None:
         """Ends the thread after the batch that it computes."""
         self._waiting.put(None)
@@ -98,8 +104,6 @@ class Engine:
                         job.result.set_exception(error)
 
     def _describe(self, pictures: Iterable[Picture], batch_size: int, threshold: float | None) -> list[Describe]:
-        settings = replace(self.predictor.settings, batch_size=batch_size)
-        if threshold is not None:
-            settings = replace(settings, threshold=threshold)
-        predictor = replace(self.predictor, settings=settings)
+        predictor = self.at(threshold)
+        predictor = replace(predictor, settings=replace(predictor.settings, batch_size=batch_size))
         return [describe for _, describe in predict_findings(predictor, pictures, self.bands, probability=True)]

@@ -1,20 +1,18 @@
-// The page: sends files, keeps the answers, draws them. `mask.js` makes the regions.
+// The page: sends files, keeps the answers, shows them. `mask.js` makes the regions, `drawing.js` small pictures.
 "use strict";
 
 (() => {
   const find = (selector, within = document) => within.querySelector(selector);
   const run = JSON.parse(find("#run").textContent);
   const AT_ONCE = 6; // uploads on the way: as many as a browser opens to one server
-  const MOST_KEPT = 300 << 20; // bytes of pictures kept; the others are asked for again when they are chosen
   const WHOLE = { width: 255, level: 127.5 }; // the window that leaves a picture as it is
-  const COLOURS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]]; // viridis
 
   const entries = []; // answered, the highest score first
   const waiting = [];
   const refused = [];
   let [total, answered, underWay, unreachable] = [0, 0, 0, false];
   let chosen = null;
-  let shown = null; // of the chosen one: {levels, reached, url}
+  let shown = null; // what is on the screen: {entry, levels, reached, url}; soon the chosen one
   let threshold = run.own;
   let greys = { ...WHOLE };
   let clock = 0;
@@ -46,14 +44,16 @@
     return found;
   };
 
+  const GONE = { words: "No answer from the server. Is the command still running?" };
+
   const post = (entry, where, headers = {}) =>
     fetch(where, {
       method: "POST",
       body: entry.file,
       headers: { "Content-Type": "application/octet-stream", "X-File-Name": encodeURIComponent(entry.name), ...headers },
-    });
+    }).catch(() => { throw GONE; });
 
-  // What the server says about a file; throws {words} where it refuses, and TypeError where nobody answers.
+  // What the server says about a file; throws {words} where it refuses, and GONE where nobody answers.
   const ask = async (entry, where, headers) => {
     if (entry.file.size > run.mostBytes)
       throw { words: `It has ${Math.ceil(entry.file.size / 2 ** 20)} MiB; this page takes ${run.mostBytes / 2 ** 20} MiB at most. \`jaxpneumo predict\` takes larger files.` };
@@ -72,10 +72,14 @@
   const receive = async (entry) => {
     const { image, levels, ...found } = await (await ask(entry, "/radiographs")).json();
     Object.assign(entry, found, { image: bytes(image), levels: bytes(levels), used: (clock += 1) });
+  };
+
+  // Forgets the pictures that were not looked at for longest, but for the latest.
+  const trim = () => {
     let kept = 0;
-    for (const one of [...entries, entry].sort((a, b) => b.used - a.used)) {
+    for (const one of [...entries].sort((a, b) => b.used - a.used)) {
+      if (kept && one.image && kept + one.image.length > run.mostKept) one.image = one.levels = null;
       kept += one.image ? one.image.length : 0;
-      if (kept > MOST_KEPT) one.image = one.levels = null;
     }
   };
 
@@ -84,6 +88,8 @@
     return new Uint8Array(await new Response(stream).arrayBuffer());
   };
 
+  const reason = (error) => error.words || `The page failed: ${error.message}`;
+
   const send = () => {
     while (underWay < AT_ONCE && waiting.length && !unreachable) {
       const entry = waiting.shift();
@@ -91,12 +97,11 @@
       receive(entry)
         .then(() => arrive(entry))
         .catch((error) => {
-          if (error.words) {
-            answered += 1;
-            refuse(entry, error.words);
-          } else {
+          if (error === GONE) {
             waiting.unshift(entry);
             unreachable = true;
+          } else {
+            refuse(entry, reason(error));
           }
         })
         .finally(() => {
@@ -119,6 +124,7 @@
   };
 
   const refuse = (entry, words) => {
+    answered += 1;
     refused.push(entry);
     const item = document.createElement("li");
     const name = document.createElement("b");
@@ -137,7 +143,7 @@
   const short = (name) => (name.length < 24 ? name : `${name.slice(0, 8)}…${name.slice(-13)}`);
 
   const arrive = async (entry) => {
-    answered += 1;
+    const { image } = entry; // later it may be dropped
     const levels = await unpack(entry);
     const { mask } = region(levels, entry.width, entry.height, run.own, rules(entry), countReached(levels));
     const item = document.createElement("li");
@@ -145,7 +151,7 @@
     button.type = "button";
     const picture = document.createElement("img");
     picture.alt = "";
-    picture.src = await thumbnail(entry, mask);
+    picture.src = await thumbnail(image, entry.width, entry.height, mask);
     const text = document.createElement("span");
     text.className = "text";
     for (const [kind, content] of [["score", ""], [entry.area ? "found" : "", words(entry, entry.area)], ["name", short(entry.name)]]) {
@@ -168,32 +174,12 @@
       find("#list").insertBefore(item, entries[place].button.parentNode);
       entries.splice(place, 0, entry);
     }
+    trim();
+    answered += 1;
     // Until somebody chooses, the first one is shown, and in the end the one with the highest score.
     if (!chosen || (!touched && answered === total)) choose(entries[0]);
     else where();
     tell();
-  };
-
-  const thumbnail = async (entry, mask) => {
-    const side = 112;
-    const scale = side / Math.max(entry.width, entry.height);
-    const canvas = new OffscreenCanvas(Math.max(1, Math.round(entry.width * scale)), Math.max(1, Math.round(entry.height * scale)));
-    const pen = canvas.getContext("2d");
-    pen.imageSmoothingQuality = "high";
-    const picture = await createImageBitmap(new Blob([entry.image], { type: "image/png" }));
-    pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
-    picture.close();
-    if (mask) {
-      pen.setTransform(canvas.width / entry.width, 0, 0, canvas.height / entry.height, 0, 0);
-      pen.fillStyle = "rgb(230 159 0 / .6)";
-      pen.fill(new Path2D(outline(mask, entry.width, entry.height)), "evenodd");
-    }
-    const file = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.8 });
-    return new Promise((done) => {
-      const reader = new FileReader();
-      reader.onload = () => done(reader.result);
-      reader.readAsDataURL(file);
-    });
   };
 
   // --- one radiograph -------------------------------------------------------------------------------------------
@@ -210,14 +196,16 @@
     try {
       if (!entry.image) await receive(entry);
     } catch (error) {
-      find("#finding").textContent = error.words || "No answer from the server. Is the command still running?";
+      find("#finding").textContent = reason(error);
       return;
     }
+    const { image } = entry;
     const levels = await unpack(entry);
     if (chosen !== entry) return; // another was chosen in the meantime
     if (shown) URL.revokeObjectURL(shown.url);
     entry.used = clock += 1;
-    shown = { levels, reached: countReached(levels), url: URL.createObjectURL(new Blob([entry.image], { type: "image/png" })) };
+    trim();
+    shown = { entry, levels, reached: countReached(levels), url: URL.createObjectURL(new Blob([image], { type: "image/png" })) };
     greys = { ...WHOLE };
     for (const picture of document.querySelectorAll(".frame img")) picture.src = shown.url;
     find("#plain img").alt = `Radiograph ${entry.name}`;
@@ -237,7 +225,6 @@
     find("#emptied").textContent = entry.emptied;
     find("#download-note").textContent = "";
     find("#remarks").replaceChildren(...[`Id: ${entry.id}`, ...entry.remarks].map((text) => Object.assign(document.createElement("li"), { textContent: text })));
-    for (const button of find("#downloads").children) button.disabled = button.dataset.dicom === "true" && !entry.dicom;
   };
 
   const where = () => {
@@ -256,21 +243,22 @@
 
   // The region, its outline and its area at the slider's threshold.
   const draw = () => {
-    const { width, height } = chosen;
-    const { mask, area } = region(shown.levels, width, height, threshold, rules(chosen), shown.reached);
-    const exact = threshold === run.own ? chosen.area : area;
+    const { entry, levels, reached } = shown;
+    const { width, height } = entry;
+    const { mask, area } = region(levels, width, height, threshold, rules(entry), reached);
+    const exact = threshold === run.own ? entry.area : area;
     find("#marked path").setAttribute("d", mask ? outline(mask, width, height) : "");
-    find("#marked img").alt = `Radiograph ${chosen.name}, ${exact ? `${exact} pixels outlined` : "nothing outlined"}`;
+    find("#marked img").alt = `Radiograph ${entry.name}, ${exact ? `${exact} pixels outlined` : "nothing outlined"}`;
     find("#finding").textContent = exact ? "Pneumothorax outlined" : "No pneumothorax outlined";
     find("#finding").classList.toggle("found", exact > 0);
     find("#area").textContent = `${exact.toLocaleString("en")} px`;
     find("#area").dataset.computed = area;
-    const spacing = chosen.pixel_spacing;
+    const spacing = entry.pixel_spacing;
     find("#area-mm2").textContent = spacing ? `${(exact * spacing[0] * spacing[1]).toLocaleString("en", { maximumFractionDigits: 1 })} mm²` : "mm² unknown: no pixel spacing";
     const [own, value] = [run.thresholds[run.own - 1], run.thresholds[threshold - 1]];
     const only = threshold === run.own ? "" : ` (at ${number(own)})`; // what the browser does not work out anew
-    find("#certainty").textContent = (chosen.why ? `${chosen.band}: ${chosen.why}` : `pneumothorax ${chosen.band}`) + only;
-    find("#side").textContent = (chosen.side ? `the patient's ${chosen.side}` : chosen.area ? "not known" : "-") + only;
+    find("#certainty").textContent = (entry.why ? `${entry.band}: ${entry.why}` : `pneumothorax ${entry.band}`) + only;
+    find("#side").textContent = (entry.side ? `the patient's ${entry.side}` : entry.area ? "not known" : "-") + only;
     find("#threshold").value = threshold;
     find("#threshold-value").textContent = number(value);
     find("#own").disabled = threshold === run.own;
@@ -284,26 +272,7 @@
     const canvas = find("#marked canvas");
     canvas.hidden = find("#legend").hidden = !on;
     if (!on || !shown) return;
-    const [table, pen] = [new Uint32Array(256), canvas.getContext("2d")];
-    for (let level = 1; level < 256; level += 1) {
-      const value = run.thresholds[Math.min(level, run.thresholds.length) - 1];
-      const [r, g, b] = colour(value);
-      table[level] = ((Math.min(1, value * 3) ** 1.5 * 130) << 24) | (b << 16) | (g << 8) | r;
-    }
-    const every = Math.ceil(Math.max(chosen.width, chosen.height) / 1024);
-    canvas.width = Math.ceil(chosen.width / every);
-    canvas.height = Math.ceil(chosen.height / every);
-    const picture = pen.createImageData(canvas.width, canvas.height);
-    const pixels = new Uint32Array(picture.data.buffer);
-    for (let y = 0, i = 0; y < canvas.height; y += 1)
-      for (let x = 0; x < canvas.width; x += 1, i += 1) pixels[i] = table[shown.levels[y * every * chosen.width + x * every]];
-    pen.putImageData(picture, 0, 0);
-  };
-
-  const colour = (value) => {
-    const place = value * (COLOURS.length - 1);
-    const low = Math.min(Math.floor(place), COLOURS.length - 2);
-    return COLOURS[low].map((part, i) => Math.round(part + (COLOURS[low + 1][i] - part) * (place - low)));
+    drawHeat(canvas, shown.levels, shown.entry.width, shown.entry.height, run.thresholds);
   };
 
   // Grey levels: the window's width and level become a slope and an intercept of the picture's values.
@@ -342,17 +311,17 @@
   };
 
   const download = async (kind) => {
-    const note = find("#download-note");
+    const [note, { entry }] = [find("#download-note"), shown];
     note.textContent = `Making ${kind.words} ...`;
     try {
-      const response = await ask(chosen, `/radiographs/${kind.name}`, { "X-Threshold": String(run.thresholds[threshold - 1]) });
+      const response = await ask(entry, `/radiographs/${kind.name}`, { "X-Threshold": String(run.thresholds[threshold - 1]) });
       const url = URL.createObjectURL(await response.blob());
-      const link = Object.assign(document.createElement("a"), { href: url, download: `${chosen.id}-${kind.name}` });
+      const link = Object.assign(document.createElement("a"), { href: url, download: `${entry.id}-${kind.name}` });
       link.click();
       URL.revokeObjectURL(url);
       note.textContent = `${kind.words}: saved as ${link.download}, at threshold ${number(run.thresholds[threshold - 1])}.`;
     } catch (error) {
-      note.textContent = error.words || "No answer from the server. Is the command still running?";
+      note.textContent = reason(error);
     }
   };
 
@@ -440,7 +409,6 @@
   find(".bar").style.background = `linear-gradient(to right, ${COLOURS.map((one) => `rgb(${one.join(" ")})`).join(", ")})`;
   for (const kind of run.downloads) {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: kind.words });
-    button.dataset.dicom = String(kind.dicom);
     button.addEventListener("click", () => download(kind));
     find("#downloads").append(button);
   }

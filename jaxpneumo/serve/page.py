@@ -35,7 +35,8 @@ Serves a page for looking at single radiographs. Drop DICOM, PNG or JPEG files, 
 area, score and a heat map of the probability, and has a slider for the threshold. Not a medical device.
 
 It prints the address to open and runs until Ctrl-C. Only programs of this machine can reach it, unless --host names
-another address. It writes no file. What is dropped on the page is read in memory and forgotten with the answer.
+another address. What is dropped on the page is read in memory and forgotten with the answer; nothing is logged. Only
+while a DICOM result is made does the file lie in a temporary folder.
 
 Programs can ask the same server with the Open Inference Protocol (KServe v2); docs/usage.md has an example.
 

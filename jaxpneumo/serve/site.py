@@ -2,39 +2,36 @@
 
     GET  /                            the page, one HTML document
     POST /radiographs                 a file; JSON of `answers.answer`
-    POST /radiographs/{download}      a file; one of DOWNLOADS
+    POST /radiographs/{download}      a file; one of downloads.DOWNLOADS
     GET  /v2, /v2/health/live, /v2/health/ready, /v2/models/NAME, /v2/models/NAME/ready
     POST /v2/models/NAME/infer        see kserve.py
 
-The body of a request to /radiographs is the file as it is, its name percent-encoded in X-File-Name. No request is
-stored or logged. The event loop only moves bytes: processes decode, a thread predicts, other threads encode.
+The body of a request to /radiographs is the file as it is, its name percent-encoded in X-File-Name. No request
+is stored or logged. The event loop only moves bytes: processes decode, a thread predicts, other threads encode.
 """
 
 import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-import numpy as np
-
 from jaxpneumo import __version__
 from jaxpneumo.dicom import arrays
 from jaxpneumo.predict.finding import Finding
-from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
-from jaxpneumo.predict.pictures import overlay
 from jaxpneumo.predict.reading import Picture, Reading, shrink_radiograph
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import printable
 from jaxpneumo.process.ranges import PROBABILITY
 from jaxpneumo.serve import kserve
-from jaxpneumo.serve.answers import answer, png, run_facts
+from jaxpneumo.serve.answers import answer, run_facts
 from jaxpneumo.serve.decoding import Decoders, Upload
+from jaxpneumo.serve.downloads import DOWNLOADS
 from jaxpneumo.serve.engine import Engine
 from jaxpneumo.serve.guard import Guard
 
@@ -44,22 +41,8 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 MOST_BYTES = 64 << 20  # of a request: an uncompressed radiograph of 16 bits and 33 megapixels
+MOST_KEPT = 300 << 20  # of pictures in the browser; the others are asked for again when they are chosen
 TOO_LARGE = f"the upload has more than {MOST_BYTES >> 20} MiB. `jaxpneumo predict` takes larger files."
-
-
-def _mask(upload: Upload, finding: Finding, synthetic: bool) -> bytes:
-    return png(finding.mask * np.uint8(255))
-
-
-def _outlined(upload: Upload, finding: Finding, synthetic: bool) -> bytes:
-    return png(overlay(upload.image, finding.mask, warning=SYNTHETIC_NOTE if synthetic else ""))
-
-
-# What makes it of upload, finding and whether the run is synthetic; media type; words on the button
-DOWNLOADS: dict[str, tuple[Callable[[Upload, Finding, bool], bytes], str, str]] = {
-    "mask.png": (_mask, "image/png", "Mask, PNG"),
-    "outlined.png": (_outlined, "image/png", "Outlined, PNG"),
-}
 
 
 def make_app(engine: Engine, decoders: Decoders, name: str, host: str) -> Guard:
@@ -104,34 +87,38 @@ def _page_routes(engine: Engine, decoders: Decoders, name: str) -> list[tuple[st
     from starlette.exceptions import HTTPException
     from starlette.responses import HTMLResponse, JSONResponse, Response
 
-    predictor = engine.predictor
     document, policy = page(
-        run_facts(predictor, engine.bands, name)
+        run_facts(engine.predictor, engine.bands, name)
         | {
             "mostBytes": MOST_BYTES,
-            "downloads": [{"name": kind, "words": words} for kind, (_, _, words) in DOWNLOADS.items()],
+            "mostKept": MOST_KEPT,
+            "downloads": [{"name": kind.name, "words": kind.words} for kind in DOWNLOADS],
         }
     )
 
     async def show(request: "Request") -> "Response":
         return HTMLResponse(document, headers={"Content-Security-Policy": policy})
 
-    async def found(request: "Request", threshold: float | None = None) -> tuple[Upload, Finding]:
-        given = printable(unquote(request.headers.get("X-File-Name", "the file")))
-        upload = await asyncio.wrap_future(decoders.read(await _body(request), given))
-        return upload, await _finding(engine, upload.picture, threshold)
+    async def upload(request: "Request") -> tuple[bytes, Upload]:
+        data, given = await _body(request), printable(unquote(request.headers.get("X-File-Name", "the file")))
+        return data, await asyncio.wrap_future(decoders.read(data, given))
 
     async def read(request: "Request") -> "Response":
-        upload, finding = await found(request)
-        return JSONResponse(await asyncio.to_thread(answer, upload.image, finding, predictor))
+        _, found = await upload(request)
+        finding = await _finding(engine, found.picture)
+        return JSONResponse(await asyncio.to_thread(answer, found.image, finding, engine.predictor))
 
     async def download(request: "Request") -> "Response":
-        kind = DOWNLOADS.get(request.path_params["download"])
+        named = request.path_params["download"]
+        kind = next((kind for kind in DOWNLOADS if kind.name == named), None)
         if kind is None:
-            raise HTTPException(404, f"there is no such download; there are {', '.join(DOWNLOADS)}.")
-        make, media, _ = kind
-        upload, finding = await found(request, _threshold(request.headers.get("X-Threshold")))
-        return Response(await asyncio.to_thread(make, upload, finding, predictor.synthetic), media_type=media)
+            known = ", ".join(kind.name for kind in DOWNLOADS)
+            raise HTTPException(404, f"there is no such download; there are {known}.")
+        threshold = _threshold(request.headers.get("X-Threshold"))
+        data, found = await upload(request)
+        finding = await _finding(engine, found.picture, threshold)
+        content = await asyncio.to_thread(kind.make, data, found, finding, engine.at(threshold))
+        return Response(content, media_type=kind.media)
 
     return [("GET", "/", show), ("POST", "/radiographs", read), ("POST", "/radiographs/{download}", download)]
 
@@ -189,7 +176,7 @@ def _kserve_routes(engine: Engine, name: str) -> list[tuple[str, str, Any]]:
 def page(facts: dict[str, Any]) -> tuple[str, str]:
     """The page as one HTML document with the facts of a run, and the policy that lets it run its own script alone."""
     folder = resources.files("jaxpneumo.serve")
-    script = "\n".join(folder.joinpath(file).read_text("utf-8") for file in ("mask.js", "page.js"))
+    script = "\n".join(folder.joinpath(file).read_text("utf-8") for file in ("mask.js", "drawing.js", "page.js"))
     style = folder.joinpath("page.css").read_text("utf-8")
     # "<" could end the element that holds the facts.
     parts = {"style": style, "script": script, "run": json.dumps(facts).replace("<", "\\u003c")}
