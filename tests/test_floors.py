@@ -20,7 +20,7 @@ FLOORS = (
     ("train", "predict"),
     ("export", "score"),
     ("evaluate", "api"),
-    ("report",),
+    ("report", "serve"),
     ("bench",),
     ("main",),
     ("__main__",),
@@ -49,9 +49,11 @@ PLACES = {
     "safetensors": ("model/weight_files.py",),
     "scipy": ("score",),
     "simplejpeg": ("dicom",),
+    "starlette": ("serve",),
     "tensorboardX": ("train/log.py",),
     "torch": ("model/weight_files.py",),
     "tqdm": ("process/progress.py", "data/verify.py"),
+    "uvicorn": ("serve",),
 }
 # What may be imported anywhere; every other library needs a place above.
 ANYWHERE = {"cv2", "jax", "ml_collections", "numpy"}

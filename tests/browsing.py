@@ -1,0 +1,79 @@
+"""Headless Chromium for the tests of pages: started with nothing that asks the network, and what tests do with it."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+OFF = ("extensions", "background-networking", "component-update", "sync", "quic", "gpu", "default-apps")
+
+
+@contextmanager
+def chromium(profile: Path) -> Iterator:
+    """A browser with a profile of its own. Without browser or selenium the test skips and says so."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
+    from selenium.webdriver.chrome.service import Service
+
+    programs = [
+        next(filter(None, map(shutil.which, names)), None)
+        for names in (("chromium", "chromium-browser", "google-chrome"), ("chromedriver", "chromium.chromedriver"))
+    ]
+    if None in programs:
+        pytest.skip("no chromium and chromedriver here: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    # Without smooth scrolling, so that a click finds its target at rest.
+    still = "force-prefers-reduced-motion"
+    for argument in ("headless=new", "no-sandbox", "no-first-run", still, f"user-data-dir={profile}"):
+        options.add_argument(f"--{argument}")
+    for name in OFF:
+        options.add_argument(f"--disable-{name}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(programs[1]))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+def size(browser, width: int) -> None:
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def one(page, selector: str):
+    return page.find_element("css selector", selector)
+
+
+def every(page, selector: str) -> list:
+    return page.find_elements("css selector", selector)
+
+
+def style(page, selector: str, name: str) -> str:
+    return page.execute_script(
+        "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]", selector, name
+    )
+
+
+def press(page, *keys: str) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    for key in keys:
+        ActionChains(page).send_keys(getattr(Keys, key, key)).perform()
+
+
+def dark(page, on: bool) -> None:
+    """Whether the page is shown as the reader of a dark desktop sees it."""
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if on else "light"}
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": [scheme]})
+
+
+def requested(page) -> set[str]:
+    """The addresses that were asked for since the last call, without those of the page's own data."""
+    messages = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
+    urls = {one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"}
+    return {url for url in urls if not url.startswith(("data:", "blob:"))}
