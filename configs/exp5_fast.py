@@ -4,7 +4,7 @@
     python -m jaxpneumo.main --config=configs/exp5_fast.py
 
 The batches are four times as large. The learning rate is twice as high, the square root of that, and rises over the
-first epochs. Everything else is as in configs/exp5.py. docs/decisions.md says what was measured of it, and what was not.
+first epochs. Everything else is as in configs/exp5.py. docs/decisions.md says what of it was measured.
 Empty predictions score Dice .7785 on the round-2 training labels.
 """
 
