@@ -38,9 +38,12 @@ VERBS = {
     "thresholds": Verb("jaxpneumo.evaluate.thresholds", "choose probability and removal thresholds"),
     "tables": Verb("jaxpneumo.evaluate.tables", "print the papers' tables beside our runs"),
     "report": Verb("jaxpneumo.report.report", "write one HTML page about a run"),
+    "page": Verb("jaxpneumo.serve.page", "serve a page that outlines the radiographs dropped on it", computes=True),
     "predict": Verb("jaxpneumo.predict.predict", "outline pneumothorax in a folder of radiographs", computes=True),
     "merge": Verb("jaxpneumo.predict.merge", "join the parts of an archive into one submission"),
     "validate": Verb("jaxpneumo.predict.validate", "check a submission csv"),
+    "export": Verb("jaxpneumo.export.export", "write a run for other programs, or to share", computes=True),
+    "import": Verb("jaxpneumo.export.import_folder", "make a run of a shared folder", computes=True),
     "clean": Verb("jaxpneumo.run.clean", "remove the checkpoints of finished runs"),
     "bench": Verb("jaxpneumo.bench.bench", "measure the speed of this machine", computes=True),
 }

@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from jaxpneumo.data import finder, ids
-from jaxpneumo.predict import gate, saved_thresholds, workdir_options
+from jaxpneumo.predict import dicom_results, gate, model_options, saved_thresholds, workdir_options
 from jaxpneumo.predict.certainty import Bands, bands_of
 from jaxpneumo.predict.manifest import (
     MANIFEST,
@@ -67,6 +67,8 @@ It writes to --output
                    255 is pneumothorax
   probabilities/   with --probabilities png16 or npz, for each radiograph the probability of each pixel at the network's
                    size: as a PNG of 16 bits (probability * 65535), or as a NumPy file with `probability` float32
+  dicom_results/   with --dicom, a folder for each radiograph with results for archives and viewers: sr.dcm, its report,
+                   and where something is outlined seg.dcm, presentation.dcm and capture.dcm
   quarantine.csv   the files that were not used, with the reason (exit code 3): damaged files, and images whose header
                    says that they are not frontal chest radiographs (--any-image predicts those too)
   manifest.jsonl   model, settings and software, then every file's checksum and result
@@ -81,15 +83,20 @@ examples:
   jaxpneumo predict --workdir runs/exp5 --input stage_2_images --output out --overlays 0 --removal-threshold 0
   jaxpneumo predict --workdir runs/exp5 --input stage_2_images --output out --thresholds triplet
   jaxpneumo predict --workdir runs/exp5 --input film.dcm --output out
+  jaxpneumo predict --workdir runs/exp5 --input stage_2_images --output out --overlays 0 --dicom sr,seg
   jaxpneumo predict --workdir runs/exp5 --input archive --output out --overlays 0 --num-parts 32 --part-id auto
   jaxpneumo predict --workdir runs/exp5_fold0 --workdir runs/exp5_fold1 --input images --output out
   jaxpneumo predict --workdir runs/positives --gate runs/exp5 --input images --output out
+  jaxpneumo predict --model exp5.onnx --runtime openvino --input archive --output out
 
 With several runs, the mean of their probabilities is used; --weights 0.7,0.3 makes it a weighted mean. All other
 settings are those of the first run, also the thresholds: `jaxpneumo thresholds --evaluation` chooses the ensemble's.
 
 With --gate RUN, another run decides whether there is a pneumothorax: an image stays empty where that run, with its own
 thresholds, outlines nothing.
+
+--model FILE predicts with a file of `jaxpneumo export --format onnx` on the CPU, without JAX and faster. All else is
+the same. Masks may differ from the run's in pixels whose probability is within rounding of the threshold.
 """
 
 
@@ -144,6 +151,7 @@ def predict_files(
         discard_other(folder, header)
     asked = [*([] if overlays == 0 else [overlays_output(predictor, overlays)]), *outputs]
     lacking: Counter[str] = Counter()
+    told: set[str] = set()
 
     def is_complete(entry: dict[str, Any]) -> bool:
         missing = _missing(entry, asked)
@@ -167,9 +175,13 @@ def predict_files(
             bar.set_postfix_str(COMPILING if left else "")
             for written in predict_and_write(predictor, root, usable(), bands, folder, asked):
                 bar.set_postfix_str("", refresh=False)
-                for reason in written.failed.values():
-                    source = printable(written.finding.picture.source)
-                    logger.warning("%s was predicted, but a file could not be written: %s", source, reason)
+                for key, reason in written.failed.items():
+                    if key not in written.outputs:
+                        source = printable(written.finding.picture.source)
+                        logger.warning("%s was predicted, but a file could not be written: %s", source, reason)
+                    elif (why := reason.partition(": ")[2]) not in told:
+                        told.add(why)
+                        logger.warning("%s Files like it are counted at the end.", reason)
                 append(_done(written))
                 bar.update()
         append(end_entry(listed, len(sources)))
@@ -192,22 +204,15 @@ def _missing(entry: dict[str, Any], asked: Sequence[Output]) -> list[str]:
     if entry.get("state") != "done":
         return []
     # Older manifests do not name their outputs: pictures were the only ones.
-    there = entry.get("outputs", [] if "undrawn" in entry else ["overlays.png"])
-    return [output.name for output in asked if output.most is None and output.kind not in there]
+    there = entry.get("outputs", [] if "undrawn" in entry else ["overlays"])
+    return [output.key for output in asked if output.most is None and output.key not in there]
 
 
 def _header(predictor: "Predictor", part: tuple[int, int] | None, any_image: bool, bands: Bands) -> dict[str, Any]:
     from jaxpneumo.process.software import software
 
-    names = ("size", "tta", *saved_thresholds.NAMES, *saved_thresholds.NAMES_OF_TRIPLET, saved_thresholds.CLASSIFIER)
-    settings = {name: getattr(predictor.settings, name) for name in names}
-    chosen = {name: value for name, value in settings.items() if value is not None}
-    chosen |= {"dtype": predictor.config.model.dtype, "any_image": any_image}
-    if predictor.weighted_runs:
-        chosen["weights"] = [weight for _, weight in predictor.weighted_runs]
-    if predictor.gate is not None:
-        chosen["gate"] = gate.describe(cast("Predictor", predictor.gate))
-    return make_header(predictor.model_id, chosen, software(), part, predictor.synthetic, asdict(bands))
+    settings = gate.mask_settings(predictor) | {"any_image": any_image}
+    return make_header(predictor.model_id, settings, software(), part, predictor.synthetic, asdict(bands))
 
 
 def _entry(picture: Picture) -> dict[str, Any]:
@@ -241,14 +246,18 @@ def _done(written: Written) -> dict[str, Any]:
 
 def _outputs(options: Namespace, predictor: "Predictor") -> list[Output]:
     """The outputs that options ask for, beside the pictures with outlines."""
-    asked = [masks_output(predictor)] if options.masks else []
-    return [*asked, probabilities_output(predictor, options.probabilities)] if options.probabilities else asked
+    return [
+        *([masks_output(predictor)] if options.masks else []),
+        *([probabilities_output(predictor, options.probabilities)] if options.probabilities else []),
+        *dicom_results.dicom_outputs(predictor, options.dicom),
+    ]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; see HELP. Returns 0, or 3 if files were set aside."""
     parser = Parser(prog="jaxpneumo predict", description=HELP)
-    workdir_options.add_arguments(parser)
+    workdir_options.add_arguments(parser, required=False)
+    model_options.add_arguments(parser)
     add = parser.add_argument
     add("--input", type=places.path, required=True, help="folder of radiographs, searched at any depth, or one file")
     add("--output", type=places.folder_to_fill, required=True, help="folder to write to")
@@ -259,6 +268,13 @@ def main(arguments: Sequence[str]) -> int:
     )
     add("--masks", action="store_true", help="also write the masks as PNG files")
     add("--probabilities", choices=("png16", "npz"), help="also write the probabilities before thresholds")
+    add(
+        "--dicom",
+        type=dicom_results.kinds,
+        default=(),
+        metavar="KINDS",
+        help=f"also write DICOM results: {', '.join(dicom_results.KINDS)}, several with commas between them",
+    )
     add("--thresholds", metavar="NAME", help="use the thresholds that `jaxpneumo thresholds` saved under this name")
     add("--threshold", type=VALUES["predict.threshold"], help="probability threshold (default: the run's)")
     add(
@@ -287,21 +303,28 @@ def main(arguments: Sequence[str]) -> int:
             "--thresholds sets the probability and removal thresholds: leave out --threshold, --removal-threshold "
             "and --removal-rule."
         )
+    model_options.check(options)
+    if options.dicom:
+        dicom_results.check_installed()
     part = choose_part(options.num_parts, options.part_id, os.environ)
     run_report.place(part_folder(options.output, part))
-    workdirs = workdir_options.read_workdirs(options.workdir)
+    workdirs = [options.model] if options.model else workdir_options.read_workdirs(options.workdir)
     weights = workdir_options.read_weights(options.weights, len(workdirs))
     found = finder.find(options.input, options.output)
-    from jaxpneumo.predict.ensemble import load_ensemble
-
     batch_size = 1 if options.batch_size is None and len(found.sources) == 1 else options.batch_size
-    predictor = load_ensemble(workdirs, weights, batch_size)
+    if options.model:
+        predictor = model_options.load(options.model, options.runtime, batch_size)
+    else:
+        from jaxpneumo.predict.ensemble import load_ensemble
+
+        predictor = load_ensemble(workdirs, weights, batch_size)
     given = {name: value for name in single if (value := getattr(options, name)) is not None}
     settings = replace(predictor.settings, tta=predictor.settings.tta if options.tta is None else options.tta, **given)
     if options.thresholds:
         settings = saved_thresholds.use(workdirs[0], options.thresholds, settings)
-    gated = gate.load_gate(options.gate, options.gate_thresholds, settings)
-    predictor = replace(predictor, settings=settings, gate=gated)
+    predictor = replace(
+        predictor, settings=settings, gate=gate.load_gate(options.gate, options.gate_thresholds, settings)
+    )
     report = predict_files(
         predictor,
         found.folder,
@@ -325,6 +348,10 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{report.not_frontal} of them are not frontal chest radiographs; --any-image predicts them too.")
     for line in report.remarks:
         print(line)
-    for name, count in report.unwritten.items():
-        print(f'{count} files of {folder / name} could not be written. {folder / MANIFEST} says why under "unwritten".')
+    for key, count in report.unwritten.items():
+        name, _, file = key.partition("/")
+        files = f"files {file}" if file else "files"
+        print(
+            f'{count} {files} of {folder / name} could not be written. {folder / MANIFEST} says why under "unwritten".'
+        )
     return DONE if report.complete else PARTIAL

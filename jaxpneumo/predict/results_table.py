@@ -80,8 +80,11 @@ def _row(entry: Mapping[str, Any], bands: Bands | None, removal: int, number: in
         return ResultRow(file=file, result=SET_ASIDE, why=second or entry.get("reason", ""))
     area, score, largest = entry["area"], entry.get("score"), entry.get("largest")
     spacing = entry.get("spacing")
-    known = bands is not None and score is not None
-    certainty = judge(bands, score, area, *entry["size"], removal) if known else Certainty("")
+    certainty, limits = Certainty(""), ""
+    if bands is not None and score is not None:
+        height, width = entry["size"]
+        certainty = judge(bands, score, area, height, width, removal)
+        limits = "calibrated" if bands.calibrated else "uncalibrated"
     return ResultRow(
         id=entry["uid"],
         file=file,
@@ -94,8 +97,8 @@ def _row(entry: Mapping[str, Any], bands: Bands | None, removal: int, number: in
         largest=largest,
         largest_mm2=None if largest is None else in_mm2(largest, spacing),
         why=certainty.why,
-        bands=("calibrated" if bands.calibrated else "uncalibrated") if known else "",
-        picture=number if "overlays.png" in entry.get("outputs", ["overlays.png"]) else None,
+        bands=limits,
+        picture=number if "overlays" in entry.get("outputs", ["overlays"]) else None,
     )
 
 
