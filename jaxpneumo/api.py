@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 from warnings import warn
 
 import numpy as np
@@ -24,9 +24,10 @@ from jaxpneumo.data.reconcile import NOT_FRONTAL
 from jaxpneumo.dicom import arrays
 from jaxpneumo.dicom.radiograph import Radiograph
 from jaxpneumo.predict import saved_thresholds
+from jaxpneumo.predict.certainty import Bands, bands_of
+from jaxpneumo.predict.finding import predict_findings
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.predict.pictures import overlay, write_png
-from jaxpneumo.predict.postprocess import remove_small
 from jaxpneumo.predict.reading import Picture, Reading, in_threads, read, shrink_radiograph
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import printable
@@ -39,8 +40,6 @@ if TYPE_CHECKING:  # what needs JAX is imported where it is used
 __all__ = ["LoadedModel", "Result", "load", "read_radiograph", "write_png"]
 
 NOTE = "research use only; not a medical device"
-ONE_SIDE = 0.9  # share of a mask's pixels that lie on the side it is said to be on
-BY_CONVENTION = "the side follows the convention for frontal views, as the header has no Patient Orientation"
 
 Call = Callable[[], Picture]
 Image = str | os.PathLike[str] | Radiograph | Any  # what `LoadedModel.predict` takes; Any stands for arrays
@@ -186,6 +185,10 @@ class LoadedModel:
         return {**numbers, **found, "all_empty": metrics.all_empty(tp + fn), "note": NOTE}
 
     @functools.cached_property
+    def _bands(self) -> Bands:
+        return bands_of(self.predictor)
+
+    @functools.cached_property
     def _alone(self) -> "Predictor":
         """The same for batches of one image, as `jaxpneumo predict` predicts a single file."""
         from jaxpneumo.predict.infer import load_predictor
@@ -197,49 +200,33 @@ class LoadedModel:
 
     def _predict(self, predictor: "Predictor", calls: Sequence["Call"]) -> Iterator[Result]:
         """The results of what is read in calls."""
-        import jax
-
-        from jaxpneumo.predict.infer import Batch, masks_of, predict_native
-        from jaxpneumo.predict.native import NativeMask, to_native_on_host
-        from jaxpneumo.score.threshold_counts import image_scores, top_pixels
-
-        settings = predictor.settings
-        view, top = int(bool(settings.tta)), top_pixels(settings.size)
-        scores_of = jax.jit(image_scores, static_argnums=1)
-
-        def native(batch: Batch) -> dict[str, Any]:
-            (masks,) = masks_of(predictor, batch, [view]).values()
-            probability = batch.probability[view]
-            return {"mask": masks, "probability": probability, "top_mean": scores_of(probability, top)[:, 1]}
+        from jaxpneumo.predict.native import to_native_on_host
 
         left_out: list[str] = []
 
-        def stream() -> Iterator[tuple[Picture, np.ndarray, tuple[int, int]]]:
+        def usable() -> Iterator[Picture]:
             for picture in in_threads(calls):
                 if picture.image is None:
                     left_out.append(_refusal(picture))
                     warn(f"Left out: {left_out[-1]}", stacklevel=2)
                 else:
-                    yield picture, picture.image, (picture.height, picture.width)
+                    yield picture
             if len(left_out) == len(calls):
                 raise InputError(f"none of the {len(calls)} files could be used. The first: {left_out[0]}")
 
-        for picture, size, found in predict_native(predictor, stream(), settings.tta, native):
-            bits, area, *finding = found["mask"]
-            mask = NativeMask(bits, *size, int(area)).unpack()
-            kept = remove_small(mask, settings.removal_threshold, settings.removal_rule).astype(bool)
-            side, remark = _side(kept, picture.leads_to, picture.view)
-            area = int(np.count_nonzero(kept))
+        for picture, describe in predict_findings(predictor, usable(), self._bands, probability=True):
+            finding = describe()
+            probability = cast(np.ndarray, finding.probability)
             yield Result(
                 id=picture.uid,
                 source=picture.source,
-                probability=_fixed(to_native_on_host(found["probability"], *size)),
-                mask=_fixed(kept),
-                area=area,
-                area_mm2=area * picture.pixel_spacing[0] * picture.pixel_spacing[1] if picture.pixel_spacing else None,
-                score=float(finding[0] if finding else found["top_mean"]),
-                side=side,
-                remarks=(*picture.remarks, remark) if remark else picture.remarks,
+                probability=_fixed(to_native_on_host(probability, picture.height, picture.width)),
+                mask=_fixed(finding.mask.astype(bool)),
+                area=finding.area,
+                area_mm2=finding.area_mm2,
+                score=finding.score,
+                side=finding.side,
+                remarks=finding.remarks,
                 synthetic=predictor.synthetic,
             )
 
@@ -345,20 +332,6 @@ def _truth(mask: Any, number: int) -> np.ndarray:
             "background."
         )
     return truth != 0
-
-
-def _side(mask: np.ndarray, leads_to: str, view: str) -> tuple[str | None, str]:
-    """`Result.side`, and a remark about its rule or ""."""
-    columns = np.count_nonzero(mask, axis=0)
-    total, middle = columns.sum(), mask.shape[1] // 2
-    # A middle column belongs to neither half.
-    halves = {"L": columns[mask.shape[1] - middle :].sum(), "R": columns[:middle].sum()}
-    if leads_to == "R":
-        halves = {"L": halves["R"], "R": halves["L"]}
-    side = next((name for name, pixels in halves.items() if total and pixels >= ONE_SIDE * total), None)
-    if side is None or not (leads_to or view in ("AP", "PA")):
-        return None, ""
-    return {"L": "left", "R": "right"}[side], "" if leads_to else BY_CONVENTION
 
 
 def _fixed(array: np.ndarray) -> np.ndarray:

@@ -18,13 +18,14 @@ from networks import pattern
 from pydicom import dcmread
 
 import jaxpneumo
-from jaxpneumo.api import BY_CONVENTION, NOTE, _side
+from jaxpneumo.api import NOTE
 from jaxpneumo.data import dataset, rle
 from jaxpneumo.data.resize import resize_to_squares
 from jaxpneumo.dicom import dicom
 from jaxpneumo.dicom.arrays import from_array
 from jaxpneumo.evaluate.results import read_metrics
 from jaxpneumo.predict import predict
+from jaxpneumo.predict.finding import BY_CONVENTION, side_of
 from jaxpneumo.predict.infer import Predictor, compile_network
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.predict.pictures import overlay
@@ -324,11 +325,11 @@ def test_a_lateral_view_is_refused_with_the_way_out(model, files, tmp_path):
         model.predict(lateral)
 
 
-def side_of(columns, film):
+def side_where(columns, film):
     """The side of a mask of 41 columns in which some are outlined."""
     mask = np.zeros((40, 41), bool)
     mask[5:15, columns] = True
-    return _side(mask, film.leads_to, film.view)[0]
+    return side_of(mask, film.leads_to, film.view)[0]
 
 
 @pytest.mark.parametrize(
@@ -339,20 +340,20 @@ def test_the_side_is_the_patients_by_the_header(files, tmp_path, orientation, le
     path = with_header(files[0], tmp_path / "a.dcm", PatientOrientation=orientation, ViewPosition="")
     film = jaxpneumo.read_radiograph(path)
     other = {"right": "left", "left": "right", None: None}[left_half]
-    assert side_of(np.s_[3:9], film) == left_half
-    assert side_of(np.s_[30:40], film) == other
-    assert side_of(np.s_[10:31], film) is None  # on both sides
-    assert side_of(np.s_[20:21], film) is None  # in the middle column
-    assert side_of(np.s_[:0], film) is None
+    assert side_where(np.s_[3:9], film) == left_half
+    assert side_where(np.s_[30:40], film) == other
+    assert side_where(np.s_[10:31], film) is None  # on both sides
+    assert side_where(np.s_[20:21], film) is None  # in the middle column
+    assert side_where(np.s_[:0], film) is None
 
 
 def test_without_orientation_the_side_follows_the_convention_and_says_so(model, film):
     mask = np.zeros((40, 40), bool)
     mask[:, :9] = True
     assert (film.leads_to, film.view in ("AP", "PA")) == ("", True)
-    assert _side(mask, "", film.view) == ("right", BY_CONVENTION)
-    assert _side(mask, "L", film.view) == ("right", "")
-    assert _side(mask, "", "") == (None, "")
+    assert side_of(mask, "", film.view) == ("right", BY_CONVENTION)
+    assert side_of(mask, "L", film.view) == ("right", "")
+    assert side_of(mask, "", "") == (None, "")
     result = model.predict(film)
     assert (BY_CONVENTION in result.remarks) == (result.side is not None)
 

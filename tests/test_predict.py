@@ -212,13 +212,40 @@ def test_a_picture_that_cannot_be_drawn_costs_nothing_else(workdir, radiographs,
     arguments = ["--workdir", str(workdir), "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
     for _ in range(2):
         assert predict.main(arguments) == PARTIAL
-        assert "1 outlined pictures could not be written" in capsys.readouterr().out
+        assert f"1 files of {tmp_path / 'out/overlays'} could not be written" in capsys.readouterr().out
     assert (
-        f"{path.name} was predicted, but its picture could not be written: {uid}.png cannot be written: Is a directory."
+        f"{path.name} was predicted, but a file could not be written: {uid}.png cannot be written: Is a directory."
         in caplog.text
     )
     assert len(read_submission(tmp_path / "out/submission.csv")) == 3
     assert len(list((tmp_path / "out/overlays").glob("*.png"))) == 2
+
+
+def test_masks_that_were_not_asked_for_at_first_are_written_on_the_second_start(workdir, radiographs, tmp_path, caplog):
+    for path in sorted((radiographs / "dicom").rglob("*.dcm"))[:3]:
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "in/bad.dcm").write_text("not a radiograph")
+    output, threshold = tmp_path / "out", ["--threshold", "0.45"]
+    arguments = ["--workdir", str(workdir), "--input", str(tmp_path / "in"), "--output", str(output), *threshold]
+    caplog.set_level("INFO", "jaxpneumo")
+    assert predict.main([*arguments, "--overlays", "0"]) == PARTIAL
+    first = (output / "submission.csv").read_bytes()
+    (output / "masks").write_text("in the way")
+    assert predict.main([*arguments, "--overlays", "1", "--masks"]) == PARTIAL
+    assert "3 files were predicted without masks before; they are predicted again." in caplog.text
+    assert len(list((output / "overlays").iterdir())) == 1
+    (output / "masks").unlink()
+    for again in (True, False):  # masks that could not be written are tried again, those that could are not
+        caplog.clear()
+        assert predict.main([*arguments, "--masks", "--overlays", "1"]) == PARTIAL
+        assert ("files were predicted without masks" in caplog.text) == again
+    codes = read_submission(output / "submission.csv")
+    assert (output / "submission.csv").read_bytes() == first
+    assert len(list((output / "masks").iterdir())) == len(codes) == 3
+    for uid, code in codes.items():
+        mask = cv2.imread(str(output / f"masks/{uid}.png"), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(mask, 255 * rle.decode(code, 128, 128))
 
 
 def test_a_run_on_synthetic_radiographs_says_so(workdir, radiographs, tmp_path, capsys):

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxpneumo.predict.image_scores import image_scores
 from jaxpneumo.predict.native import native_grid, to_native
 from jaxpneumo.predict.postprocess import remove_small
 from jaxpneumo.process.errors import InputError
@@ -16,7 +17,6 @@ from jaxpneumo.score.threshold_counts import (
     ThresholdCounts,
     count_at_thresholds,
     count_components,
-    image_scores,
     read_counts,
     write_counts,
 )

@@ -24,8 +24,10 @@ ENDINGS = ("", ".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".jpe")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 # The output of `jaxpneumo predict`: its pictures are not radiographs. A folder with a MANIFEST is such an output.
 MANIFEST = "manifest.jsonl"
+OUTPUT_FOLDERS = ("overlays", "masks", "probabilities", "dicom_results")
 OUTPUTS = re.compile(
-    r"overlays|submission\.csv|quarantine\.csv|manifest\.jsonl|merged\.json|run_report(_\d+)?\.json|\.sorting"
+    "|".join(OUTPUT_FOLDERS)
+    + r"|submission\.csv|quarantine\.csv|manifest\.jsonl|merged\.json|run_report(_\d+)?\.json|\.sorting"
     r"|part-\d{5,}-of-\d{5,}"
 )
 

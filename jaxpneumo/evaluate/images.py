@@ -13,6 +13,7 @@ import numpy as np
 from jaxpneumo.data import rle
 from jaxpneumo.data.dataset import Index
 from jaxpneumo.evaluate.modes import CLASSIFIER, GATED, IMAGE_SCORES, MODES, VIEWS, own_mode
+from jaxpneumo.predict.image_scores import image_scores, top_pixels
 from jaxpneumo.predict.infer import Batch, Predictor, kept_by, kept_by_classifier, predict_native
 from jaxpneumo.predict.native import Grid, pixels_at_least, to_native
 from jaxpneumo.predict.postprocess import remove_small
@@ -27,8 +28,6 @@ from jaxpneumo.score.threshold_counts import (
     ThresholdCounts,
     count_at_thresholds,
     count_components,
-    image_scores,
-    top_pixels,
 )
 
 COUNTS = ("area", "tp", "component_area", "component_tp")  # of `ThresholdCounts`

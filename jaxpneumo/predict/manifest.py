@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jaxpneumo.data.finder import MANIFEST
+from jaxpneumo.data.finder import MANIFEST, OUTPUT_FOLDERS
 from jaxpneumo.process import jsonl
 from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
@@ -35,6 +35,7 @@ def make_header(
     software: Mapping[str, Any],
     part: tuple[int, int] | None,
     synthetic: bool = False,
+    bands: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Makes the header, the first line of the manifest.
 
@@ -44,6 +45,7 @@ def make_header(
       software: the result of `software.software`.
       part: the result of `choose_part`.
       synthetic: whether the model was trained on synthetic radiographs.
+      bands: the limits of the score's bands (`certainty.Bands`).
     """
     return {
         "manifest": 1,
@@ -52,23 +54,29 @@ def make_header(
         "settings": dict(settings),
         "part": part and part[0],
         "parts": part and part[1],
+        "bands": bands and dict(bands),
         "software": dict(software),
     }
 
 
 @contextmanager
 def open_manifest(
-    folder: Path, header: dict[str, Any], root: Path, sources: Sequence[str]
+    folder: Path,
+    header: dict[str, Any],
+    root: Path,
+    sources: Sequence[str],
+    is_complete: Callable[[dict[str, Any]], bool] = lambda entry: True,
 ) -> Iterator[tuple[list[str], Callable[[dict[str, Any]], None]]]:
     """Opens a folder's manifest. It continues an older manifest with the same model and settings.
 
-    It drops the entries of files that have changed or no longer exist.
+    It drops the entries of files that have changed or no longer exist, and those that are not complete.
 
     Args:
       folder: folder of the manifest; created if it is missing.
       header: the result of `make_header`.
       root: folder that holds the sources.
       sources: paths of the files, sorted.
+      is_complete: whether a file with this entry need not be predicted again.
 
     Yields:
       The sources that have no result yet, and a function that adds an entry: {"file", "stamp", "state", ...}.
@@ -86,13 +94,14 @@ def open_manifest(
             older = read_entries(path) if path.exists() else iter(())
             before = next(older, None)
             _compare(before, header, folder)
-            # The note depends only on the model, which is the same. The notes of older manifests are shorter.
-            file.write(jsonl.line({**(before or header), "note": header["note"]}))
+            # The note depends only on the model, which is the same. The notes of older manifests are shorter. A later
+            # evaluation of the model may have changed the bands.
+            file.write(jsonl.line({**(before or header), "note": header["note"], "bands": header["bands"]}))
             for entry in older:
                 source = str(entry.get("file", ""))
                 place = bisect_left(sources, source)
                 if place < len(sources) and sources[place] == source and not done[place]:
-                    done[place] = _unchanged(root / sources[place], entry)
+                    done[place] = _unchanged(root / sources[place], entry) and is_complete(entry)
                     if done[place]:
                         file.write(jsonl.line(entry))
         with open(path, "ab") as file:
@@ -112,7 +121,8 @@ def discard_other(folder: Path, header: dict[str, Any]) -> None:
     try:
         _compare(next(read_entries(path), None) if path.exists() else None, header, folder)
     except InputError:
-        shutil.rmtree(folder / "overlays", ignore_errors=True)
+        for name in OUTPUT_FOLDERS:
+            shutil.rmtree(folder / name, ignore_errors=True)
         for name in (MANIFEST, "submission.csv", "quarantine.csv"):
             (folder / name).unlink(missing_ok=True)
 

@@ -10,9 +10,10 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class PredictedCounts:
       images, positive: number of radiographs that were predicted, and of those with a finding.
       set_aside: number of files that were not used.
       not_frontal: number of files that were set aside because they are not frontal chest radiographs.
-      undrawn: number of radiographs whose picture with outlines could not be written.
+      unwritten: number of files that could not be written, by the name of their output, such as "overlays".
       first: the reason why the first file was set aside.
       note: the warning for readers of the outlines.
       remarks: sentences about header elements that could not be used unchanged.
@@ -65,15 +66,15 @@ class PredictedCounts:
     positive: int
     set_aside: int
     not_frontal: int = 0
-    undrawn: int = 0
+    unwritten: Mapping[str, int] = field(default_factory=dict)
     first: str = ""
     note: str = NOTE
     remarks: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
-        """True if all files were predicted and all pictures were written."""
-        return not self.set_aside and not self.undrawn
+        """True if all files were predicted and everything asked for was written."""
+        return not self.set_aside and not self.unwritten
 
 
 def write_results(manifests: Sequence[Path], submission: Path, quarantine: Path | None) -> PredictedCounts:
@@ -86,7 +87,8 @@ def write_results(manifests: Sequence[Path], submission: Path, quarantine: Path 
       submission: the csv file.
       quarantine: csv file of the files that were set aside. It is removed if there are none. None writes no file.
     """
-    counts = {"images": 0, "positive": 0, "set_aside": 0, "not_frontal": 0, "undrawn": 0}
+    counts = {"images": 0, "positive": 0, "set_aside": 0, "not_frontal": 0}
+    unwritten: Counter[str] = Counter()
     others: list[tuple[str, str]] = []
 
     def entries(state: str) -> Iterator[dict[str, Any]]:
@@ -124,13 +126,19 @@ def write_results(manifests: Sequence[Path], submission: Path, quarantine: Path 
         for _ in rows:
             pass  # `set_aside` counts the rows
     for entry in entries("done"):
-        if "undrawn" in entry:
-            counts["undrawn"] += 1
-            run_report.set_aside(printable(entry["file"]), entry["undrawn"])
+        # Older manifests have a reason under "undrawn" where the picture could not be written.
+        failed = {"overlays": entry["undrawn"]} if "undrawn" in entry else entry.get("unwritten", {})
+        unwritten.update(failed.keys())
+        for reason in failed.values():
+            run_report.set_aside(printable(entry["file"]), reason)
     told = remarks.tell((entry["file"], entry.get("remarks", ())) for entry in entries("done"))
     header = next(read_entries(manifests[0]))
     return PredictedCounts(
-        **counts, first=first[1] if first else "", note=header.get("note", NOTE), remarks=tuple(told)
+        **counts,
+        unwritten=dict(unwritten),
+        first=first[1] if first else "",
+        note=header.get("note", NOTE),
+        remarks=tuple(told),
     )
 
 

@@ -1,27 +1,24 @@
 """`jaxpneumo predict`: reads a folder of radiographs, writes a submission csv and pictures with outlines.
 
 Three steps run at the same time. While the device predicts a batch, processes decode the next pictures (`reading.py`),
-and threads encode and draw the previous masks. The result of each file goes to the manifest (`manifest.py`) at once.
+and threads encode and write the previous masks (`outputs.py`). The result of each file goes to the manifest
+(`manifest.py`) at once, when all that is written of it is on the disk.
 The submission is written from the manifest.
 """
 
-import errno
 import logging
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
-from jaxpneumo.data import finder, ids, rle
+from jaxpneumo.data import finder, ids
 from jaxpneumo.predict import gate, saved_thresholds, workdir_options
+from jaxpneumo.predict.certainty import Bands, bands_of
 from jaxpneumo.predict.manifest import (
     MANIFEST,
-    SYNTHETIC_NOTE,
     choose_part,
     discard_other,
     end_entry,
@@ -31,15 +28,13 @@ from jaxpneumo.predict.manifest import (
     part_of,
 )
 from jaxpneumo.predict.merge import PredictedCounts, write_results
-from jaxpneumo.predict.pictures import write_overlay
+from jaxpneumo.predict.outputs import Output, Written, masks_output, overlays_output, predict_and_write
 from jaxpneumo.predict.postprocess import RULES as REMOVAL_RULES
-from jaxpneumo.predict.postprocess import remove_small
 from jaxpneumo.predict.reading import Picture, Reading, read_ahead
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.errors import DONE, PARTIAL, InputError
-from jaxpneumo.process.files import printable, safe_name
-from jaxpneumo.process.machine import cores
+from jaxpneumo.process.files import printable
 from jaxpneumo.process.progress import COMPILING, progress_bar
 from jaxpneumo.process.ranges import BATCH, WORKERS, whole
 from jaxpneumo.run.config_values import VALUES
@@ -49,7 +44,6 @@ from jaxpneumo.run.tta import TTA
 # fast, and the reading processes do not load JAX.
 if TYPE_CHECKING:
     from jaxpneumo.predict.infer import Predictor
-    from jaxpneumo.predict.native import NativeMask
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +53,8 @@ Outlines pneumothorax in every DICOM, PNG or JPEG radiograph below a folder, or 
 It writes to --output
   submission.csv   ImageId,EncodedPixels at each radiograph's own size; -1 where nothing was found
   overlays/        for each radiograph one PNG with the outline (none with --overlays 0)
+  masks/           with --masks, for each radiograph its mask as a PNG at the radiograph's own size: 0 is background,
+                   255 is pneumothorax
   quarantine.csv   the files that were not used, with the reason (exit code 3): damaged files, and images whose header
                    says that they are not frontal chest radiographs (--any-image predicts those too)
   manifest.jsonl   model, settings and software, then every file's checksum and result
@@ -104,6 +100,7 @@ def predict_files(
     part: tuple[int, int] | None = None,
     anew: bool = False,
     any_image: bool = False,
+    outputs: Sequence[Output] = (),
 ) -> PredictedCounts:
     """Predicts radiographs with the settings `predictor.settings`.
 
@@ -120,17 +117,30 @@ def predict_files(
       part: (K, N) predicts only part K of N; None predicts all files.
       anew: removes predictions of another model or other settings from `output`. If False, they cause an InputError.
       any_image: also predicts images whose header says that they are not frontal chest radiographs.
+      outputs: what else to write for each image. Files that an earlier start predicted without some of these outputs
+        are predicted again.
 
     Raises:
       InputError: none of the files could be used, or `output` holds predictions of another model or other settings.
     """
     sources = listed if part is None else [source for source in listed if part_of(source, part[1]) == part[0]]
     folder = part_folder(output, part)
-    header = _header(predictor, part, any_image)
+    bands = bands_of(predictor)
+    header = _header(predictor, part, any_image, bands)
     reading = Reading(root, predictor.settings.size, ids.repeated_names(listed), any_image)
     if anew:
         discard_other(folder, header)
-    with open_manifest(folder, header, root, sources) as (left, append):
+    asked = [*([] if overlays == 0 else [overlays_output(predictor, overlays)]), *outputs]
+    lacking: Counter[str] = Counter()
+
+    def is_complete(entry: dict[str, Any]) -> bool:
+        missing = _missing(entry, asked)
+        lacking.update(missing)
+        return not missing
+
+    with open_manifest(folder, header, root, sources, is_complete) as (left, append):
+        for name, count in lacking.items():
+            logger.info("%d files were predicted without %s before; they are predicted again.", count, name)
 
         def usable() -> Iterator[Picture]:
             for picture in read_ahead(reading, left, workers):
@@ -143,20 +153,12 @@ def predict_files(
         with progress_bar(None, total=len(sources), description="predict", quiet=quiet) as bar:
             bar.update(len(sources) - len(left))
             bar.set_postfix_str(COMPILING if left else "")
-            predicted = predict_codes(predictor, root, usable(), folder / "overlays", overlays)
-            for picture, code, area, undrawn, finding in predicted:
+            for written in predict_and_write(predictor, root, usable(), bands, folder, asked):
                 bar.set_postfix_str("", refresh=False)
-                found = {"state": "done", "size": [picture.height, picture.width], "positive": area > 0, "area": area}
-                if finding is not None:
-                    found["finding"] = round(finding, 6)
-                if undrawn:
-                    logger.warning(
-                        "%s was predicted, but its picture could not be written: %s", printable(picture.source), undrawn
-                    )
-                    found["undrawn"] = undrawn
-                if picture.remarks:
-                    found["remarks"] = picture.remarks
-                append({**_entry(picture), "uid": picture.uid, **found, "code": code})
+                for reason in written.failed.values():
+                    source = printable(written.finding.picture.source)
+                    logger.warning("%s was predicted, but a file could not be written: %s", source, reason)
+                append(_done(written))
                 bar.update()
         append(end_entry(listed, len(sources)))
         run_report.read(root, len(left))
@@ -173,7 +175,16 @@ def predict_files(
     return report
 
 
-def _header(predictor: "Predictor", part: tuple[int, int] | None, any_image: bool) -> dict[str, Any]:
+def _missing(entry: dict[str, Any], asked: Sequence[Output]) -> list[str]:
+    """The outputs that a predicted file lacks. Outputs of a limited number are not missed."""
+    if entry.get("state") != "done":
+        return []
+    # Older manifests do not name their outputs: pictures were the only ones.
+    there = entry.get("outputs", [] if "undrawn" in entry else ["overlays"])
+    return [output.name for output in asked if output.most is None and output.name not in there]
+
+
+def _header(predictor: "Predictor", part: tuple[int, int] | None, any_image: bool, bands: Bands) -> dict[str, Any]:
     from jaxpneumo.process.software import software
 
     names = ("size", "tta", *saved_thresholds.NAMES, *saved_thresholds.NAMES_OF_TRIPLET, saved_thresholds.CLASSIFIER)
@@ -184,85 +195,36 @@ def _header(predictor: "Predictor", part: tuple[int, int] | None, any_image: boo
         chosen["weights"] = [weight for _, weight in predictor.weighted_runs]
     if predictor.gate is not None:
         chosen["gate"] = gate.describe(cast("Predictor", predictor.gate))
-    return make_header(predictor.model_id, chosen, software(), part, predictor.synthetic)
+    return make_header(predictor.model_id, chosen, software(), part, predictor.synthetic, asdict(bands))
 
 
 def _entry(picture: Picture) -> dict[str, Any]:
     return {"file": picture.source, "stamp": list(picture.stamp), "sha256": picture.sha256}
 
 
-def predict_codes(
-    predictor: "Predictor", folder: Path, pictures: Iterable[Picture], draw_to: Path, overlays: int | None
-) -> Iterator[tuple[Picture, str, int, str, float | None]]:
-    """Predicts run-length codes of the masks, and writes pictures with outlines for the first radiographs.
-
-    Args:
-      predictor: the result of `load_predictor`.
-      folder: folder of the files.
-      pictures: results of `reading.read_ahead`, without files that could not be read.
-      draw_to: folder for the pictures with outlines. An existing picture that is newer than its file is kept.
-      overlays: largest number of pictures with outlines; None writes one for each radiograph.
-
-    Yields:
-      (picture without its image, code, area in native pixels, reason why the outlines could not be drawn or "", the
-      classifier's probability or None) in the order of `pictures`. The picture with outlines, if any, is on the disk by
-      then.
-
-    Raises:
-      OSError: the disk is full.
-    """
-    from jaxpneumo.predict.infer import predict_masks
-
-    settings = predictor.settings
-    view = int(bool(settings.tta))
-    stream = (
-        (replace(picture, image=None), cast(np.ndarray, picture.image), (picture.height, picture.width))
-        for picture in pictures
-    )
-
-    def finish(picture: Picture, mask: "NativeMask", path: Path | None) -> tuple[Picture, str, int, str, float | None]:
-        if mask.area == 0 and path is None:
-            return picture, rle.EMPTY, 0, "", mask.finding
-        kept = remove_small(mask.unpack(), settings.removal_threshold, settings.removal_rule)
-        undrawn = _draw(path, folder / picture.source, kept, predictor.synthetic) if path else ""
-        return picture, rle.encode(kept), int(np.count_nonzero(kept)), undrawn, mask.finding
-
-    room = float("inf") if overlays is None else overlays
-    if overlays and draw_to.is_dir():
-        room -= sum(path.suffix == ".png" for path in draw_to.iterdir())
-    with ThreadPoolExecutor(cores()) as pool:
-        waiting: deque[tuple[Path | None, Future]] = deque()
-        for picture, masks in predict_masks(predictor, stream, [view]):
-            path = draw_to / f"{safe_name(picture.uid)}.png"
-            if room <= 0 or _is_newer(path, picture) or any(path == other for other, _ in waiting):
-                path = None
-            else:
-                room -= 1
-            waiting.append((path, pool.submit(finish, picture, masks[view], path)))
-            while len(waiting) > 2 * settings.batch_size or (waiting and waiting[0][1].done()):
-                yield waiting.popleft()[1].result()
-        while waiting:
-            yield waiting.popleft()[1].result()
-
-
-def _draw(path: Path, source: Path, mask: np.ndarray, synthetic: bool) -> str:
-    """Writes the picture with outlines of a file. Returns the reason if that fails, else ""."""
-    from jaxpneumo.dicom.dicom import read_image
-
-    try:
-        # Decodes the file again. Keeping all radiographs in memory until their masks are ready would cost more.
-        write_overlay(path, read_image(source).image, mask, warning=SYNTHETIC_NOTE if synthetic else "")
-    except InputError as error:  # the file was removed or changed in the meantime; its mask is still valid
-        return printable(str(error))
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        return f"{path.name} cannot be written: {error.strerror}."
-    return ""
-
-
-def _is_newer(path: Path, picture: Picture) -> bool:
-    return path.exists() and path.stat().st_mtime_ns >= picture.stamp[1]
+def _done(written: Written) -> dict[str, Any]:
+    """The manifest's entry of a predicted file."""
+    finding, picture = written.finding, written.finding.picture
+    facts = {
+        "score": round(finding.score, 6),
+        "finding": None if finding.classifier is None else round(finding.classifier, 6),
+        "spacing": picture.pixel_spacing,
+        "side": finding.side,
+        "largest": finding.largest,
+        "unwritten": written.failed or None,
+        "remarks": picture.remarks or None,
+    }
+    return {
+        **_entry(picture),
+        "uid": picture.uid,
+        "state": "done",
+        "size": [picture.height, picture.width],
+        "positive": finding.area > 0,
+        "area": finding.area,
+        **{name: value for name, value in facts.items() if value is not None},
+        "outputs": written.outputs,
+        "code": written.code,
+    }
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -277,6 +239,7 @@ def main(arguments: Sequence[str]) -> int:
         type=VALUES["predict.overlays"],
         help="write at most this many pictures with outlines (default: all)",
     )
+    add("--masks", action="store_true", help="also write the masks as PNG files")
     add("--thresholds", metavar="NAME", help="use the thresholds that `jaxpneumo thresholds` saved under this name")
     add("--threshold", type=VALUES["predict.threshold"], help="probability threshold (default: the run's)")
     add(
@@ -327,6 +290,7 @@ def main(arguments: Sequence[str]) -> int:
         workers=options.workers,
         part=part,
         any_image=options.any_image,
+        outputs=[masks_output()] if options.masks else [],
     )
     folder = part_folder(options.output, part)
     print(saved_thresholds.origin(settings, workdirs, options.thresholds, predictor.model_id, weights, [*given]))
@@ -340,6 +304,6 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{report.not_frontal} of them are not frontal chest radiographs; --any-image predicts them too.")
     for line in report.remarks:
         print(line)
-    if report.undrawn:
-        print(f'{report.undrawn} outlined pictures could not be written. {folder / MANIFEST} says why under "undrawn".')
+    for name, count in report.unwritten.items():
+        print(f'{count} files of {folder / name} could not be written. {folder / MANIFEST} says why under "unwritten".')
     return DONE if report.complete else PARTIAL

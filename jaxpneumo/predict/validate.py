@@ -22,7 +22,7 @@ from jaxpneumo.process.ranges import as_typed, whole
 
 HELP = """\
 Checks a submission csv: header, ids and run-length codes. With --sample it also checks that the submission has the
-images of the sample in the same order. It prints the row of each finding, the first ones of each kind, and how many
+images of the sample in the same order. It prints the row of each fault, the first ones of each kind, and how many
 there are:
 
   form      the header is not ImageId,EncodedPixels, or a row does not have an id and a code
@@ -33,7 +33,7 @@ there are:
   dialect   the codes of the whole file seem to be of another kind, such as starts that count from the first pixel
   range     runs end outside the image (--size)
   overlap   regions of one image, in different rows, share pixels
-  unknown   an image is not in the sample; one finding if no image is in the sample
+  unknown   an image is not in the sample; one fault if no image is in the sample
   missing   an image of the sample is not in the submission
   order     two images are in another order than in the sample
 
@@ -52,7 +52,7 @@ CODE = re.compile(r"-1|[0-9]+( [0-9]+)*")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Fault:
     """One error in a submission.
 
     Attributes:
@@ -66,9 +66,7 @@ class Finding:
     text: str
 
 
-def validate(
-    submission: Path, sample: Path | None = None, size: tuple[int, int] | None = (1024, 1024)
-) -> list[Finding]:
+def validate(submission: Path, sample: Path | None = None, size: tuple[int, int] | None = (1024, 1024)) -> list[Fault]:
     """Finds all errors of a submission, in the order of its rows. Missing images of the sample come last.
 
     Args:
@@ -79,18 +77,16 @@ def validate(
     Raises:
       InputError: a file cannot be read, or `sample` is not a sample submission.
     """
-    findings: list[Finding] = []
+    faults: list[Fault] = []
     rows: list[tuple[int, str, str]] = []
     for number, fields in _read(submission):
         if number == 1:
             if fields != HEADER:
-                findings.append(
-                    Finding("form", 1, f"the header is {','.join(fields)[:60]!r}, not {','.join(HEADER)!r}")
-                )
+                faults.append(Fault("form", 1, f"the header is {','.join(fields)[:60]!r}, not {','.join(HEADER)!r}"))
         elif len(fields) != 2:
-            findings.append(Finding("form", number, f"{len(fields)} fields instead of an image id and its code"))
+            faults.append(Fault("form", number, f"{len(fields)} fields instead of an image id and its code"))
         elif not fields[0]:
-            findings.append(Finding("form", number, "no image id"))
+            faults.append(Fault("form", number, "no image id"))
         else:
             rows.append((number, fields[0], fields[1]))
     codes: dict[str, list[tuple[int, str]]] = {}
@@ -98,17 +94,17 @@ def validate(
         codes.setdefault(image_id, []).append((number, code))
     if dialect := rle.file_dialect((number, code) for number, _, code in rows):
         line, kind = dialect
-        findings.append(Finding("dialect", line, f"the file's codes seem to be {kind}. {labels.WAY_OUT[kind]}"))
+        faults.append(Fault("dialect", line, f"the file's codes seem to be {kind}. {labels.WAY_OUT[kind]}"))
     else:
         for number, image_id, code in rows:
-            findings += [] if code == EMPTY else _check_code(number, image_id, code, size)
+            faults += [] if code == EMPTY else _check_code(number, image_id, code, size)
         for image_id, of_image in codes.items():
-            findings += _check_rows(image_id, of_image, size) if len(of_image) > 1 else []
+            faults += _check_rows(image_id, of_image, size) if len(of_image) > 1 else []
     if not rows:
-        findings.append(Finding("form", 0, "there are no images"))
+        faults.append(Fault("form", 0, "there are no images"))
     if sample is not None:
-        findings += _compare([(of_image[0][0], image_id) for image_id, of_image in codes.items()], _sample_ids(sample))
-    return sorted(findings, key=lambda finding: finding.row or len(rows) + 2)
+        faults += _compare([(of_image[0][0], image_id) for image_id, of_image in codes.items()], _sample_ids(sample))
+    return sorted(faults, key=lambda fault: fault.row or len(rows) + 2)
 
 
 def _read(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -127,26 +123,26 @@ def _sample_ids(path: Path) -> dict[str, int]:
     return {image_id: place for place, image_id in enumerate(dict.fromkeys(fields[0] for fields in rows[1:] if fields))}
 
 
-def _check_code(number: int, image_id: str, code: str, size: tuple[int, int] | None) -> list[Finding]:
+def _check_code(number: int, image_id: str, code: str, size: tuple[int, int] | None) -> list[Fault]:
     try:
         rle.area(code, *(size or (1 << 31, 1 << 31)))
     except ValueError as error:
         kind = "range" if "leaves the image" in str(error) else "code"
-        return [Finding(kind, number, f"image {image_id}: {error}")]
+        return [Fault(kind, number, f"image {image_id}: {error}")]
     if not CODE.fullmatch(code):
-        return [Finding("code", number, f"image {image_id}: put exactly one blank between the numbers of its code")]
+        return [Fault("code", number, f"image {image_id}: put exactly one blank between the numbers of its code")]
     return []
 
 
-def _check_rows(image_id: str, rows: list[tuple[int, str]], size: tuple[int, int] | None) -> list[Finding]:
+def _check_rows(image_id: str, rows: list[tuple[int, str]], size: tuple[int, int] | None) -> list[Fault]:
     """Checks the rows of one image against each other."""
-    findings = []
+    faults = []
     first: dict[str, int] = {}
     for number, code in rows:
         if code in first:
-            findings.append(Finding("double", number, f"image {image_id} has the same code in row {first[code]}"))
+            faults.append(Fault("double", number, f"image {image_id} has the same code in row {first[code]}"))
         elif (code == EMPTY) != (rows[0][1] == EMPTY):
-            findings.append(Finding("mixed", number, f"image {image_id} has {EMPTY} and runs, see row {rows[0][0]}"))
+            faults.append(Fault("mixed", number, f"image {image_id} has {EMPTY} and runs, see row {rows[0][0]}"))
         first.setdefault(code, number)
     runs = [
         (start, stop, number)
@@ -159,10 +155,10 @@ def _check_rows(image_id: str, rows: list[tuple[int, str]], size: tuple[int, int
         if start < end and number != of_row and (of_row, number) not in told:
             told.add((of_row, number))
             text = f"image {image_id}: pixels from {start} on are in row {min(of_row, number)} too"
-            findings.append(Finding("overlap", max(of_row, number), text))
+            faults.append(Fault("overlap", max(of_row, number), text))
         if stop > end:
             end, of_row = stop, number
-    return findings
+    return faults
 
 
 def _runs(code: str) -> list[tuple[int, int]]:
@@ -171,22 +167,22 @@ def _runs(code: str) -> list[tuple[int, int]]:
     return list(zip(edges[0::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
-def _compare(images: list[tuple[int, str]], sample: dict[str, int]) -> list[Finding]:
+def _compare(images: list[tuple[int, str]], sample: dict[str, int]) -> list[Fault]:
     """Compares the images, each with its first row, with the sample's images and positions."""
     if images and sample and not any(image_id in sample for _, image_id in images):
         text = f"none of the images is in the sample: an id is {images[0][1]}, the sample's first {next(iter(sample))}"
-        return [Finding("unknown", images[0][0], text)]
-    findings, furthest, before = [], -1, ""
+        return [Fault("unknown", images[0][0], text)]
+    faults, furthest, before = [], -1, ""
     for number, image_id in images:
         if image_id not in sample:
-            findings.append(Finding("unknown", number, f"image {image_id} is not in the sample"))
+            faults.append(Fault("unknown", number, f"image {image_id} is not in the sample"))
         elif sample[image_id] < furthest:
-            findings.append(Finding("order", number, f"image {image_id} comes before {before} in the sample"))
+            faults.append(Fault("order", number, f"image {image_id} comes before {before} in the sample"))
         else:
             furthest, before = sample[image_id], image_id
     there = {image_id for _, image_id in images}
     missing = [image_id for image_id in sample if image_id not in there]
-    return findings + [Finding("missing", 0, f"image {image_id} is in the sample only") for image_id in missing]
+    return faults + [Fault("missing", 0, f"image {image_id} is in the sample only") for image_id in missing]
 
 
 def _size(text: str) -> tuple[int, int] | None:
@@ -211,17 +207,17 @@ def main(arguments: Sequence[str]) -> int:
         "--size", type=_size, default=(1024, 1024), help="size of all images (default: 1024x1024), or any"
     )
     parser.add_argument(
-        "--show", type=whole(0, 10**9), default=10, metavar="N", help="findings to print of each kind (default: 10)"
+        "--show", type=whole(0, 10**9), default=10, metavar="N", help="faults to print of each kind (default: 10)"
     )
     options = parser.parse_args(arguments)
-    findings = validate(options.submission, options.sample, options.size)
+    faults = validate(options.submission, options.sample, options.size)
     shown: Counter[str] = Counter()
-    for finding in findings:
-        shown[finding.kind] += 1
-        if shown[finding.kind] <= options.show:
-            place = f"row {finding.row}: " if finding.row else ""
-            print(f"{finding.kind:8} {place}{finding.text}")
-    if not findings:
+    for fault in faults:
+        shown[fault.kind] += 1
+        if shown[fault.kind] <= options.show:
+            place = f"row {fault.row}: " if fault.row else ""
+            print(f"{fault.kind:8} {place}{fault.text}")
+    if not faults:
         print(f"{options.submission} is a valid submission.")
         return DONE
     print(f"{options.submission} is not valid: " + ", ".join(f"{count} {kind}" for kind, count in shown.items()) + ".")

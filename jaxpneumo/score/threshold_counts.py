@@ -19,7 +19,7 @@ from jaxpneumo.predict.postprocess import NATIVE_AREA
 from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
 
-# What needs JAX is in the two functions that a device runs: whoever reads tables does without.
+# What needs JAX is in the function that a device runs: whoever reads tables does without.
 if TYPE_CHECKING:
     import jax
 
@@ -30,8 +30,6 @@ AREAS = np.array(
     [0, 128, 256, 512, *range(768, 2049, 256), *range(2560, 4097, 512), *range(5120, 8193, 1024), 10240, 12288],
     np.int64,
 )
-
-TOP_AREA = 2048  # area of the top_mean score in pixels of a 1024x1024 image; equals the papers' removal threshold
 
 
 @dataclass(frozen=True)
@@ -83,29 +81,6 @@ def count_at_thresholds(native: "jax.Array", truth: "jax.Array") -> "tuple[jax.A
     histogram = jnp.zeros(batch * 2 * bins, jnp.int32).at[place.ravel()].add(1).reshape(batch, 2, bins)
     at_least = jnp.cumsum(histogram[..., ::-1], axis=-1)[..., ::-1][..., 1:]
     return reached, at_least.sum(axis=1), at_least[:, 1]
-
-
-def top_pixels(size: int) -> int:
-    """The number of pixels of an image (size, size) that `top_mean` looks at."""
-    return max(1, round(TOP_AREA * size**2 / NATIVE_AREA))
-
-
-def image_scores(probability: "jax.Array", top_pixels: int) -> "jax.Array":
-    """Two scores of an image for having pneumothorax at all.
-
-    Args:
-      probability: float32 (B, S, S).
-      top_pixels: how many pixels the second one looks at.
-
-    Returns:
-      float32 (B, 2): the greatest probability, and the mean of the `top_pixels` greatest.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    top, _ = jax.lax.top_k(probability.reshape(len(probability), -1), top_pixels)
-    # Not top[:, 0]: XLA on CPU would then sort all pixels, which takes fifty times as long.
-    return jnp.stack([probability.max(axis=(1, 2)), top.mean(axis=1)], axis=1)
 
 
 def count_components(reached: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

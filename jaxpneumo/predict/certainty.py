@@ -1,0 +1,94 @@
+"""How certain the decision about a radiograph is, by a rule of few words.
+
+The image-level score lies in one of three bands. Their limits come from the run's evaluation where that can be used:
+95 % of its positive images score at least `low`, and 95 % of its negative ones at most `high`. Without it the limits
+are halfway from the probability threshold to 0 and to 1; they are not calibrated, and results say so.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jaxpneumo.predict.postprocess import NATIVE_AREA
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.files import read_json
+
+if TYPE_CHECKING:  # what needs JAX is imported where it is used
+    from jaxpneumo.predict.infer import Predictor
+
+LIKELY, UNCERTAIN, UNLIKELY = "likely", "uncertain", "unlikely"
+NEAR = 2.0  # an outlined area below so many times the removal threshold might as well have been removed
+
+
+@dataclass(frozen=True)
+class Bands:
+    """The limits of the score's bands: likely from `high` on, unlikely up to `low`, uncertain between them.
+
+    Attributes:
+      low, high: image-level scores.
+      calibrated: whether they come from the evaluation of this very model and view.
+    """
+
+    low: float
+    high: float
+    calibrated: bool = False
+
+
+@dataclass(frozen=True)
+class Certainty:
+    """How certain a decision is.
+
+    Attributes:
+      band: whether the image shows a pneumothorax: LIKELY, UNCERTAIN or UNLIKELY.
+      why: for UNCERTAIN the reason in words; else "".
+    """
+
+    band: str
+    why: str = ""
+
+
+def bands_of(predictor: "Predictor") -> Bands:
+    """The bands for the scores of a predictor; calibrated if its run was evaluated with these weights and this TTA."""
+    settings, classifies = predictor.settings, predictor.config.model.classifier
+    try:
+        summary = read_json(predictor.workdir / "evaluation/summary.json")
+        calibration = read_json(predictor.workdir / "evaluation/calibration.json")
+        same = (summary["run"]["model"], summary["input_size"], summary["tta"]) == (
+            predictor.model_id,
+            settings.size,
+            settings.tta,
+        )
+        limits = calibration["classifier" if classifies else "top_mean"]["uncertain"]
+        if same:
+            return Bands(float(limits["low"]), float(limits["high"]), calibrated=True)
+    except (InputError, KeyError, TypeError, ValueError):
+        pass  # never evaluated, by an older version, or with too few images to calibrate
+    own = settings.classifier_threshold
+    middle = settings.threshold if not classifies else 0.5 if own is None else own
+    return Bands(middle / 2, (1 + middle) / 2)
+
+
+def judge(bands: Bands, score: float, area: int, height: int, width: int, removal_threshold: int) -> Certainty:
+    """The certainty of one image.
+
+    Args:
+      bands: the limits of the score's bands.
+      score: image-level score.
+      area: outlined pixels, after removal.
+      height, width: native size of the image.
+      removal_threshold: area in pixels of a 1024x1024 image below which predictions were removed.
+
+    Returns:
+      UNCERTAIN for a score between the limits, for a decision that contradicts the score, and for an outlined area of
+      less than NEAR times the removal threshold; else the score's band.
+    """
+    smallest = removal_threshold * height * width / NATIVE_AREA
+    band = LIKELY if score >= bands.high else UNLIKELY if score <= bands.low else UNCERTAIN
+    if band == UNCERTAIN:
+        return Certainty(UNCERTAIN, f"the score is between {bands.low:.3f} and {bands.high:.3f}")
+    if area and band == UNLIKELY:
+        return Certainty(UNCERTAIN, f"outlined, but the score is at most {bands.low:.3f}")
+    if not area and band == LIKELY:
+        return Certainty(UNCERTAIN, f"nothing outlined, but the score is at least {bands.high:.3f}")
+    if 0 < area < NEAR * smallest:
+        return Certainty(UNCERTAIN, f"the outlined area is less than {NEAR:g} times the removal threshold")
+    return Certainty(band)

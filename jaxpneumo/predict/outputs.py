@@ -1,0 +1,166 @@
+"""What a prediction writes for each image beside the tables: pictures with outlines, and other files.
+
+Threads write while the device predicts the next batch. A file that cannot be written costs that file and nothing else;
+a full disk ends the job.
+"""
+
+import errno
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxpneumo.data import rle
+from jaxpneumo.predict.certainty import Bands
+from jaxpneumo.predict.finding import Finding, predict_findings
+from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
+from jaxpneumo.predict.pictures import write_overlay, write_png
+from jaxpneumo.predict.reading import Picture
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.files import printable, safe_name
+from jaxpneumo.process.machine import cores
+
+if TYPE_CHECKING:  # what needs JAX is imported where it is used
+    from jaxpneumo.predict.infer import Predictor
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class Output:
+    """A kind of file that a prediction writes, one for each image.
+
+    Attributes:
+      name: of its folder in the output folder, and in the manifest; one of `data.finder.OUTPUT_FOLDERS`.
+      ending: of the files' names, such as ".png"; "" for a folder for each image.
+      write: (path, finding, source) -> None. It writes `path` atomically, from the finding of the file `source`.
+        Threads call it. It raises OSError or InputError if the file cannot be written.
+      most: largest number of files; None writes one for each image.
+      needs_probability: whether `write` needs `Finding.probability`.
+    """
+
+    name: str
+    ending: str
+    write: Callable[[Path, Finding, Path], None]
+    most: int | None = None
+    needs_probability: bool = False
+
+    def path(self, folder: Path, uid: str) -> Path:
+        """Where the file of an image lies below the output folder."""
+        return folder / self.name / f"{safe_name(uid)}{self.ending}"
+
+
+def overlays_output(predictor: "Predictor", most: int | None) -> Output:
+    """The pictures with outlines."""
+    warning = SYNTHETIC_NOTE if predictor.synthetic else ""
+
+    def write(path: Path, finding: Finding, source: Path) -> None:
+        from jaxpneumo.dicom.dicom import read_image
+
+        # Decodes the file again. Keeping all radiographs in memory until their masks are ready would cost more.
+        write_overlay(path, read_image(source).image, finding.mask, warning=warning)
+
+    return Output("overlays", ".png", write, most)
+
+
+def masks_output() -> Output:
+    """The masks as PNG at native size: 0 = background, 255 = pneumothorax."""
+    return Output("masks", ".png", lambda path, finding, _: write_png(path, finding.mask * np.uint8(255)))
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """A finding whose outputs are on the disk.
+
+    Attributes:
+      finding: without its probability.
+      code: run-length code of the mask.
+      outputs: names of the outputs that the image has.
+      failed: why an output could not be written, by its name.
+    """
+
+    finding: Finding
+    code: str
+    outputs: tuple[str, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def predict_and_write(
+    predictor: "Predictor",
+    folder: Path,
+    pictures: Iterable[Picture],
+    bands: Bands,
+    to: Path,
+    outputs: Sequence[Output],
+) -> Iterator[Written]:
+    """Predicts radiographs and writes their outputs.
+
+    Args:
+      predictor: the result of `load_predictor`.
+      folder: folder of the files.
+      pictures: results of `reading.read_ahead`, without files that could not be read.
+      bands: the result of `certainty.bands_of`.
+      to: output folder. An existing output that is newer than its file is kept.
+      outputs: what to write for each image.
+
+    Yields:
+      One result per picture, in the order of `pictures`. Its outputs are on the disk by then.
+
+    Raises:
+      OSError: the disk is full.
+    """
+
+    def finish(describe: Callable[[], Finding], missing: Sequence[Output], there: tuple[str, ...]) -> Written:
+        finding = describe()
+        code = rle.encode(finding.mask) if finding.area else rle.EMPTY
+        tried = {output.name: _write(output, to, finding, folder) for output in missing}
+        failed = {name: reason for name, reason in tried.items() if reason}
+        names = tuple(sorted({*there, *tried} - {*failed}))
+        return Written(replace(finding, probability=None), code, names, failed)
+
+    room = {output.name: _room(output, to) for output in outputs}
+    needs_probability = any(output.needs_probability for output in outputs)
+    with ThreadPoolExecutor(cores()) as pool:
+        waiting: deque[tuple[str, Future[Written]]] = deque()
+        for picture, describe in predict_findings(predictor, pictures, bands, needs_probability):
+            # A second file of an image that is under way does not write to the same places.
+            under_way = any(uid == picture.uid for uid, _ in waiting)
+            there = [output for output in outputs if under_way or _is_newer(output.path(to, picture.uid), picture)]
+            missing = [output for output in outputs if output not in there and room[output.name] > 0]
+            for output in missing:
+                room[output.name] -= 1
+            waiting.append((picture.uid, pool.submit(finish, describe, missing, tuple(one.name for one in there))))
+            while len(waiting) > 2 * predictor.settings.batch_size or (waiting and waiting[0][1].done()):
+                yield waiting.popleft()[1].result()
+        while waiting:
+            yield waiting.popleft()[1].result()
+
+
+def _room(output: Output, to: Path) -> float:
+    """How many more files an output may have."""
+    if output.most is None:
+        return float("inf")
+    folder = to / output.name
+    return output.most - (sum(path.suffix == output.ending for path in folder.iterdir()) if folder.is_dir() else 0)
+
+
+def _write(output: Output, to: Path, finding: Finding, folder: Path) -> str:
+    """Writes an output of a finding. Returns the reason if that fails, else ""."""
+    path = output.path(to, finding.picture.uid)
+    try:
+        output.write(path, finding, folder / finding.picture.source)
+    except InputError as error:  # such as a file that was removed or changed in the meantime; its mask is still valid
+        return printable(str(error))
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        return f"{path.name} cannot be written: {error.strerror}."
+    return ""
+
+
+def _is_newer(path: Path, picture: Picture) -> bool:
+    return path.exists() and path.stat().st_mtime_ns >= picture.stamp[1]
