@@ -35,6 +35,7 @@ PLACES = {
     "flax": ("model", "run/state.py"),
     "grain": ("data/source.py",),
     "h5py": ("model/weight_files.py",),
+    "highdicom": ("dicom/capture.py", "dicom/presentation.py", "dicom/segmentation.py", "dicom/structured_report.py"),
     "imagecodecs": ("dicom/stored.py",),
     "jax.experimental.multihost_utils": ("run/sharding.py",),
     "jinja2": ("report",),

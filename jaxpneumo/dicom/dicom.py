@@ -66,16 +66,26 @@ def read_image(path: Path | str) -> Radiograph:
 
 def parse_image(data: bytes, name: Path | str) -> Radiograph:
     """Reads a radiograph from the bytes of a DICOM, PNG or JPEG file; as `parse` and `picture.parse_picture`."""
-    if has_mark(data) or data[:2] in _FIRST_GROUPS:
+    if is_dicom(data):
         return parse(data, name)
     if picture.is_picture(data):
         return picture.parse_picture(data, name)
     raise RadiographError(f"{name} is not a DICOM, PNG or JPEG file. Give radiographs in one of these formats.")
 
 
+def is_dicom(data: bytes) -> bool:
+    """Whether a file has the mark of DICOM files, or begins as one without it."""
+    return has_mark(data) or data[:2] in _FIRST_GROUPS
+
+
 def has_mark(data: bytes) -> bool:
     """Whether a file has the mark of DICOM files at its place (DICOM PS3.10 7.1)."""
     return data[128:132] == b"DICM"
+
+
+def read_header(data: bytes) -> FileDataset:
+    """The elements before the pixels of a DICOM file that `parse` can read; errors as pydicom's."""
+    return _read_dataset(data, stop_before_pixels=True)
 
 
 def jpeg_frame(data: bytes) -> bytes:
@@ -128,7 +138,7 @@ def parse(data: bytes, name: Path | str) -> Radiograph:
         return radiograph
     try:
         _check_deflated(data, name)
-        dataset = _read_dataset(data, name)
+        dataset = _read_dataset(data)
         elements = Elements(dataset)
         _check_pixel_data(dataset, data, name)
         check_header(elements, name)
@@ -263,13 +273,13 @@ def _dcmread(data: bytes, **options: Any) -> FileDataset:
     return pydicom.dcmread(BytesIO(data), **options)
 
 
-def _read_dataset(data: bytes, name: Path | str) -> FileDataset:
+def _read_dataset(data: bytes, **options: Any) -> FileDataset:
     """The data set, also of a file without preamble; InvalidDicomError where it is none."""
     if has_mark(data):
-        return _dcmread(data)
+        return _dcmread(data, **options)
     if data[:2] not in _FIRST_GROUPS:
         raise InvalidDicomError
-    dataset = _dcmread(data, force=True)
+    dataset = _dcmread(data, force=True, **options)
     if "SOPClassUID" not in dataset and "Modality" not in dataset:
         raise InvalidDicomError
     return dataset

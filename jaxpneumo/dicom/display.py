@@ -59,7 +59,7 @@ def _rescaled(elements: Elements, stored: Stored, counts: np.ndarray, name: Path
     """The values after the modality transformation (C.11.1); the stored ones themselves where it changes nothing."""
     low, high = int(stored.values.min()), int(stored.values.max())
     for item in elements.items("ModalityLUTSequence"):
-        if (table := _table(item, "Modality LUT", low, high, name)) is not None:
+        if (table := look_up_table(item, "Modality LUT", low, high, name)) is not None:
             values = table.look_up(stored.values)
             if not grey.is_one(values, counts):
                 return values
@@ -86,7 +86,7 @@ def _voi(elements: Elements, values: np.ndarray, counts: np.ndarray, name: Path 
         return
     low, high = float(values.min()), float(values.max())
     for item in elements.items("VOILUTSequence"):
-        if (table := _table(item, "VOI LUT", low, high, name)) is None:
+        if (table := look_up_table(item, "VOI LUT", low, high, name)) is None:
             continue
         shown = grey.to_uint8(table.look_up(np.rint(values).astype(np.int64)) / table.full * 255)
         if not grey.is_one(shown, counts):
@@ -111,7 +111,7 @@ def _voi(elements: Elements, values: np.ndarray, counts: np.ndarray, name: Path 
     )
 
 
-class _Table:
+class LookUpTable:
     """A look-up table: its entries, the value of the first, and the largest that its bits allow."""
 
     def __init__(self, entries: np.ndarray, first: int):
@@ -123,7 +123,7 @@ class _Table:
         return self.entries[np.clip(values - self.first, 0, len(self.entries) - 1)]
 
 
-def _table(item: Elements, kind: str, low: float, high: float, name: Path | str) -> _Table | None:
+def look_up_table(item: Elements, kind: str, low: float, high: float, name: Path | str) -> LookUpTable | None:
     """The table of a LUT sequence's item (C.11.1.1, C.11.2.1.1); None where it has none, which is remarked.
 
     Args:
@@ -149,7 +149,7 @@ def _table(item: Elements, kind: str, low: float, high: float, name: Path | str)
             f"{name} has a {kind} whose LUT Descriptor says {count} entries, but LUT Data have {len(raw)} bytes. "
             "Export it again without this table."
         )
-    return _Table(entries.astype(np.int64), _first_value(int(descriptor[1]), count, low, high))
+    return LookUpTable(entries.astype(np.int64), _first_value(int(descriptor[1]), count, low, high))
 
 
 def _first_value(first: int, count: int, low: float, high: float) -> int:

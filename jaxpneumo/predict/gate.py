@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from jaxpneumo.predict import saved_thresholds
 from jaxpneumo.process import places
@@ -50,6 +50,19 @@ def load_gate(workdir: Path | None, thresholds: str | None, settings: "Predict")
 
 def describe(gate: "Predictor") -> dict[str, Any]:
     """The gate's weights' fingerprint and settings, for records."""
+    return {"model": gate.model_id, **_of_settings(gate)}
+
+
+def mask_settings(predictor: "Predictor") -> dict[str, Any]:
+    """All that changes a mask beside the weights, for records; of the gate, too."""
+    chosen = _of_settings(predictor) | {"dtype": predictor.config.model.dtype}
+    if predictor.weighted_runs:
+        chosen["weights"] = [weight for _, weight in predictor.weighted_runs]
+    if predictor.gate is not None:
+        chosen["gate"] = describe(cast("Predictor", predictor.gate))
+    return chosen
+
+
+def _of_settings(predictor: "Predictor") -> dict[str, Any]:
     names = ("size", "tta", *saved_thresholds.NAMES, *saved_thresholds.NAMES_OF_TRIPLET, saved_thresholds.CLASSIFIER)
-    settings = {name: value for name in names if (value := getattr(gate.settings, name)) is not None}
-    return {"model": gate.model_id, **settings}
+    return {name: value for name in names if (value := getattr(predictor.settings, name)) is not None}

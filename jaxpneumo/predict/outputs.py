@@ -35,19 +35,27 @@ class Output:
     """A kind of file that a prediction writes, one for each image.
 
     Attributes:
-      name: of its folder in the output folder, and in the manifest; one of `data.finder.OUTPUT_FOLDERS`.
-      ending: of the files' names, such as ".png"; "" for a folder for each image.
-      write: (path, finding, source) -> None. It writes `path` atomically, from the finding of the file `source`.
-        Threads call it. It raises OSError or InputError if the file cannot be written.
+      name: of its folder in the output folder; one of `data.finder.OUTPUT_FOLDERS`.
+      ending: of the files' names, such as ".png"; "" for a folder for each image, "/seg.dcm" for one file in it.
+      write: (path, finding, source) -> reason. It writes `path` atomically, from the finding of the file `source`, or
+        says why this image cannot have such a file. Threads call it. It raises OSError or InputError if the file
+        cannot be written; the next start then tries again.
       most: largest number of files; None writes one for each image.
       needs_probability: whether `write` needs `Finding.probability`.
+      keeps: whether a file that is newer than its image is kept; else it is written anew.
     """
 
     name: str
     ending: str
-    write: Callable[[Path, Finding, Path], None]
+    write: Callable[[Path, Finding, Path], str | None]
     most: int | None = None
     needs_probability: bool = False
+    keeps: bool = True
+
+    @property
+    def key(self) -> str:
+        """Its name in the manifest."""
+        return f"{self.name}{self.ending}" if self.ending.startswith("/") else self.name
 
     def path(self, folder: Path, uid: str) -> Path:
         """Where the file of an image lies below the output folder."""
@@ -79,8 +87,8 @@ class Written:
     Attributes:
       finding: without its probability.
       code: run-length code of the mask.
-      outputs: names of the outputs that the image has.
-      failed: why an output could not be written, by its name.
+      outputs: keys of the outputs that are done.
+      failed: why an output was not written, by its key. One that the image cannot have is done.
     """
 
     finding: Finding
@@ -104,7 +112,7 @@ def predict_and_write(
       folder: folder of the files.
       pictures: results of `reading.read_ahead`, without files that could not be read.
       bands: the result of `certainty.bands_of`.
-      to: output folder. An existing output that is newer than its file is kept.
+      to: output folder.
       outputs: what to write for each image.
 
     Yields:
@@ -117,23 +125,23 @@ def predict_and_write(
     def finish(describe: Callable[[], Finding], missing: Sequence[Output], there: tuple[str, ...]) -> Written:
         finding = describe()
         code = rle.encode(finding.mask) if finding.area else rle.EMPTY
-        tried = {output.name: _write(output, to, finding, folder) for output in missing}
-        failed = {name: reason for name, reason in tried.items() if reason}
-        names = tuple(sorted({*there, *tried} - {*failed}))
-        return Written(replace(finding, probability=None), code, names, failed)
+        tried = {output.key: _write(output, to, finding, folder) for output in missing}
+        failed = {key: reason for key, (reason, _) in tried.items() if reason}
+        done = {key for key, (_, done) in tried.items() if done}
+        return Written(replace(finding, probability=None), code, tuple(sorted({*there, *done})), failed)
 
-    room = {output.name: _room(output, to) for output in outputs}
+    room = {output.key: _room(output, to) for output in outputs}
     needs_probability = any(output.needs_probability for output in outputs)
     with ThreadPoolExecutor(cores()) as pool:
         waiting: deque[tuple[str, Future[Written]]] = deque()
         for picture, describe in predict_findings(predictor, pictures, bands, needs_probability):
             # A second file of an image that is under way does not write to the same places.
             under_way = any(uid == picture.uid for uid, _ in waiting)
-            there = [output for output in outputs if under_way or _is_newer(output.path(to, picture.uid), picture)]
-            missing = [output for output in outputs if output not in there and room[output.name] > 0]
+            there = [output for output in outputs if under_way or _is_kept(output, to, picture)]
+            missing = [output for output in outputs if output not in there and room[output.key] > 0]
             for output in missing:
-                room[output.name] -= 1
-            waiting.append((picture.uid, pool.submit(finish, describe, missing, tuple(one.name for one in there))))
+                room[output.key] -= 1
+            waiting.append((picture.uid, pool.submit(finish, describe, missing, tuple(one.key for one in there))))
             while len(waiting) > 2 * predictor.settings.batch_size or (waiting and waiting[0][1].done()):
                 yield waiting.popleft()[1].result()
         while waiting:
@@ -148,19 +156,20 @@ def _room(output: Output, to: Path) -> float:
     return output.most - (sum(path.suffix == output.ending for path in folder.iterdir()) if folder.is_dir() else 0)
 
 
-def _write(output: Output, to: Path, finding: Finding, folder: Path) -> str:
-    """Writes an output of a finding. Returns the reason if that fails, else ""."""
+def _write(output: Output, to: Path, finding: Finding, folder: Path) -> tuple[str, bool]:
+    """Writes an output of a finding. Returns the reason why it is not there, or "", and whether it is done."""
     path = output.path(to, finding.picture.uid)
     try:
-        output.write(path, finding, folder / finding.picture.source)
+        reason = output.write(path, finding, folder / finding.picture.source)
     except InputError as error:  # such as a file that was removed or changed in the meantime; its mask is still valid
-        return printable(str(error))
+        return printable(str(error)), False
     except OSError as error:
         if error.errno in FULL:
             raise
-        return f"{path.name} cannot be written: {error.strerror}."
-    return ""
+        return f"{path.name} cannot be written: {error.strerror}.", False
+    return printable(reason or ""), True
 
 
-def _is_newer(path: Path, picture: Picture) -> bool:
-    return path.exists() and path.stat().st_mtime_ns >= picture.stamp[1]
+def _is_kept(output: Output, to: Path, picture: Picture) -> bool:
+    path = output.path(to, picture.uid)
+    return output.keeps and path.exists() and path.stat().st_mtime_ns >= picture.stamp[1]

@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from jaxpneumo.data import finder, ids
-from jaxpneumo.predict import gate, saved_thresholds, workdir_options
+from jaxpneumo.predict import dicom_results, gate, saved_thresholds, workdir_options
 from jaxpneumo.predict.certainty import Bands, bands_of
 from jaxpneumo.predict.manifest import (
     MANIFEST,
@@ -55,6 +55,8 @@ It writes to --output
   overlays/        for each radiograph one PNG with the outline (none with --overlays 0)
   masks/           with --masks, for each radiograph its mask as a PNG at the radiograph's own size: 0 is background,
                    255 is pneumothorax
+  dicom_results/   with --dicom, a folder for each radiograph with results for archives and viewers: sr.dcm, its report,
+                   and where something is outlined seg.dcm, presentation.dcm and capture.dcm
   quarantine.csv   the files that were not used, with the reason (exit code 3): damaged files, and images whose header
                    says that they are not frontal chest radiographs (--any-image predicts those too)
   manifest.jsonl   model, settings and software, then every file's checksum and result
@@ -69,6 +71,7 @@ examples:
   jaxpneumo predict --workdir runs/exp5 --input stage_2_images --output out --overlays 0 --removal-threshold 0
   jaxpneumo predict --workdir runs/exp5 --input stage_2_images --output out --thresholds triplet
   jaxpneumo predict --workdir runs/exp5 --input film.dcm --output out
+  jaxpneumo predict --workdir runs/exp5 --input stage_2_images --output out --overlays 0 --dicom sr,seg
   jaxpneumo predict --workdir runs/exp5 --input archive --output out --overlays 0 --num-parts 32 --part-id auto
   jaxpneumo predict --workdir runs/exp5_fold0 --workdir runs/exp5_fold1 --input images --output out
   jaxpneumo predict --workdir runs/positives --gate runs/exp5 --input images --output out
@@ -132,6 +135,7 @@ def predict_files(
         discard_other(folder, header)
     asked = [*([] if overlays == 0 else [overlays_output(predictor, overlays)]), *outputs]
     lacking: Counter[str] = Counter()
+    told: set[str] = set()
 
     def is_complete(entry: dict[str, Any]) -> bool:
         missing = _missing(entry, asked)
@@ -155,9 +159,13 @@ def predict_files(
             bar.set_postfix_str(COMPILING if left else "")
             for written in predict_and_write(predictor, root, usable(), bands, folder, asked):
                 bar.set_postfix_str("", refresh=False)
-                for reason in written.failed.values():
-                    source = printable(written.finding.picture.source)
-                    logger.warning("%s was predicted, but a file could not be written: %s", source, reason)
+                for key, reason in written.failed.items():
+                    if key not in written.outputs:
+                        source = printable(written.finding.picture.source)
+                        logger.warning("%s was predicted, but a file could not be written: %s", source, reason)
+                    elif (why := reason.partition(": ")[2]) not in told:
+                        told.add(why)
+                        logger.warning("%s Files like it are counted at the end.", reason)
                 append(_done(written))
                 bar.update()
         append(end_entry(listed, len(sources)))
@@ -181,21 +189,14 @@ def _missing(entry: dict[str, Any], asked: Sequence[Output]) -> list[str]:
         return []
     # Older manifests do not name their outputs: pictures were the only ones.
     there = entry.get("outputs", [] if "undrawn" in entry else ["overlays"])
-    return [output.name for output in asked if output.most is None and output.name not in there]
+    return [output.key for output in asked if output.most is None and output.key not in there]
 
 
 def _header(predictor: "Predictor", part: tuple[int, int] | None, any_image: bool, bands: Bands) -> dict[str, Any]:
     from jaxpneumo.process.software import software
 
-    names = ("size", "tta", *saved_thresholds.NAMES, *saved_thresholds.NAMES_OF_TRIPLET, saved_thresholds.CLASSIFIER)
-    settings = {name: getattr(predictor.settings, name) for name in names}
-    chosen = {name: value for name, value in settings.items() if value is not None}
-    chosen |= {"dtype": predictor.config.model.dtype, "any_image": any_image}
-    if predictor.weighted_runs:
-        chosen["weights"] = [weight for _, weight in predictor.weighted_runs]
-    if predictor.gate is not None:
-        chosen["gate"] = gate.describe(cast("Predictor", predictor.gate))
-    return make_header(predictor.model_id, chosen, software(), part, predictor.synthetic, asdict(bands))
+    settings = gate.mask_settings(predictor) | {"any_image": any_image}
+    return make_header(predictor.model_id, settings, software(), part, predictor.synthetic, asdict(bands))
 
 
 def _entry(picture: Picture) -> dict[str, Any]:
@@ -240,6 +241,13 @@ def main(arguments: Sequence[str]) -> int:
         help="write at most this many pictures with outlines (default: all)",
     )
     add("--masks", action="store_true", help="also write the masks as PNG files")
+    add(
+        "--dicom",
+        type=dicom_results.kinds,
+        default=(),
+        metavar="KINDS",
+        help=f"also write DICOM results: {', '.join(dicom_results.KINDS)}, several with commas between them",
+    )
     add("--thresholds", metavar="NAME", help="use the thresholds that `jaxpneumo thresholds` saved under this name")
     add("--threshold", type=VALUES["predict.threshold"], help="probability threshold (default: the run's)")
     add(
@@ -268,6 +276,8 @@ def main(arguments: Sequence[str]) -> int:
             "--thresholds sets the probability and removal thresholds: leave out --threshold, --removal-threshold "
             "and --removal-rule."
         )
+    if options.dicom:
+        dicom_results.check_installed()
     part = choose_part(options.num_parts, options.part_id, os.environ)
     run_report.place(part_folder(options.output, part))
     workdirs = workdir_options.read_workdirs(options.workdir)
@@ -281,8 +291,11 @@ def main(arguments: Sequence[str]) -> int:
     settings = replace(predictor.settings, tta=predictor.settings.tta if options.tta is None else options.tta, **given)
     if options.thresholds:
         settings = saved_thresholds.use(workdirs[0], options.thresholds, settings)
+    predictor = replace(
+        predictor, settings=settings, gate=gate.load_gate(options.gate, options.gate_thresholds, settings)
+    )
     report = predict_files(
-        replace(predictor, settings=settings, gate=gate.load_gate(options.gate, options.gate_thresholds, settings)),
+        predictor,
         found.folder,
         found.sources,
         options.output,
@@ -290,7 +303,10 @@ def main(arguments: Sequence[str]) -> int:
         workers=options.workers,
         part=part,
         any_image=options.any_image,
-        outputs=[masks_output()] if options.masks else [],
+        outputs=[
+            *([masks_output()] if options.masks else []),
+            *dicom_results.dicom_outputs(predictor, options.dicom),
+        ],
     )
     folder = part_folder(options.output, part)
     print(saved_thresholds.origin(settings, workdirs, options.thresholds, predictor.model_id, weights, [*given]))
@@ -304,6 +320,10 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{report.not_frontal} of them are not frontal chest radiographs; --any-image predicts them too.")
     for line in report.remarks:
         print(line)
-    for name, count in report.unwritten.items():
-        print(f'{count} files of {folder / name} could not be written. {folder / MANIFEST} says why under "unwritten".')
+    for key, count in report.unwritten.items():
+        name, _, file = key.partition("/")
+        files = f"files {file}" if file else "files"
+        print(
+            f'{count} {files} of {folder / name} could not be written. {folder / MANIFEST} says why under "unwritten".'
+        )
     return DONE if report.complete else PARTIAL
