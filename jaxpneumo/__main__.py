@@ -39,6 +39,8 @@ VERBS = {
     "tables": Verb("jaxpneumo.evaluate.tables", "print the papers' tables beside our runs"),
     "report": Verb("jaxpneumo.report.report", "write one HTML page about a run"),
     "predict": Verb("jaxpneumo.predict.predict", "outline pneumothorax in a folder of radiographs", computes=True),
+    "listen": Verb("jaxpneumo.serve.listen", "predict what an archive sends by DICOM, send results on", computes=True),
+    "dicomweb": Verb("jaxpneumo.serve.pull", "predict studies of a DICOMweb service", computes=True),
     "merge": Verb("jaxpneumo.predict.merge", "join the parts of an archive into one submission"),
     "validate": Verb("jaxpneumo.predict.validate", "check a submission csv"),
     "clean": Verb("jaxpneumo.run.clean", "remove the checkpoints of finished runs"),

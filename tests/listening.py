@@ -44,6 +44,7 @@ def make_look(seconds: float = 0.0) -> Look:
         if radiograph.body_part == "ODD":
             raise KeyError(radiograph.patient_id)
         time.sleep(seconds)
+        into.mkdir()
         for number, kind in enumerate(KINDS):
             grey = np.full((16, 16), radiograph.image.mean().astype(np.uint8))
             grey[0, 0] ^= 1
@@ -135,7 +136,7 @@ def main(arguments: str) -> int:
         Path(options["spool"]),
         "LISTENER",
         "127.0.0.1",
-        0,
+        options.get("port", 0),
         0,
         Limits(options.get("waiting", 1000), options.get("free", 0)),
         options.get("seconds", 60),

@@ -27,6 +27,8 @@ TEXTS = {
     *("--evaluation", "--tta", "--what"),
     *("--rule", "--score", "--choose", "--mode", "--part", "--removal-rule", "--encoder", "--dtype"),
     *("--duplicate-pixels", "--on-quarantine"),
+    *("--spool", "--partners", "--title", "--host"),
+    *("--url", "--study", "--query", "--credentials", "--authorities"),
 }
 
 

@@ -2,8 +2,6 @@
 
 import re
 
-from jaxpneumo.dicom.dicom import read_uid
-
 _STORAGE, _SYNTAX = "1.2.840.10008.5.1.4.1.1.", "1.2.840.10008.1.2"
 # Computed Radiography, Digital X-Ray for presentation and for processing, Secondary Capture and its grey multi-frames
 RADIOGRAPHS = tuple(_STORAGE + end for end in ("1", "1.1", "1.1.1", "7", "7.2", "7.3"))
@@ -32,6 +30,8 @@ def judge(uid: str, sop_class: str, negotiated: str, data: bytes) -> tuple[int, 
     Returns:
       The status to answer, and why it cannot be accepted ("" with SUCCESS).
     """
+    from jaxpneumo.dicom.dicom import read_uid  # here: --help does without pydicom
+
     if not is_uid(uid):
         return NOT_UNDERSTOOD, "its SOP Instance UID is not valid"
     if sop_class != negotiated:

@@ -13,12 +13,17 @@ from dicomweb_client.session_utils import create_session
 from dicomweb_client.web import DICOMwebClient
 
 from jaxpneumo.dicom.dicom import as_data_set, as_file
+from jaxpneumo.process.errors import InputError
 from jaxpneumo.serve.accepted import RADIOGRAPHS, is_uid
 from jaxpneumo.serve.partners import Destination, Tls
 
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 120.0
 AS_STORED = (("application/dicom", "*"),)  # otherwise a service decompresses the pixels
 _CLASS, _UID, _STUDY, _SERIES = "00080016", "00080018", "0020000D", "0020000E"
+
+
+class RefusedError(InputError):
+    """The service was reached, and did not do what it was asked."""
 
 
 @dataclass(frozen=True)
@@ -67,32 +72,38 @@ def find(client: DICOMwebClient, study: str | None, filters: Mapping[str, str]) 
       The radiographs, and how many other objects there are.
 
     Raises:
-      ConnectionError: the service cannot be reached, or did not answer as it should.
+      ConnectionError: the service cannot be reached.
+      RefusedError: it did not answer as it should.
     """
+    found: dict[str, list[str]] = {}  # by SOP Instance UID
     with _told(client):
-        found = client.search_for_instances(study, search_filters=dict(filters), get_remaining=True)
-        named = [[_value(one, tag) for tag in (_CLASS, _STUDY, _SERIES, _UID)] for one in found]
-    wanted = [Instance(*uids) for sop_class, *uids in named if sop_class in RADIOGRAPHS and all(map(is_uid, uids))]
+        while True:  # a service may give a part of what it has, and one that does not count gives the same part again
+            page = client.search_for_instances(study, offset=len(found) or None, search_filters=dict(filters))
+            named = {_value(one, _UID): [_value(one, tag) for tag in (_CLASS, _STUDY, _SERIES, _UID)] for one in page}
+            if named.keys() <= found.keys():
+                break
+            found |= named
+    wanted = [
+        Instance(*uids) for sop_class, *uids in found.values() if sop_class in RADIOGRAPHS and all(map(is_uid, uids))
+    ]
     return wanted, len(found) - len(wanted)
 
 
 def fetch(client: DICOMwebClient, instance: Instance) -> bytes:
-    """A radiograph as a DICOM file, in the transfer syntax in which it is stored. Raises ConnectionError as `find`."""
+    """A radiograph as a DICOM file, in the transfer syntax in which it is stored; errors as those of `find`."""
     with _told(client):
         return as_file(client.retrieve_instance(instance.study, instance.series, instance.uid, media_types=AS_STORED))
 
 
 def store(client: DICOMwebClient, path: Path) -> str:
-    """Stores a DICOM file; "" or why the service did not take it. Raises ConnectionError as `find`."""
-    with _told(client):
-        try:
-            answer = client.store_instances([as_data_set(path.read_bytes())])
-        except OSError as error:
-            if (status := _status(error)) is None:
-                raise
-            return f"it answered HTTP {status}"
-        failed = answer.get("FailedSOPSequence") or []
-        return f"it answered {int(failed[0].get('FailureReason', 0)):#06x}" if failed else ""
+    """Stores a DICOM file; "" or why the service did not take it. Raises ConnectionError if it cannot be reached."""
+    data = path.read_bytes()
+    try:
+        with _told(client):
+            failed = client.store_instances([as_data_set(data)]).get("FailedSOPSequence") or []
+            return f"it answered {int(failed[0].get('FailureReason', 0)):#06x}" if failed else ""
+    except RefusedError as error:
+        return str(error)
 
 
 def send(destination: Destination, paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
@@ -109,13 +120,11 @@ def _told(client: DICOMwebClient) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a service can answer anything, and the library then raises nearly anything
-        status = _status(error)
-        what = f"answered HTTP {status}" if status else f"cannot be asked ({type(error).__name__})"
-        raise ConnectionError(f"{client.base_url} {what}") from None
-
-
-def _status(error: Exception) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is None and isinstance(error, OSError) and not isinstance(error, ValueError):  # that is of JSON
+            raise ConnectionError(f"{client.base_url} cannot be reached ({type(error).__name__})") from None
+        what = f"HTTP {status}" if status else f"what cannot be read ({type(error).__name__})"
+        raise RefusedError(f"{client.base_url} answered {what}") from None
 
 
 def _value(instance: Mapping[str, Any], tag: str) -> str:

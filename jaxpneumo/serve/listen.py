@@ -12,21 +12,50 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from jaxpneumo.predict.dicom_results import KINDS
+from jaxpneumo.process import places, run_report
+from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.errors import InputError, Stopped
 from jaxpneumo.process.machine import resident_memory
+from jaxpneumo.process.ranges import COUNT, SECONDS, number, whole
 from jaxpneumo.process.stop import sigterm_deferred
+from jaxpneumo.serve import model_options
 from jaxpneumo.serve.events import Events
 from jaxpneumo.serve.health import LOOPBACK, Labels, answering, metrics_text
+from jaxpneumo.serve.look import make_look
 from jaxpneumo.serve.model_process import Look, LostError, ModelProcess
-from jaxpneumo.serve.partners import Destination, Partners
+from jaxpneumo.serve.optional import library
+from jaxpneumo.serve.partners import Destination, Partners, read_partners, title_problem
 from jaxpneumo.serve.predicting import predict_waiting
 from jaxpneumo.serve.sender import Send, deliver_waiting
 from jaxpneumo.serve.spool import ASIDE, DEAD, INCOMING, OUTGOING, WORKING, Limits, Spool
 
+PORT = whole(0, 65535)
+GIB = number(0, 1e6)
+HOURS = number(0, 1e5, above_low=True)
+
+HELP = """\
+Takes chest radiographs by DICOM, outlines pneumothorax, and sends the results on. Not a medical device.
+
+An archive sends radiographs by C-STORE. Results go to the destinations that --partners names, by C-STORE or STOW-RS.
+--partners is a small TOML file, which also says who may send; docs/hospital.md has examples and explains each step.
+
+Each image is a folder in --spool, and its state is the folder that it lies in:
+  incoming   it is safe on the disk and waits          aside        it was not predicted; record.json says why
+  working    the model looks at it                     dead-letter  results that a destination did not take
+  outgoing   its results wait for a destination        log          one file of JSON lines a day
+  done       all results were delivered
+
+It runs until SIGTERM (exit code 75). After that, or after a kill, give the same command again: nothing is lost, and
+nothing is predicted or sent twice.
+
+examples:
+  jaxpneumo listen --workdir runs/exp5 --spool spool --partners partners.toml
+  jaxpneumo listen --workdir runs/exp5 --spool spool --partners partners.toml --title AI --host 10.0.0.7 --port 104
+"""
 HELPS = {
     "jaxpneumo_events_total": "Lines of the log by event since the start.",
     "jaxpneumo_images": "Images in each folder of the spool but done.",
@@ -62,7 +91,7 @@ class Settings:
     give_up: float
 
 
-def serve(settings: Settings, partners: Partners, make: Callable[..., Look], arguments: tuple) -> None:
+def serve(settings: Settings, partners: Partners, make: Callable[..., Look], arguments: tuple) -> NoReturn:
     """Runs the listener until SIGTERM. It then takes nothing more, finishes the image in work, and ends.
 
     Args:
@@ -76,7 +105,7 @@ def serve(settings: Settings, partners: Partners, make: Callable[..., Look], arg
         or an address cannot be bound.
     """
     spool, senders = Spool(settings.spool), {each: _send_to(each, settings.title) for each in partners.destinations}
-    _library("pynetdicom")
+    library("dicom")  # whether it is there
     held = spool.open()
     events = Events(settings.spool / "log")
     model = ModelProcess(make, arguments, settings.spool, settings.seconds)
@@ -117,7 +146,7 @@ def _run(
             work.append(pool.submit(deliver_waiting, spool, each, send, events, sent, settings.give_up))
         metrics = partial(_metrics, settings.limits, spool, model, events)
         health_port = _bound(ends, answering(settings.health_port, health, metrics), (LOOPBACK, settings.health_port))
-        node = _library("pynetdicom").listening(spool, partners, settings.limits, events, settings.title, address)
+        node = library("dicom").listening(spool, partners, settings.limits, events, settings.title, address)
         host, port = _bound(ends, node, address)
         events.note("started", title=settings.title, host=host, port=port, health_port=health_port)
         while not asked_to_end() and not any(each.done() for each in work):
@@ -141,18 +170,8 @@ def _bound(ends: ExitStack, server: AbstractContextManager[Any], address: tuple[
 
 
 def _send_to(destination: Destination, title: str) -> Send:
-    if destination.kind == "dicom":
-        return partial(_library("pynetdicom").send, destination, title=title)
-    return partial(_library("dicomweb_client").send, destination)
-
-
-def _library(name: str) -> Any:
-    """The module that needs an optional library. Raises InputError where the library is missing."""
-    module = {"pynetdicom": "listener", "dicomweb_client": "dicomweb"}[name]
-    try:
-        return import_module(f"jaxpneumo.serve.{module}")
-    except ModuleNotFoundError as error:
-        raise InputError(f"{error.name} is not installed: pip install 'jaxpneumo[serve]'") from error
+    send = partial(library(destination.kind).send, destination)
+    return partial(send, title=title) if destination.kind == "dicom" else send
 
 
 def _check_destinations(spool: Spool, destinations: Sequence[Destination]) -> None:
@@ -183,3 +202,38 @@ def _metrics(limits: Limits, spool: Spool, model: ModelProcess, events: Events) 
         },
     }
     return metrics_text(values, HELPS)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; see HELP. It ends by an exception alone."""
+    parser = Parser(prog="jaxpneumo listen", description=HELP)
+    model_options.add_arguments(parser)
+    add = parser.add_argument
+    add("--spool", type=places.folder_to_fill, required=True, help="folder for images, results and the log")
+    add("--partners", type=places.path, required=True, metavar="FILE", help="who may send, and where results go: TOML")
+    add("--title", default="JAXPNEUMO", help="AE title of the listener (default: JAXPNEUMO)")
+    add("--host", default=LOOPBACK, help=f"address to bind (default: {LOOPBACK}, this machine alone)")
+    add("--port", type=PORT, default=11112, help="port for DICOM (default: 11112; 0: any free one)")
+    add("--health-port", type=PORT, default=11180, help=f"for /health and /metrics on {LOOPBACK} (default: 11180)")
+    add("--most-waiting", type=COUNT, default=1000, help="images that may wait; then 0xA700 (default: 1000)")
+    add("--least-free", type=GIB, default=1.0, help="GiB that must be free on the disk; else 0xA700 (default: 1)")
+    add("--seconds", type=SECONDS, default=300.0, help="that the model may take for one image (default: 300)")
+    add("--give-up-hours", type=HOURS, default=72.0, help="then a result becomes a dead letter (default: 72)")
+    options = parser.parse_args(arguments)
+
+    if problem := title_problem(options.title):
+        raise InputError(f"--title: {problem}.")
+    run_report.place(options.spool)
+    partners = read_partners(options.partners, KINDS)
+    wanted = [kind for kind in KINDS if any(kind in each.results for each in partners.destinations)]
+    settings = Settings(
+        options.spool,
+        options.title,
+        options.host,
+        options.port,
+        options.health_port,
+        Limits(options.most_waiting, round(options.least_free * 2**30)),
+        options.seconds,
+        options.give_up_hours * 3600,
+    )
+    serve(settings, partners, make_look, (model_options.read_options(options), wanted))

@@ -37,7 +37,7 @@ class Verdict:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-# Of an image's file, and of the folder to write NAME.dcm to.
+# Of an image's file, and of the folder to make, with NAME.dcm for each result in it.
 Look = Callable[[Path, Path], Verdict]
 
 
@@ -101,7 +101,7 @@ class ModelProcess:
             raise answer
 
     def look(self, image: Path, into: Path) -> Verdict:
-        """Lets the process look at an image; its results are in the folder `into`, which is made, when this returns.
+        """Lets the process look at an image; its results are in the folder `into` when this returns.
 
         Raises:
           LostError: the process ended or took too long. It has to be started again.
@@ -156,7 +156,6 @@ def _work(pipe: Connection, make: Callable[..., Look], arguments: tuple, lock: P
 
 def _look(look: Look, image: Path, into: Path) -> Verdict | OSError:
     try:
-        into.mkdir(exist_ok=True)
         return look(image, into)
     except OSError as error:
         return error
