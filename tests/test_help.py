@@ -63,4 +63,4 @@ def test_verbs_that_do_not_compute_never_load_jax(prepared, tmp_path):
 
 
 def test_what_computes_is_told_from_what_does_not():
-    assert {name for name, verb in VERBS.items() if verb.computes} == {"train", "evaluate", "predict", "bench"}
+    assert {name for name, verb in VERBS.items() if verb.computes} == {"train", "evaluate", "predict", "page", "bench"}
