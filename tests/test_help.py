@@ -65,5 +65,5 @@ def test_verbs_that_do_not_compute_never_load_jax(prepared, tmp_path):
 
 
 def test_what_computes_is_told_from_what_does_not():
-    computes = {"train", "evaluate", "predict", "export", "import", "bench", "listen", "dicomweb"}
+    computes = {"train", "evaluate", "predict", "export", "import", "bench", "listen", "dicomweb", "page"}
     assert {name for name, verb in VERBS.items() if verb.computes} == computes
