@@ -32,7 +32,7 @@ def deliver_waiting(
     """
     schedule = Schedule()
     while True:
-        last = ending.is_set()
+        last, began = ending.is_set(), time.monotonic()
         waiting = spool.waiting(destination.name)
         schedule.keep({*waiting, destination.name})
         now = time.monotonic()
@@ -42,7 +42,8 @@ def deliver_waiting(
         if last:
             return
         if not due or not schedule.may_try(destination.name, now):
-            ending.wait(PAUSE)
+            # A look at thousands of results that wait for a destination takes a while; most of the time is for others.
+            ending.wait(max(PAUSE, 5 * (time.monotonic() - began)))
 
 
 def _deliver(
