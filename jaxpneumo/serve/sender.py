@@ -58,14 +58,18 @@ def _deliver(
     """One association, or one request for each file."""
 
     def failed(path: Path, reason: str) -> None:
-        if time.time() - path.stat().st_mtime > give_up:
-            spool.give_up(path, reason)
-            events.note("given up", destination.name, uid=path.parent.parent.name, result=path.stem, reason=reason)
+        result = {"uid": path.parent.parent.name, "result": path.stem}
+        try:
+            if time.time() - path.stat().st_mtime > give_up:
+                spool.give_up(path, reason)
+                events.note("given up", destination.name, **result, reason=reason)
+        except OSError as error:  # a full disk, or a person has moved it; the next failure comes here again
+            events.note("failed", destination.name, **result, reason=str(error.strerror))
 
-    left = set(due)
+    left = list(due)
     try:
         for path, reason in send(due):
-            left.discard(path)
+            left.remove(path)
             schedule.succeeded(destination.name)
             if reason:
                 seconds = schedule.failed(path, time.monotonic())
