@@ -28,7 +28,7 @@ TEXTS = {
     *("--rule", "--score", "--choose", "--mode", "--part", "--removal-rule", "--encoder", "--dtype"),
     *("--duplicate-pixels", "--on-quarantine", "--dicom"),
     *("--spool", "--partners", "--title", "--host"),
-    *("--url", "--study", "--query", "--credentials", "--authorities"),
+    *("--dicom", "--url", "--study", "--query", "--credentials", "--authorities"),
 }
 
 

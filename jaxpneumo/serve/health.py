@@ -59,22 +59,25 @@ def answering(port: int, problems: Callable[[], list[str]], metrics: Callable[[]
 
 
 def _handler(problems: Callable[[], list[str]], metrics: Callable[[], str]) -> type[BaseHTTPRequestHandler]:
-    def get(request: BaseHTTPRequestHandler) -> None:
-        status, kind, text = 404, "text/plain", "there are /health and /metrics\n"
-        if request.path == "/health":
-            found = problems()
-            status, kind = 503 if found else 200, "application/json"
-            text = json.dumps({"ok": not found, "problems": found})
-        elif request.path == "/metrics":
-            status, kind, text = 200, "text/plain; version=0.0.4", metrics()
-        content = text.encode()
-        request.send_response(status)
-        request.send_header("Content-Type", kind)
-        request.send_header("Content-Length", str(len(content)))
-        request.end_headers()
-        request.wfile.write(content)
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10
 
-    def log_nothing(*_: Any) -> None:
-        """A request for the metrics comes every few seconds."""
+        def do_GET(self) -> None:
+            status, kind, text = 404, "text/plain", "there are /health and /metrics\n"
+            if self.path == "/health":
+                found = problems()
+                status, kind = 503 if found else 200, "application/json"
+                text = json.dumps({"ok": not found, "problems": found})
+            elif self.path == "/metrics":
+                status, kind, text = 200, "text/plain; version=0.0.4", metrics()
+            content = text.encode()
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
 
-    return type("_Handler", (BaseHTTPRequestHandler,), {"timeout": 10, "do_GET": get, "log_message": log_nothing})
+        def log_message(self, format: str, *arguments: Any) -> None:
+            """Says nothing: a request for the metrics comes every few seconds."""
+
+    return Handler

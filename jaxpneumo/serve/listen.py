@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jaxpneumo.predict.dicom_results import KINDS
+from jaxpneumo.predict.dicom_results import KINDS, check_installed
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.errors import InputError, Stopped
@@ -223,6 +223,7 @@ def main(arguments: Sequence[str]) -> int:
 
     if problem := title_problem(options.title):
         raise InputError(f"--title: {problem}.")
+    check_installed()
     run_report.place(options.spool)
     partners = read_partners(options.partners, KINDS)
     wanted = [kind for kind in KINDS if any(kind in each.results for each in partners.destinations)]

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from jaxpneumo.process.runtime import prepare_jax
 from jaxpneumo.serve.model_options import ModelOptions, load
 from jaxpneumo.serve.model_process import Look, Verdict
@@ -25,13 +27,17 @@ def make_look(options: ModelOptions, kinds: Sequence[str]) -> Look:
     from jaxpneumo.predict.certainty import bands_of
     from jaxpneumo.predict.dicom_results import algorithm_of, write_dicom_results
     from jaxpneumo.predict.finding import predict_findings
-    from jaxpneumo.predict.reading import Reading, read
+    from jaxpneumo.predict.reading import Picture, Reading, read
 
     predictor = load(options, batch_size=1)
-    bands, algorithm = bands_of(predictor), algorithm_of(predictor)
+    bands, algorithm, size = bands_of(predictor), algorithm_of(predictor), predictor.settings.size
+    # Compiles now and not with the first image; masks of other native sizes take another second each.
+    blank = Picture("blank", uid="blank", image=np.zeros((size, size), np.uint8), height=size, width=size)
+    for _, describe in predict_findings(predictor, [blank], bands):
+        describe()
 
     def look(image: Path, into: Path) -> Verdict:
-        picture = read(Reading(image.parent, predictor.settings.size, any_image=options.any_image), image.name)
+        picture = read(Reading(image.parent, size, any_image=options.any_image), image.name)
         if picture.reason:
             return Verdict(picture.reason)
         ((_, describe),) = predict_findings(predictor, [picture], bands)

@@ -67,12 +67,13 @@ class ModelProcess:
         self._make, self._arguments, self._spool, self._seconds = make, arguments, spool, seconds
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
+        self._loaded = False
 
     @property
     def ready(self) -> bool:
         """Whether it runs and has its model."""
         process = self._process
-        return process is not None and process.is_alive()
+        return self._loaded and process is not None and process.is_alive()
 
     @property
     def pid(self) -> int:
@@ -99,6 +100,7 @@ class ModelProcess:
         if isinstance(answer, InputError):
             self.stop()
             raise answer
+        self._loaded = True
 
     def look(self, image: Path, into: Path) -> Verdict:
         """Lets the process look at an image; its results are in the folder `into` when this returns.
@@ -123,6 +125,7 @@ class ModelProcess:
             self._process.join()
             self._pipe.close()
         self._process = self._pipe = None
+        self._loaded = False
 
     def _answer(self, seconds: float) -> Any:
         assert self._pipe is not None

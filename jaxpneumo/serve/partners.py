@@ -31,6 +31,7 @@ import ssl
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -187,7 +188,7 @@ def _networks(title: str, peer: Mapping[str, Any], problems: list[str]) -> tuple
     networks = []
     for address in addresses:
         try:
-            networks.append(ipaddress.ip_network(address, strict=False))
+            networks.append(ipaddress.ip_network(str(address), strict=False))
         except ValueError:
             problems.append(f"{where} addresses: {address!r} is no IP address or network")
     return tuple(networks)
@@ -203,38 +204,45 @@ def _destination(
     if kind not in KINDS:
         problems.append(f'{where} kind must be "dicom" or "dicomweb", not {kind!r}')
         return Destination(name, "", ())
-    keys = KINDS[kind]
+    keys, before = KINDS[kind], len(problems)
     _check_names(table, ("kind", *keys), where, problems)
-    problems += [f"{where} needs {key}" for key, needed in keys.items() if needed and key not in table]
-    given = {key: table[key] for key in keys if key in table}
-    if (problem := title_problem(given.get("title", "X"))) != "":
-        problems.append(f"{where} title {problem}")
-    if not PORT.allows(given.get("port", 1)):
-        problems.append(f"{where} port must be {PORT}, not {given['port']!r}")
-    address = given.get("address", "x")
-    if not isinstance(address, str) or not re.fullmatch(r"[A-Za-z0-9.:_-]+", address):
-        problems.append(f"{where} address must be a host's name or IP address, not {address!r}")
-    if "url" in given and (problem := url_problem(given["url"])):
-        problems.append(f"{where} url {problem}")
-    chosen = given.get("results", list(results)[:1])
-    if not isinstance(chosen, list) or not chosen or not set(map(str, chosen)) <= set(results):
-        problems.append(f"{where} results must be a list of {', '.join(results)}, not {chosen!r}")
-        chosen = []
+    checks = {"address": _address_problem, "port": _port_problem, "title": title_problem, "url": url_problem}
+    checks["results"] = partial(_results_problem, known=results)
+    for key, needed in keys.items():
+        if needed and key not in table:
+            problems.append(f"{where} needs {key}")
+        elif needed and (problem := checks[key](table[key])):
+            problems.append(f"{where} {key} {problem}")
+    credentials = _file(where, "credentials", table, folder, problems)
     tls = None
-    if any(key in given for key in TLS_KEYS):
-        needed = ("authorities",) if kind == "dicom" else ()
-        tls = _tls(where, {key: given[key] for key in TLS_KEYS if key in given}, needed, folder, problems, Tls.client)
+    if files := {key: table[key] for key in TLS_KEYS if key in table}:
+        needed_files = ("authorities",) if kind == "dicom" else ()
+        tls = _tls(where, files, needed_files, folder, problems, Tls.client)
+    if len(problems) > before:
+        return Destination(name, kind, ())
     return Destination(
         name,
         kind,
-        tuple(dict.fromkeys(map(str, chosen))),
-        str(given.get("address", "")),
-        given.get("port", 0),
-        given.get("title", ""),
-        str(given.get("url", "")).rstrip("/"),
-        _file(where, "credentials", given, folder, problems),
-        tls,
+        tuple(dict.fromkeys(table["results"])),
+        url=table.get("url", "").rstrip("/"),
+        credentials=credentials,
+        tls=tls,
+        **{key: table[key] for key in ("address", "port", "title") if key in keys},
     )
+
+
+def _address_problem(address: Any) -> str:
+    usable = isinstance(address, str) and re.fullmatch(r"[A-Za-z0-9.:_-]+", address)
+    return "" if usable else f"must be a host's name or IP address, not {address!r}"
+
+
+def _port_problem(port: Any) -> str:
+    return "" if PORT.allows(port) else f"must be {PORT}, not {port!r}"
+
+
+def _results_problem(chosen: Any, known: Collection[str]) -> str:
+    usable = isinstance(chosen, list) and chosen and all(each in known for each in chosen)
+    return "" if usable else f"must be a list of {', '.join(known)}, not {chosen!r}"
 
 
 def url_problem(url: Any) -> str:
@@ -262,7 +270,7 @@ def _tls(
         problems.append(f"{where} is not a table")
         return None
     before = len(problems)
-    _check_names(table, (*TLS_KEYS, *KINDS["dicom"]), where, problems)
+    _check_names(table, TLS_KEYS, where, problems)
     problems += [f"{where} needs {key} for TLS" for key in needed if key not in table]
     if ("certificate" in table) != ("key" in table):
         problems.append(f"{where} needs certificate and key together")

@@ -127,12 +127,8 @@ def main(arguments: Sequence[str]) -> int:
     add("--query", type=_filters, metavar="NAME=VALUE,...", help="radiographs that match, of all studies or of --study")
     model_options.add_arguments(parser)
     add("--output", type=places.folder_to_fill, required=True, help="folder to write to")
-    add(
-        "--results",
-        type=dicom_results.kinds,
-        metavar="KINDS",
-        help=f"DICOM results: {','.join(KINDS)} (default: sr,seg)",
-    )
+    help_of_dicom = f"DICOM results to write: {','.join(KINDS)} (default with --store: {','.join(DEFAULT)})"
+    add("--dicom", type=dicom_results.kinds, metavar="KINDS", help=help_of_dicom)
     add("--store", action="store_true", help="send the results to the service")
     add("--credentials", type=places.path, metavar="FILE", help=f"user:password, or a token (default: ${VARIABLE})")
     add("--authorities", type=places.path, metavar="FILE", help="certificates that the service's is signed by, PEM")

@@ -32,7 +32,7 @@ def deliver_waiting(
     """
     schedule = Schedule()
     while True:
-        last = ending.is_set()
+        last, began = ending.is_set(), time.monotonic()
         waiting = spool.waiting(destination.name)
         schedule.keep({*waiting, destination.name})
         now = time.monotonic()
@@ -42,7 +42,8 @@ def deliver_waiting(
         if last:
             return
         if not due or not schedule.may_try(destination.name, now):
-            ending.wait(PAUSE)
+            # A look at thousands of results that wait for a destination takes a while; most of the time is for others.
+            ending.wait(max(PAUSE, 5 * (time.monotonic() - began)))
 
 
 def _deliver(
@@ -57,14 +58,18 @@ def _deliver(
     """One association, or one request for each file."""
 
     def failed(path: Path, reason: str) -> None:
-        if time.time() - path.stat().st_mtime > give_up:
-            spool.give_up(path, reason)
-            events.note("given up", destination.name, uid=path.parent.parent.name, result=path.stem, reason=reason)
+        result = {"uid": path.parent.parent.name, "result": path.stem}
+        try:
+            if time.time() - path.stat().st_mtime > give_up:
+                spool.give_up(path, reason)
+                events.note("given up", destination.name, **result, reason=reason)
+        except OSError as error:  # a full disk, or a person has moved it; the next failure comes here again
+            events.note("failed", destination.name, **result, reason=str(error.strerror))
 
-    left = set(due)
+    left = list(due)
     try:
         for path, reason in send(due):
-            left.discard(path)
+            left.remove(path)
             schedule.succeeded(destination.name)
             if reason:
                 seconds = schedule.failed(path, time.monotonic())
