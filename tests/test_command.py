@@ -24,7 +24,7 @@ TEXTS = {
     *("--output", "--input", "--workdir", "--data", "--labels", "--patients", "--patient-key", "--images", "--runs"),
     *("--picture", "--submission", "--sample", "--scratch", "--config", "a", "b"),
     *("--method", "--split", "--name", "--thresholds", "--experiment", "--gate", "--gate-thresholds"),
-    *("--evaluation", "--tta", "--what", "--host"),
+    *("--evaluation", "--tta", "--what", "--host", "--dicom"),
     *("--rule", "--score", "--choose", "--mode", "--part", "--removal-rule", "--encoder", "--dtype"),
     *("--duplicate-pixels", "--on-quarantine"),
 }
