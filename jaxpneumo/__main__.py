@@ -40,6 +40,8 @@ VERBS = {
     "report": Verb("jaxpneumo.report.report", "write one HTML page about a run"),
     "page": Verb("jaxpneumo.serve.page", "serve a page that outlines the radiographs dropped on it", computes=True),
     "predict": Verb("jaxpneumo.predict.predict", "outline pneumothorax in a folder of radiographs", computes=True),
+    "listen": Verb("jaxpneumo.serve.listen", "predict what an archive sends by DICOM, send results on", computes=True),
+    "dicomweb": Verb("jaxpneumo.serve.pull", "predict studies of a DICOMweb service", computes=True),
     "merge": Verb("jaxpneumo.predict.merge", "join the parts of an archive into one submission"),
     "validate": Verb("jaxpneumo.predict.validate", "check a submission csv"),
     "export": Verb("jaxpneumo.export.export", "write a run for other programs, or to share", computes=True),

@@ -51,7 +51,7 @@ class Client:
     """Asks a server on loopback, as programs do."""
 
     port: int
-    engine: Any
+    engine: Any = None
 
     @property
     def address(self) -> str:

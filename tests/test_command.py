@@ -27,6 +27,8 @@ TEXTS = {
     *("--evaluation", "--tta", "--what", "--model", "--runtime", "--format", "--check", "folder"),
     *("--rule", "--score", "--choose", "--mode", "--part", "--removal-rule", "--encoder", "--dtype"),
     *("--duplicate-pixels", "--on-quarantine", "--dicom"),
+    *("--spool", "--partners", "--title", "--host"),
+    *("--dicom", "--url", "--study", "--query", "--credentials", "--authorities"),
 }
 
 

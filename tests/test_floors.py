@@ -31,6 +31,7 @@ FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 PLACES = {
     "absl": ("main.py",),
     "albumentations": ("augment/host.py",),
+    "dicomweb_client": ("serve/dicomweb.py",),
     "flax": ("model", "run/state.py"),
     "grain": ("data/source.py",),
     "h5py": ("model/weight_files.py",),
@@ -46,6 +47,7 @@ PLACES = {
     "optax": ("run/state.py", "train"),
     "orbax": ("run/checkpoint.py",),
     "pydicom": ("dicom",),
+    "pynetdicom": ("serve/listener.py",),
     "safetensors": ("model/weight_files.py",),
     "scipy": ("score",),
     "simplejpeg": ("dicom",),

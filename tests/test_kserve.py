@@ -1,9 +1,13 @@
 """KServe's protocol, version 2, as the page's server speaks it: health, metadata, tensors as JSON and binary data."""
 
 import json
+import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
+from helpers import REPOSITORY
 from serving import predictor_of, serving
 
 from jaxpneumo.dicom import dicom
@@ -108,3 +112,16 @@ def test_what_is_no_request_is_refused_in_words(client):
     assert answer.error == "there is no output x; there are mask, probability, score, area."
     answer = client.infer(b"{}", **{LENGTH: "7"})
     assert answer.error.startswith(f"{LENGTH} is 7, and the body has 2 bytes")
+
+
+def test_the_example_of_the_documentation(client, tmp_path):
+    if not shutil.which("curl"):
+        pytest.skip("no curl here: apt-get install curl")
+    section = (REPOSITORY / "docs/usage.md").read_text().split("### From other programs")[1]
+    example = re.search(r"```bash\n(.*?)```", section, re.DOTALL)[1]
+    assert "http://127.0.0.1:8000/v2/models/exp5/infer" in example
+    example = example.replace("http://127.0.0.1:8000/", client.address).replace("/exp5/", "/tiny/")
+    done = subprocess.run(example, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
+    score, area = json.loads(done.stdout)["outputs"]
+    assert (score["name"], area["name"], area["shape"]) == ("score", "area", [1])
+    assert 0 <= score["data"][0] <= 1

@@ -2,8 +2,11 @@
 
 import base64
 import os
+import re
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +17,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from helpers import REPOSITORY
 from pydicom import dcmread
-from serving import options_of, predictor_of, serving
+from serving import Client, options_of, predictor_of, serving
 
 from jaxpneumo.data import rle
 from jaxpneumo.data.resize import resize_to_squares
@@ -316,3 +320,45 @@ class TestStrangers:
         monkeypatch.setattr(page, "find_spec", lambda name: None)
         with pytest.raises(InputError, match=r"needs starlette and uvicorn: pip install 'jaxpneumo\[serve\]'"):
             page.main(["--workdir", "runs/none"])
+
+
+@pytest.mark.long
+class TestCommand:
+    """The command in a process of its own."""
+
+    @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+    def test_it_prints_the_address_serves_says_nothing_of_requests_and_ends(self, evaluated, files, tmp_path, end):
+        line = [sys.executable, "-m", "jaxpneumo", "page", "--workdir", str(evaluated), "--verbose"]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TMPDIR": str(tmp_path)}
+        with subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        ) as process:
+            told = []
+            for line in process.stdout:
+                told.append(line)
+                if found := re.match(r"Open http://127\.0\.0\.1:(\d+)/ in a browser", line):
+                    break
+            client = Client(int(found[1]))
+            answer = client.send(files[0].read_bytes(), name="secret.dcm")
+            assert (answer.status, answer.json()["id"]) == (200, dicom.read(files[0]).uid)
+            assert client.send(b"secret", name="secret.dcm").status == 400
+            assert client.get(f"/v2/models/{evaluated.name}").status == 200
+            process.send_signal(end)
+            rest, _ = process.communicate(timeout=60)
+        assert process.returncode == DONE, rest
+        for word in ("secret", dicom.read(files[0]).patient_id, "POST", "Traceback"):
+            assert word not in "".join(told) + rest
+        assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
+
+    def test_another_host_is_warned_about(self, evaluated):
+        line = [sys.executable, "-m", "jaxpneumo", "page", "--workdir", str(evaluated), "--host", "0.0.0.0"]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        with subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        ) as process:
+            for line in process.stdout:
+                if line.startswith("Everybody who can reach 0.0.0.0 can use this page"):
+                    break
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=60)
+        assert "without a password" in line

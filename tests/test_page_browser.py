@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from browsing import chromium, dark, every, one, press, requested, size, style
+from browsers import chromium, dark, every, one, press, requested, size, style
 from serving import OUTLINING, options_of, predictor_of, serving
 
 from jaxpneumo.data import rle
@@ -21,8 +21,10 @@ WIDTHS = (1280, 800)
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    with chromium(tmp_path_factory.mktemp("profile")) as driver:
-        yield driver
+    # Without smooth scrolling, so that a click finds its target at rest.
+    driver = chromium(tmp_path_factory.mktemp("profile"), "force-prefers-reduced-motion")
+    yield driver
+    driver.quit()
 
 
 @pytest.fixture(scope="module")

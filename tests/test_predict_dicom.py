@@ -86,7 +86,7 @@ def test_that_there_can_be_no_results_is_said_once_and_not_tried_again(evaluated
         caplog.clear()
         assert start(evaluated, tmp_path / "in", tmp_path / "out", "seg,sr", *LOW) == PARTIAL
         assert sum("has no DICOM results" in message for message in caplog.messages) == times
-        assert "2 files sr.dcm of" in capsys.readouterr().out
+        assert "2 seg.dcm, 2 sr.dcm of" in capsys.readouterr().out
 
 
 def test_a_later_start_adds_the_kinds_that_are_missing(evaluated, films, output, tmp_path):

@@ -4,7 +4,7 @@ import shutil
 import time
 
 import pytest
-from browsing import chromium, every, one, press, requested, size, style
+from browsers import chromium, every, one, press, requested, size, style
 
 from jaxpneumo.report import report
 
@@ -13,8 +13,10 @@ WIDTHS = (1280, 820)
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    with chromium(tmp_path_factory.mktemp("profile")) as driver:
-        yield driver
+    # Without smooth scrolling, so that a click finds its target at rest.
+    driver = chromium(tmp_path_factory.mktemp("profile"), "force-prefers-reduced-motion")
+    yield driver
+    driver.quit()
 
 
 @pytest.fixture(scope="module")

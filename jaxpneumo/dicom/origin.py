@@ -28,7 +28,7 @@ IDENTITY = ("PatientName", "PatientID", "AccessionNumber", "StudyID", "Referring
 ALSO = ("SpecificCharacterSet", "IssuerOfPatientID", "StudyDescription", "DeidentificationMethod")
 # What must keep to the rules; again, a result has the first ones empty where the radiograph has none.
 REQUIRED = ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime")
-OPTIONAL = ("PatientAge", "PatientIdentityRemoved", "BodyPartExamined", "Laterality", "TimezoneOffsetFromUTC")
+OPTIONAL = ("PatientAge", "PatientIdentityRemoved", "BodyPartExamined", "Laterality")
 CODES = {"PatientSex": ("F", "M", "O"), "PatientIdentityRemoved": ("YES", "NO"), "Laterality": ("L", "R")}
 # Dates of the radiograph; the first that is known is also the result's.
 DATES = ("Content", "Acquisition", "Series", "Study")

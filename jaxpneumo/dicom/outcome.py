@@ -4,6 +4,7 @@ The same radiograph, model, settings and version of this software give the same 
 is made or sent twice is one object. So its dates are the radiograph's; there is no time of making in it.
 """
 
+import hashlib
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -41,7 +42,7 @@ class Algorithm:
 
     Attributes:
       version: of this software.
-      model: fingerprint of the weights, at most 64 letters and digits.
+      model: fingerprint of the weights; of an ensemble those of all runs.
       settings: all settings that change a mask, as text.
       synthetic: the model was trained on synthetic radiographs.
     """
@@ -96,6 +97,7 @@ def common(origin: Origin, algorithm: Algorithm, kind: str, *variant: str) -> di
       variant: what else the content depends on.
     """
     what, number = SERIES[kind]
+    model = algorithm.model
     synthetic = ", synthetic" if algorithm.synthetic or origin.synthetic else ""
     return {
         "series_instance_uid": uid(algorithm, origin.uid, kind, *variant, "series"),
@@ -107,7 +109,7 @@ def common(origin: Origin, algorithm: Algorithm, kind: str, *variant: str) -> di
         "manufacturer": NAME,
         "manufacturer_model_name": NAME,
         "software_versions": algorithm.version[:LONG],
-        "device_serial_number": algorithm.model[:LONG],
+        "device_serial_number": model if len(model) <= LONG else hashlib.sha256(model.encode()).hexdigest(),
     }
 
 

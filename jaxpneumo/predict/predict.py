@@ -348,10 +348,11 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{report.not_frontal} of them are not frontal chest radiographs; --any-image predicts them too.")
     for line in report.remarks:
         print(line)
+    unwritten: dict[str, list[str]] = {}
     for key, count in report.unwritten.items():
         name, _, file = key.partition("/")
-        files = f"files {file}" if file else "files"
-        print(
-            f'{count} {files} of {folder / name} could not be written. {folder / MANIFEST} says why under "unwritten".'
-        )
+        unwritten.setdefault(name, []).append(f"{count} {file or 'files'}")
+    for name, counts in unwritten.items():
+        what = f"{', '.join(counts)} of {folder / name}"
+        print(f'{what} could not be written. {folder / MANIFEST} says why under "unwritten".')
     return DONE if report.complete else PARTIAL

@@ -1,9 +1,7 @@
-"""Headless Chromium for the tests of pages: started with nothing that asks the network, and what tests do with it."""
+"""Headless Chromium for tests of pages; they skip in words where it or selenium is absent."""
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,9 +9,8 @@ import pytest
 OFF = ("extensions", "background-networking", "component-update", "sync", "quic", "gpu", "default-apps")
 
 
-@contextmanager
-def chromium(profile: Path) -> Iterator:
-    """A browser with a profile of its own. Without browser or selenium the test skips and says so."""
+def chromium(profile: Path, *arguments: str):
+    """A driver of a browser with a fresh profile, which reaches for nothing by itself. To be quit."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
     from selenium.webdriver.chrome.service import Service
 
@@ -25,18 +22,12 @@ def chromium(profile: Path) -> Iterator:
         pytest.skip("no chromium and chromedriver here: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = programs[0]
-    # Without smooth scrolling, so that a click finds its target at rest.
-    still = "force-prefers-reduced-motion"
-    for argument in ("headless=new", "no-sandbox", "no-first-run", still, f"user-data-dir={profile}"):
+    for argument in ("headless=new", "no-sandbox", "no-first-run", f"user-data-dir={profile}", *arguments):
         options.add_argument(f"--{argument}")
     for name in OFF:
         options.add_argument(f"--disable-{name}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(programs[1]))
-    try:
-        yield driver
-    finally:
-        driver.quit()
+    return webdriver.Chrome(options=options, service=Service(programs[1]))
 
 
 def size(browser, width: int) -> None:
