@@ -126,6 +126,7 @@ def test_a_negative_report_says_absent_and_has_no_number_or_finding(source, tmp_
     assert codes[PNEUMOTHORAX] == ABSENT
     assert PNEUMOTHORAX not in codes.values()
     assert not {"121071", "363698007"} & codes.keys(), "neither a finding nor its site"
+    assert "Pneumothorax" not in [item.TextValue for item in items(report) if item.ValueType == "TEXT"]
 
 
 def test_without_pixel_spacing_there_are_no_millimetres(tmp_path):
