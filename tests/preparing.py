@@ -29,19 +29,14 @@ class Files:
 
     def run(self, *options: str) -> int:
         self.labels.write_text("\n".join(["ImageId, EncodedPixels", *self.rows]) + "\n")
-        arguments = [
-            "--images",
-            self.images,
-            "--labels",
-            self.labels,
-            "--output",
-            self.output,
-            "--workers",
-            "1",
-        ]
+        return self.run_with("--labels", self.labels, *options)
+
+    def run_with(self, *options) -> int:
+        """Prepares; the options say where the labels are."""
+        arguments = ["--images", self.images, "--output", self.output, "--workers", "1", "--sizes", "32,64", *options]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(progress, "silent", True)  # as --quiet does: the tests compare what is told
-            return prepare.main([*map(str, arguments), "--sizes", "32,64", *map(str, options)])
+            return prepare.main([*map(str, arguments)])
 
     def quarantine(self) -> list[dict[str, str]]:
         with open(self.output / "quarantine.csv", newline="") as file:

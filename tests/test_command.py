@@ -26,7 +26,7 @@ TEXTS = {
     *("--method", "--split", "--name", "--thresholds", "--experiment", "--gate", "--gate-thresholds"),
     *("--evaluation", "--tta", "--what", "--model", "--runtime", "--format", "--check", "folder"),
     *("--rule", "--score", "--choose", "--mode", "--part", "--removal-rule", "--encoder", "--dtype"),
-    *("--duplicate-pixels", "--on-quarantine", "--dicom"),
+    *("--duplicate-pixels", "--on-quarantine", "--dicom", "--probabilities", "--masks", "--missing-masks"),
     *("--spool", "--partners", "--title", "--host"),
     *("--dicom", "--url", "--study", "--query", "--credentials", "--authorities"),
 }

@@ -122,7 +122,7 @@ def test_nothing_is_lost_and_nothing_is_twice(files, labelled, keep):
         outcome(row, image_id, pixels, code=code, reason="" if good and image_id in labelled else "some reason")
         for row, (image_id, pixels, good, code) in enumerate(files)
     ]
-    lines = {image_id: [2] for image_id in labelled}
+    lines = {image_id: "line 2 of the label file" for image_id in labelled}
     kept, set_aside = reconcile.reconcile(outcomes, lines, lambda each: str(each.pixels), keep)
     states = [each.source for each in kept] + [row["file"] for row in set_aside if row["file"]]
     assert sorted(states) == sorted(each.source for each in outcomes)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from browsing import chromium, dark, every, one, press, requested, size, style
+from browsers import chromium, dark, every, one, press, requested, size, style
 
 from jaxpneumo.predict import predict
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
@@ -24,8 +24,10 @@ HEADER = {
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    with chromium(tmp_path_factory.mktemp("profile")) as driver:
-        yield driver
+    # Without smooth scrolling, so that a click finds its target at rest.
+    driver = chromium(tmp_path_factory.mktemp("profile"), "force-prefers-reduced-motion")
+    yield driver
+    driver.quit()
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxpneumo.data import dataset, finder, reconcile
+from jaxpneumo.data import dataset, finder, mask_files, reconcile
 from jaxpneumo.data import labels as label_files
+from jaxpneumo.data.mask_files import MaskFiles
 from jaxpneumo.data.reconcile import Outcome
 from jaxpneumo.data.resize import resize_to_squares
 from jaxpneumo.dicom import frontal, patients
@@ -45,7 +46,7 @@ class Job:
     images: Path
     folder: Path
     sizes: tuple[int, ...]
-    labels: label_files.Labels
+    labels: label_files.Labels | MaskFiles
     patients: dict[str, label_files.Patient] | None
     key: bytes
     names: dict[str, str]
@@ -182,9 +183,10 @@ def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
         return {**found, **dict(zip(("reason", "detail"), reason_and_detail, strict=True))}
     height, width = radiograph.image.shape
     try:
-        mask, code, label_rows = label_files.mask(_job.labels, image_id, height, width)
+        mask, code, label_rows = _mask(_job.labels, image_id, height, width)
     except InputError as error:
-        return {**found, "reason": reconcile.BAD_LABEL, "detail": str(error)}
+        reason = reconcile.BAD_MASK if isinstance(_job.labels, MaskFiles) else reconcile.BAD_LABEL
+        return {**found, "reason": reason, "detail": str(error)}
 
     area = 0 if mask is None else int(np.count_nonzero(mask.view(bool)))
     pixels, checksum = _fill(row, radiograph.image, mask)
@@ -231,11 +233,24 @@ def _refusal(radiograph: Radiograph, image_id: str, problem: str) -> tuple[str, 
         return WRONG_SIZE, f"{height} x {width} pixels instead of {_job.native_size} x {_job.native_size}."
     if _job.require_frontal and (wrong := frontal.not_frontal(radiograph, strict=True)):
         return reconcile.NOT_FRONTAL, f"{wrong}."
-    if problem:
-        return problem, f"{_job.labels.path.name} has no line for it. Add one if its label is known."
-    if detail := label_files.conflict(_job.labels, image_id):
+    if problem and not _job.labels.missing_are_empty:
+        return problem, f"{_job.labels.path.name} has no {_job.labels.entry} for it. Add one if its label is known."
+    if detail := _conflict(_job.labels, image_id):
         return reconcile.CONFLICT, detail
     return None
+
+
+def _conflict(labels: label_files.Labels | MaskFiles, image_id: str) -> str:
+    of_files = isinstance(labels, MaskFiles)
+    return mask_files.conflict(labels, image_id) if of_files else label_files.conflict(labels, image_id)
+
+
+def _mask(
+    labels: label_files.Labels | MaskFiles, image_id: str, height: int, width: int
+) -> tuple[np.ndarray | None, str, int]:
+    if isinstance(labels, MaskFiles):
+        return mask_files.mask(labels, image_id, height, width)
+    return label_files.mask(labels, image_id, height, width)
 
 
 def _fill(row: int, image: np.ndarray, mask: np.ndarray | None) -> tuple[int, int]:

@@ -8,15 +8,15 @@ are refused (`rle`). Files whose name ends in .gz are unpacked on the way.
 import csv
 import gzip
 import hmac
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxpneumo.data import ids, rle
+from jaxpneumo.data import rle
 from jaxpneumo.dicom import patients as words
 from jaxpneumo.process import run_report
 from jaxpneumo.process.errors import InputError
@@ -38,10 +38,19 @@ class Labels:
     Attributes:
       path: the file, for messages.
       codes: ImageId -> its (line number, run-length code) pairs in the file's order.
+      entry: what messages call one of them.
+      missing_are_empty: False, as an image without a row is not negative.
     """
 
     path: Path
     codes: dict[str, list[tuple[int, str]]]
+    entry: ClassVar[str] = "line"
+    missing_are_empty: ClassVar[bool] = False
+
+    def words(self, image_id: str) -> str:
+        """Where an image's rows stand, for messages."""
+        lines = [str(line) for line, _ in self.codes[image_id]]
+        return f"line{'s' * (len(lines) > 1)} {', '.join(lines)} of the label file"
 
 
 @dataclass(frozen=True)
@@ -184,33 +193,6 @@ def read_patients(path: Path | str) -> dict[str, Patient]:
             raise InputError(f"{path} line {line}: the age is above {words.MAX_AGE} years. Correct or empty it.")
         patients[image_id] = Patient(row["patient"], sex, age, words.view(row.get("view", "")))
     return patients
-
-
-def read_matched(
-    labels: Path | str, patients: Path | str | None, sources: Collection[str]
-) -> tuple[Labels, dict[str, Patient] | None, dict[str, str]]:
-    """Reads both files and matches their ids to the image files by name and path (`ids`).
-
-    Args:
-      labels, patients: the csv files; patients may be None.
-      sources: the images' files below their folder.
-
-    Returns:
-      Labels, and patients or None, by the ids of images; and source -> the id that a file has by its name.
-
-    Raises:
-      InputError: as `read_labels` and `read_patients`, or they have no image in common.
-    """
-    table = read_labels(labels)
-    plain = ids.plain_ids(table.codes, sources)
-    table = replace(table, codes={plain[each]: rows for each, rows in table.codes.items()})
-    people = read_patients(patients) if patients else None
-    if people is not None:
-        plain = ids.plain_ids(people, sources)
-        people = {plain[each]: person for each, person in people.items()}
-        if not people.keys() & table.codes.keys():
-            raise InputError(f"{patients} lists none of the images in {labels}. Give the one for them.")
-    return table, people, ids.file_names(sources, table.codes)
 
 
 def whole_number(text: str) -> int:

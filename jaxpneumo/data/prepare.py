@@ -1,4 +1,4 @@
-"""`jaxpneumo prepare`: turns radiographs and a label csv into memory-mapped arrays, and checks everything once.
+"""`jaxpneumo prepare`: turns radiographs and their labels into memory-mapped arrays, and checks everything once.
 
 Every file is read once, in parallel processes that write straight into the arrays. The data set grows in the
 folder OUTPUT.partial, which gets its final name at the end, so OUTPUT is always complete. After a stop or a kill the
@@ -21,22 +21,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxpneumo.data import dataset, ingest, reconcile, remarks, repeat, space, splits
+from jaxpneumo.data import dataset, ingest, mask_files, matching, reconcile, remarks, repeat, space, splits
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data.journal import open_journal
+from jaxpneumo.data.labels import Labels
+from jaxpneumo.data.mask_files import MaskFiles
+from jaxpneumo.data.prepare_options import MAX_SECONDS, make_parser
 from jaxpneumo.data.reconcile import Outcome
 from jaxpneumo.dicom.radiograph import UNREADABLE
-from jaxpneumo.process import places, run_report
+from jaxpneumo.process import run_report
 from jaxpneumo.process import workers as processes
-from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.atomic import take_name
 from jaxpneumo.process.errors import BAD_INPUT, DONE, FAILED, PARTIAL, InputError, tell
 from jaxpneumo.process.files import printable
 from jaxpneumo.process.machine import cores
 from jaxpneumo.process.progress import progress_bar
-from jaxpneumo.process.ranges import FRACTION, NATIVE, SECONDS, SEED, SIDE, TEAM, Several
 
-MAX_SECONDS = 60.0  # for one file; a stalled network drive may need some
+_NO_MASK = (
+    "None of the masks in {masks} is of one of the images, so all would be negative. An image is called {id}, a mask "
+    "{mask}: name the masks by the images' ids or as their files."
+)
 
 
 class SetAsideError(RuntimeError):
@@ -71,7 +75,7 @@ class PreparedCounts:
 
 def prepare(
     images: Path,
-    labels: Path,
+    labels: Path | None,
     output: Path,
     sizes: tuple[int, ...] = (256, 512),
     patients: Path | None = None,
@@ -86,12 +90,14 @@ def prepare(
     duplicate_pixels: str = "set-aside",
     on_quarantine: str = "warn",
     time_limit: float = MAX_SECONDS,
+    masks: Path | None = None,
+    missing_masks: str = "set-aside",
 ) -> PreparedCounts:
     """Makes a prepared data set (see `jaxpneumo.data.dataset`) of radiographs and their labels.
 
     Args:
       images: folder with DICOM, PNG or JPEG files, at any depth.
-      labels: ImageId,EncodedPixels; ImageId is a SOP instance UID, or a file's name or path (`ids`).
+      labels: ImageId,EncodedPixels; ImageId is a SOP instance UID, or a file's name or path (`ids`). None with `masks`.
       output: folder to make; must not exist, or be empty, or be made by the same call of the same files: then
         nothing is done. `output`.partial is used on the way.
       sizes: side lengths of the arrays in pixels, multiples of 32.
@@ -108,25 +114,35 @@ def prepare(
       duplicate_pixels: "set-aside" or "keep" images whose pixels occur under several ids.
       on_quarantine: "warn", or "error": if anything is set aside, no data set is made.
       time_limit: seconds that one file may take.
+      masks: folder of PNG masks instead of `labels` (`mask_files`).
+      missing_masks: "set-aside", or "empty": images without a file in `masks` are negative.
 
     Raises:
       InputError: wrong arguments, a label or patients file that cannot be understood, or no usable image.
       SetAsideError: as `on_quarantine` says; `output`.quarantine.csv lists what.
       OSError: the disk is full or fails; the same call goes on.
     """
-    images, output = Path(images), Path(output)
+    images, output, masks = Path(images), Path(output), Path(masks) if masks else None
     sizes = tuple(sorted(set(sizes)))
     team = max(2, cores()) if workers is None else workers
-    _check_arguments(images, output)
+    _check_arguments(images, output, masks, missing_masks)
     files = ingest.find_files(images)
+    if masks:  # they may lie below the images
+        files = [path for path in files if not path.resolve().is_relative_to(masks.resolve())]
     splits.check_name(split, "--split")
     splits.check(split, validation_fraction)
     sources = [printable(path.relative_to(images).as_posix()) for path in files]
-    table, people, names = label_files.read_matched(labels, patients, sources)
+    mask_paths = mask_files.find_masks(masks) if masks else []
+    found = matching.read_matched(
+        labels, patients, sources, (masks, mask_paths) if masks else None, missing_masks == "empty"
+    )
+    table = found.labels
     given_key = label_files.read_key(patient_key) if patient_key else None
     partial = output.with_name(f"{output.name}.partial")
     tables = (labels, patients, patient_key)
     settings = repeat.settings(images, files, tables, sizes, native_size, require_frontal)
+    if masks:
+        settings |= repeat.mask_settings(masks, mask_paths, missing_masks)
     arguments = settings | repeat.ending(files, split, validation_fraction, seed, duplicate_pixels, on_quarantine)
     if repeat.is_finished(output, arguments):
         return PreparedCounts(*repeat.counts(output), images_per_second=0.0, complete=True)
@@ -135,7 +151,7 @@ def prepare(
     partial.mkdir(parents=True, exist_ok=True)
     with open_journal(partial / "journal.jsonl", settings, {"key": secrets.token_hex(32)}) as (secret, entries, append):
         key = given_key or bytes.fromhex(secret["key"])
-        job = ingest.Job(images, partial, sizes, table, people, key, names, native_size, require_frontal)
+        job = ingest.Job(images, partial, sizes, table, found.patients, key, found.names, native_size, require_frontal)
         if not entries:
             dataset.create_arrays(partial, len(files), sizes)
         outcomes = ingest.recover(entries, files, job, quiet)
@@ -151,18 +167,23 @@ def prepare(
                 bar.update()
             collecting = time.process_time() - collecting if spans and team > 1 else 0.0
         in_order = [outcomes[row] for row in range(len(files))]
-        lines = {image_id: [line for line, _ in rows] for image_id, rows in table.codes.items()}
         kept, set_aside = reconcile.reconcile(
-            in_order, lines, lambda outcome: _pixel_digest(images / outcome.source), duplicate_pixels == "keep"
+            in_order,
+            {image_id: table.words(image_id) for image_id in table.codes},
+            lambda outcome: _pixel_digest(images / outcome.source),
+            duplicate_pixels == "keep",
         )
         unlabelled = reconcile.unlabelled(in_order, table)
+        strange = table.missing_are_empty and not any(outcome.image_id in table.codes for outcome in kept)
+        if strange and kept:
+            kept, unlabelled = [], _NO_MASK.format(masks=table.path, id=kept[0].image_id, mask=next(iter(table.codes)))
         _refuse(output, partial, len(files), images, kept, set_aside, on_quarantine, unlabelled)
         kept, patients_from = reconcile.believe_patients(
             kept, "file" if patients else "header", lambda name: label_files.pseudonym(name, key)
         )
         made_from = {
             "images": images.resolve().name,
-            "labels": Path(labels).name,
+            "labels": table.path.name,
             "patients": Path(patients).name if patients else None,
             "patients_from": patients_from,
             "patient_key_given": patient_key is not None,
@@ -170,8 +191,8 @@ def prepare(
             "resize": "squashed; images by area average, masks by area average >= 0.5",
             "files": {"found": len(files), "used": len(kept)},
             "label_rows": {
-                "found": sum(map(len, lines.values())),
-                "used": sum(len(lines[outcome.image_id]) for outcome in kept),
+                "found": sum(map(len, table.codes.values())),
+                "used": sum(len(table.codes.get(outcome.image_id, ())) for outcome in kept),
             },
         }
         with _finished_folder(partial, output) as folder:
@@ -197,7 +218,7 @@ def prepare(
         resumed=resumed,
         worker_peaks=tuple(peaks),
         notes=(
-            *filter(None, (unlabelled, _patients_note(patients_from))),
+            *filter(None, (unlabelled, _without_mask(table, kept), _patients_note(patients_from))),
             *remarks.tell((outcome.source, outcome.remarks) for outcome in kept),
         ),
     )
@@ -282,9 +303,23 @@ def _finished_folder(partial: Path, output: Path) -> Iterator[Path]:
 # Arguments
 
 
-def _check_arguments(images: Path, output: Path) -> None:
+def _check_arguments(images: Path, output: Path, masks: Path | None, missing_masks: str) -> None:
     if not images.is_dir():
         raise InputError(f"{images} is not a folder. Give the one with the radiographs as --images.")
+    if masks is None:
+        if missing_masks == "empty":
+            raise InputError("--missing-masks empty needs --masks.")
+        return
+    if not masks.is_dir():
+        raise InputError(f"{masks} is not a folder. Give the one with the masks as --masks.")
+    if images.resolve().is_relative_to(masks.resolve()):
+        raise InputError(f"--images {images} lies in --masks {masks}. Keep images and masks in folders of their own.")
+
+
+def _without_mask(table: Labels | MaskFiles, kept: list[Outcome]) -> str:
+    """A sentence where images without a mask file count as negative; "" where there are none."""
+    count = sum(outcome.image_id not in table.codes for outcome in kept)
+    return f"{count} images have no mask file and count as negative, as --missing-masks empty says." if count else ""
 
 
 def _patients_note(source: str) -> str:
@@ -301,7 +336,7 @@ def _by_reason(reasons: dict[str, int]) -> str:
 def main(argv: list[str]) -> int:
     """`jaxpneumo prepare`; returns the exit code: 0 clean, 3 some set aside, 1 failed, 2 wrong use or bad input."""
     try:
-        args = _parser().parse_args(argv)
+        args = make_parser().parse_args(argv)
         run_report.place(args.output)
         report = prepare(**vars(args))
     except InputError as error:
@@ -332,86 +367,3 @@ def main(argv: list[str]) -> int:
     reasons, where = _by_reason(report.set_aside), args.output / "quarantine.csv"
     print(f"Set aside, not in the data set: {reasons}. {where} names each and says why.", file=sys.stderr)
     return PARTIAL
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="jaxpneumo prepare",
-        description="Turns radiographs (DICOM, PNG, JPEG) and a label csv into the arrays that everything else reads. "
-        "Killed or stopped, it goes on where it was when the same command is given again; finished, it does nothing.",
-        epilog="""examples:
-  jaxpneumo prepare --images siim/dicom-images-train --labels siim/train-rle.csv --output data/siim
-  jaxpneumo prepare --images siim/dicom-images-train --labels siim/train-rle.csv --output data/siim \\
-      --patients patients.csv --split patient --sizes 256,512,1024
-  jaxpneumo prepare --images archive --labels labels.csv --output data/archive \\
-      --native-size 1024 --require-frontal --on-quarantine error
-
-exit codes: 0 done; 3 done, but something was set aside; 1 failed: something was set aside with --on-quarantine error,
-or the disk is full; 2 wrong use or bad input, nothing was written""",
-    )
-    add = parser.add_argument
-    add("--images", type=places.path, required=True, metavar="DIR", help="folder with the images, at any depth")
-    add(
-        "--labels",
-        type=places.path,
-        required=True,
-        metavar="CSV",
-        help="csv with ImageId,EncodedPixels; may end in .gz",
-    )
-    add(
-        "--output",
-        type=places.folder_to_make,
-        required=True,
-        metavar="DIR",
-        help="folder to make; until it is complete it is called OUTPUT.partial",
-    )
-    add(
-        "--sizes",
-        type=Several(SIDE),
-        default=(256, 512),
-        metavar="S,S",
-        help="side lengths of the arrays in pixels (default: 256,512)",
-    )
-    add(
-        "--patients",
-        type=places.path,
-        metavar="CSV",
-        help="csv with ImageId,patient[,sex,age,view] (default: DICOM headers)",
-    )
-    add(
-        "--patient-key",
-        type=places.path,
-        metavar="FILE",
-        help="key for the hash of patient ids (default: random, not kept)",
-    )
-    add("--native-size", type=NATIVE, metavar="S", help="set aside images that are not S x S (default: any size)")
-    add(
-        "--require-frontal",
-        action="store_true",
-        help="set aside what its header does not call a frontal radiograph (Modality such as CR or DX, View Position "
-        "PA or AP), or calls another body part than the chest",
-    )
-    add(
-        "--duplicate-pixels",
-        choices=("set-aside", "keep"),
-        default="set-aside",
-        help="images whose pixels have several ids: use the lowest id, none where masks differ (default), or keep all",
-    )
-    add(
-        "--on-quarantine",
-        choices=("warn", "error"),
-        default="warn",
-        help="if anything is set aside: warn and go on (default), or fail with OUTPUT.quarantine.csv and no data set",
-    )
-    add("--workers", type=TEAM, metavar="N", help="worker processes (default: one per core, at least 2; 1: none)")
-    add(
-        "--time-limit",
-        type=SECONDS,
-        default=MAX_SECONDS,
-        metavar="S",
-        help="seconds that reading a file may take (default: 60)",
-    )
-    add("--split", default="random", metavar="HOW", help="random (default), patient, or a splits.json")
-    add("--validation-fraction", type=FRACTION, default=0.1, metavar="F", help="default: 0.1")
-    add("--seed", type=SEED, default=0, metavar="N", help="of the split (default: 0)")
-    return parser

@@ -12,6 +12,7 @@ Every file and every label row ends in exactly one state. Pure functions; `prepa
 | image without labels | the label file has no row for it; that is not the same as a row -1 |
 | labels without image | no file has this id |
 | invalid run-length code | malformed, or it leaves the image |
+| unusable mask | a mask file that is damaged, of another size than its image, or not grey, or has many grey levels |
 | conflicting labels | rows -1 and rows with a region for one image |
 | duplicate id | a second file of the same id; when their pixels differ, none of them is used |
 | duplicate pixels | the pixels of another id; the lowest id is used, or none when their masks differ |
@@ -19,11 +20,12 @@ Every file and every label row ends in exactly one state. Pure functions; `prepa
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxpneumo.data.labels import Labels
+from jaxpneumo.data.mask_files import MaskFiles
 from jaxpneumo.dicom import patients
 from jaxpneumo.dicom.radiograph import file_id
 from jaxpneumo.process.files import printable
@@ -33,6 +35,7 @@ CONTRADICTION = "file name and UID differ"
 NO_LABELS = "image without labels"
 NO_IMAGE = "labels without image"
 BAD_LABEL = "invalid run-length code"
+BAD_MASK = "unusable mask"
 CONFLICT = "conflicting labels"
 DUPLICATE_ID = "duplicate id"
 DUPLICATE_PIXELS = "duplicate pixels"
@@ -99,7 +102,7 @@ def match(uid: str, name: str, labelled: Container[str]) -> tuple[str, str]:
     return (uid, NO_LABELS) if found is None else (found, "")
 
 
-def unlabelled(outcomes: Collection[Outcome], labels: Labels) -> str:
+def unlabelled(outcomes: Collection[Outcome], labels: Labels | MaskFiles) -> str:
     """A sentence for the case that most files have no line in the label file; "" in all other cases."""
     without = [outcome for outcome in outcomes if outcome.reason == NO_LABELS]
     if 2 * len(without) <= len(outcomes):
@@ -108,7 +111,7 @@ def unlabelled(outcomes: Collection[Outcome], labels: Labels) -> str:
     unused = next((image_id for image_id in labels.codes if image_id not in seen), None)
     other = "All ids there have a file" if unused is None else f"An id there without a file is {unused}"
     return (
-        f"{len(without)} of {len(outcomes)} files have no line in {labels.path.name}. The id of "
+        f"{len(without)} of {len(outcomes)} files have no {labels.entry} in {labels.path.name}. The id of "
         f"{printable(without[0].source)} is {without[0].image_id}. {other}. An id is the SOP instance UID, the file's "
         "name without ending, or its path below --images where several files have that name: write the ids so, or give "
         "the labels of these images."
@@ -127,7 +130,7 @@ def alike(outcomes: Iterable[Outcome]) -> list[list[Outcome]]:
 
 def reconcile(
     outcomes: Iterable[Outcome],
-    label_lines: dict[str, list[int]],
+    labelled: Mapping[str, str],
     digest: Callable[[Outcome], str],
     keep_duplicate_pixels: bool = False,
 ) -> tuple[list[Outcome], list[dict[str, str]]]:
@@ -135,7 +138,7 @@ def reconcile(
 
     Args:
       outcomes: one a file.
-      label_lines: ids of the label file, each with the lines of its rows.
+      labelled: ids of the labels, each with the words that say where its label is.
       digest: of an outcome's native pixels; asked only for those whose pixels may be equal.
       keep_duplicate_pixels: use images whose pixels occur under several ids.
 
@@ -160,9 +163,8 @@ def reconcile(
         if outcome.row in problems
     ]
     seen = {outcome.image_id for outcome in outcomes}
-    for image_id, lines in label_lines.items():
+    for image_id, where in labelled.items():
         if image_id not in seen:
-            where = f"line{'s' * (len(lines) > 1)} {', '.join(map(str, lines))} of the label file"
             set_aside.append(_entry("", image_id, NO_IMAGE, f"No file has this id ({where})."))
     return kept, set_aside
 

@@ -38,6 +38,12 @@ def settings(
     }
 
 
+def mask_settings(masks: Path, files: list[Path], missing_masks: str) -> dict[str, Any]:
+    """What mask files add to `settings`: their names, sizes and times of change, and the choice about missing ones."""
+    listing = [(path.relative_to(masks).as_posix(), stamp_if_there(path)) for path in files]
+    return {"masks": _digest(os.fsencode(repr(listing))), "missing masks": missing_masks}
+
+
 def ending(
     files: list[Path], split: str, validation_fraction: float, seed: int, duplicate_pixels: str, on_quarantine: str
 ) -> dict[str, Any]:
