@@ -51,6 +51,7 @@ def cpu() -> list[Case]:
         _beside_peer("step", 512, 1, types, ways, "cpu", **few),
         _beside_peer("predict", 512, 1, types, ways, "cpu", **few),
         _beside_peer("predict", 512, 4, types, ways, "cpu", **few),
+        _exported(512, 1, repeats=3, turns=2),
         *_inputs(256, 4, "float32"),
         *_inputs(512, 1, "float32"),
         _prepare(count=200),
@@ -106,6 +107,20 @@ def _beside_peer(
         PREDICT if what == "predict" else TRAIN,
         views,
         turns,
+    )
+
+
+def _exported(size: int, batch: int, repeats: int, turns: int) -> Case:
+    """Prediction in float32 by JAX and by the runtimes of an exported model."""
+    network = (f"--size={size}", f"--batch={batch}", f"--repeats={repeats}", f"--encoder={ENCODERS[0]}")
+    return Case(
+        f"export {size} batch {batch}",
+        {
+            "ours": ("predict", *network, "--dtype=float32", "--no-roofline"),
+            "ONNX Runtime": ("export", *network, "--runtime=onnxruntime"),
+            "OpenVINO": ("export", *network, "--runtime=openvino"),
+        },
+        turns=turns,
     )
 
 

@@ -26,6 +26,7 @@ from jaxpneumo.dicom.radiograph import Radiograph
 from jaxpneumo.predict import saved_thresholds
 from jaxpneumo.predict.certainty import Bands, bands_of
 from jaxpneumo.predict.finding import predict_findings
+from jaxpneumo.predict.manifest import RESEARCH_USE as NOTE
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.predict.pictures import overlay, write_png
 from jaxpneumo.predict.reading import Picture, Reading, in_threads, read, shrink_radiograph
@@ -39,7 +40,6 @@ if TYPE_CHECKING:  # what needs JAX is imported where it is used
 
 __all__ = ["LoadedModel", "Result", "load", "read_radiograph", "write_png"]
 
-NOTE = "research use only; not a medical device"
 
 Call = Callable[[], Picture]
 Image = str | os.PathLike[str] | Radiograph | Any  # what `LoadedModel.predict` takes; Any stands for arrays

@@ -135,6 +135,20 @@ def evaluated(prepared, common) -> Path:
     return made_once(common / "run", make)
 
 
+@pytest.fixture(scope="session")
+def onnx_file(evaluated, common) -> Path:
+    """The ONNX file of that run."""
+    from jaxpneumo.export.export import main
+    from jaxpneumo.process.errors import DONE
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        arguments = ["--workdir", str(evaluated), "--format", "onnx", "--output", str(folder / "run.onnx")]
+        assert main(arguments) == DONE
+
+    return made_once(common / "onnx", make) / "run.onnx"
+
+
 @pytest.fixture
 def as_before():
     """A command that a test runs in this process leaves its handlers, log and progress bars as they were."""

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from archives import kill_after, watch, write_archive
 
+from jaxpneumo.data import rle
 from jaxpneumo.dicom.dicom import read
-from jaxpneumo.predict import manifest, merge, predict
+from jaxpneumo.predict import manifest, merge, predict, sorting
 from jaxpneumo.predict.manifest import MANIFEST, choose_part, read_entries
 from jaxpneumo.predict.submission import read_submission
 from jaxpneumo.process.errors import DONE, PARTIAL, InputError
@@ -288,17 +290,22 @@ def test_parts_come_from_flags_slurm_or_kubernetes():
 
 def test_rows_are_sorted_in_files_as_in_memory(tmp_path, monkeypatch):
     rows = [(str(number * 7919 % 1000), "a", "x" * (number % 50)) for number in range(1000)]
-    monkeypatch.setattr(merge, "CHUNK", 500)
-    assert list(merge.sort_rows(iter(rows), tmp_path)) == sorted(rows)
+    monkeypatch.setattr(sorting, "CHUNK", 500)
+    assert list(sorting.sort_rows(iter(rows), tmp_path)) == sorted(rows)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
 def test_3000_files_in_parts_killed_twice_and_memory_stays(evaluated, shared, tmp_path):
-    originals = sorted((shared / "data/siim-sample/dicom-images-train").rglob("*.dcm"))
+    sample = shared / "data/siim-sample/dicom-images-train"
+    originals = sorted(sample.rglob("*.dcm"))
     write_archive(tmp_path / "in", originals, 3000, 30)
-    base = ["--workdir", str(evaluated), "--input", str(tmp_path / "in"), "--overlays", "0"]
-    base += ["--removal-threshold", "710000"]
+    base = ["--workdir", str(evaluated), "--overlays", "0", "--input", str(tmp_path / "in")]
+    # About half of the images are to stay empty.
+    alone = [*base[:-1], str(sample), "--output", str(tmp_path / "sample"), "--removal-threshold", "0"]
+    assert predict.main(alone) == DONE
+    found = read_submission(tmp_path / "sample/submission.csv").values()
+    base += ["--removal-threshold", str(int(np.median([rle.decode(code, 1024, 1024).sum() for code in found])))]
     single = tmp_path / "single"
     code, memory = watch([*base, "--output", str(single)], single / MANIFEST, (501, 1501, 2990))
     assert code == PARTIAL

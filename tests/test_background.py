@@ -109,6 +109,7 @@ def whole(prepared, tmp_path_factory):
     return folder, run(make_config(prepared, 0), folder)
 
 
+@pytest.mark.long
 def test_how_often_it_is_saved_changes_no_bit(prepared, whole, tmp_path):
     assert_same(whole[1], run(make_config(prepared, 3600), tmp_path))
     assert epoch_records(whole[0]) == epoch_records(tmp_path)
@@ -117,6 +118,7 @@ def test_how_often_it_is_saved_changes_no_bit(prepared, whole, tmp_path):
     assert_same(whole_training(whole[0], 10), whole_training(tmp_path, 10))
 
 
+@pytest.mark.long
 def test_the_best_epoch_is_on_the_disk_before_what_comes_after_it(prepared, tmp_path, monkeypatch):
     """Without averaging: of many better and better epochs the best alone is written, at the stage's end."""
     steps, save = [], checkpoint.save
@@ -132,6 +134,7 @@ def test_the_best_epoch_is_on_the_disk_before_what_comes_after_it(prepared, tmp_
     assert epoch_records(tmp_path / "often") == records
 
 
+@pytest.mark.long
 def test_a_stop_saves_the_best_epoch_too(prepared, tmp_path, monkeypatch):
     """Asked to stop in the last epoch: the best before it is on the disk, and the run ends as one left alone."""
     run_epoch, changes = loop.run_epoch, {"swa_epochs": 0, "learning_rate": 0.01}

@@ -9,6 +9,7 @@ import pytest
 
 from jaxpneumo.bench import bench as bench
 from jaxpneumo.bench.bench_augment import bench_augment
+from jaxpneumo.bench.bench_export import bench_export
 from jaxpneumo.bench.bench_input import bench_input
 from jaxpneumo.bench.bench_plan import compiled_bytes, largest_batch, step_bytes
 from jaxpneumo.bench.bench_predict import bench_predict
@@ -18,7 +19,9 @@ from jaxpneumo.bench.bench_step import bench_step
 from jaxpneumo.bench.roofline import Rates, Work, compiled_work, counted_work, device_rates, roofline
 from jaxpneumo.model.rewrites import rewrites_for
 from jaxpneumo.model.unet import UNet
+from jaxpneumo.predict.onnx_session import RUNTIMES
 from jaxpneumo.process.errors import InputError
+from jaxpneumo.run.config import Model, Predict
 from jaxpneumo.run.state import variable_shapes
 
 # As the verbs make it of TINY_OPTIONS.
@@ -168,6 +171,14 @@ def test_predict():
     single = bench_predict(TINY_PREDICTING, 32, 4, 1, 1, Rates({"float32": 1e9, "bfloat16": 1e9}, 1e9), False, 64)
     both, one = (found["roofline"]["counted"]["operations"] for found in (result, single))
     assert both == one > 0
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_export(runtime):
+    model = Model("resnet34", "float32", False, None, "", (1, 1, 1, 1), 8, False)
+    result = bench_export(model, Predict(32, 2, True, 0.5, 2048), runtime, 2, 1, native=64)
+    assert (result["runtime"], result["batch"], result["whole"]["native"]) == (runtime, 2, 64)
+    assert len(result["repeats"]) == len(result["whole"]["repeats"]) == 2
 
 
 def test_profile_gives_the_time_of_kernels_to_the_modules_of_the_network(tmp_path, capsys):

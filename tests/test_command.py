@@ -24,9 +24,11 @@ TEXTS = {
     *("--output", "--input", "--workdir", "--data", "--labels", "--patients", "--patient-key", "--images", "--runs"),
     *("--picture", "--submission", "--sample", "--scratch", "--config", "a", "b"),
     *("--method", "--split", "--name", "--thresholds", "--experiment", "--gate", "--gate-thresholds"),
-    *("--evaluation", "--tta", "--what"),
+    *("--evaluation", "--tta", "--what", "--model", "--runtime", "--format", "--check", "folder"),
     *("--rule", "--score", "--choose", "--mode", "--part", "--removal-rule", "--encoder", "--dtype"),
-    *("--duplicate-pixels", "--on-quarantine"),
+    *("--duplicate-pixels", "--on-quarantine", "--dicom", "--probabilities"),
+    *("--spool", "--partners", "--title", "--host"),
+    *("--dicom", "--url", "--study", "--query", "--credentials", "--authorities"),
 }
 
 

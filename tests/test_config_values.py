@@ -27,6 +27,7 @@ CONFIGS = [
     "exp3",
     "exp4",
     "exp5",
+    "exp5_fast",
     "unet256",
     "quickstart",
     "augmentation_study:A1+A2",

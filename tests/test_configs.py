@@ -50,6 +50,15 @@ def test_experiment_1_is_the_base_line():
     assert (config.stage1.schedule, config.stage1.plateau_factor, config.stage1.plateau_patience) == ("plateau", 0.2, 5)
 
 
+def test_the_fast_one_is_experiment_5_with_four_times_the_batch_and_twice_the_rate():
+    papers, fast = load_config("exp5").to_dict(), load_config("exp5_fast").to_dict()
+    for stage, warmup in (("stage1", 5), ("stage2", 3)):
+        assert fast[stage].pop("batch_size") == 4 * papers[stage].pop("batch_size")
+        assert fast[stage].pop("learning_rate") == 2 * papers[stage].pop("learning_rate")
+        assert fast[stage].pop("warmup_epochs") == warmup
+    assert fast == papers
+
+
 def test_study_arms_switch_groups_on():
     groups = ("flip", "intensity", "distortion", "crop")
     augment = {arm: load_config(f"augmentation_study:{arm}").augment for arm in ARMS}
@@ -73,7 +82,16 @@ def test_docstrings_give_the_command(path):
 
 
 LONG = ("exp1", "exp5")
-SLOW = ("exp3", "exp4", "quickstart", "unet256", "winner", "x5:decide", *(f"augmentation_study:{arm}" for arm in ARMS))
+SLOW = (
+    "exp3",
+    "exp4",
+    "exp5_fast",
+    "quickstart",
+    "unet256",
+    "winner",
+    "x5:decide",
+    *(f"augmentation_study:{arm}" for arm in ARMS),
+)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +108,7 @@ def test_runs_one_shrunk_epoch_a_stage(name, prepared, tmp_path):
     assert_complete(tmp_path, [stage for stage in config if stage.startswith("stage")])
 
 
+@pytest.mark.long
 def test_experiment_3_takes_experiment_2s_weights(evaluated, prepared, tmp_path):
     config = shrink(load_config("exp3"), prepared)
     config.init_from = str(evaluated)  # exp2, shrunk

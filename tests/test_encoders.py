@@ -117,10 +117,11 @@ def test_network_has_the_published_number_of_parameters(encoder):
     assert (elements(shapes["params"]), elements(shapes)) == PARAMETERS[encoder]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "change", [{"parts": rewrites_for("cpu", training=True)}, {"remat": True}], ids=["cpu", "remat"]
 )
-@pytest.mark.parametrize("encoder", ["resnet50", pytest.param("se_resnext50_32x4d", marks=pytest.mark.long)])
+@pytest.mark.parametrize("encoder", ["resnet50", "se_resnext50_32x4d"])
 def test_rewrites_and_remat_change_neither_logits_nor_gradients_nor_statistics(encoder, change):
     """Leaf by leaf to 1e-11 in float64."""
     plain, changed = outcome(encoder, "float64"), outcome(encoder, "float64", **change)

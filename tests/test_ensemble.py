@@ -186,6 +186,7 @@ def test_evaluate_scores_an_ensemble_into_its_own_folder(evaluated, second, tmp_
     assert not (second / "evaluation").exists()
 
 
+@pytest.mark.long
 def test_runs_of_different_folds_are_scored_out_of_fold(folds, tmp_path, capsys):
     """Each image by the run that was not trained on it: as in that run's own evaluation, with its own thresholds."""
     both = ["--workdir", f"{folds[0]},{folds[1]}"]
@@ -213,6 +214,7 @@ def test_runs_of_different_folds_are_scored_out_of_fold(folds, tmp_path, capsys)
     assert split["images_in_training"] == 24
 
 
+@pytest.mark.long
 def test_an_image_is_scored_by_all_runs_that_were_not_trained_on_it(folds, second, prepared):
     """Runs of any splits; a run of weight 0 scores nothing."""
     runs = [*folds, second]
@@ -230,6 +232,7 @@ def test_an_image_is_scored_by_all_runs_that_were_not_trained_on_it(folds, secon
     assert split["validation_images"] == len({*sides[0]["validation"], *sides[2]["validation"]})
 
 
+@pytest.mark.long
 def test_an_ensemble_has_thresholds_of_its_own(folds, larger, radiographs, tmp_path, capsys):
     """Chosen on the scores of the whole, whatever its networks and sizes; predictions say what theirs were made for."""
     runs = [shutil.copytree(run, tmp_path / f"run{number}") for number, run in enumerate((folds[0], larger, folds[1]))]
@@ -270,6 +273,7 @@ def test_an_ensemble_has_thresholds_of_its_own(folds, larger, radiographs, tmp_p
         thresholds.main([*named, "--evaluation", str(tmp_path)])
 
 
+@pytest.mark.long
 def test_out_of_fold_counts_choose_the_thresholds_of_all_runs(folds, radiographs, tmp_path):
     command = ["--workdir", str(folds[0]), "--workdir", str(folds[1]), "--rule", "image", "--name", "both"]
     before = (folds[0] / "evaluation/thresholds.json").read_bytes()
@@ -290,6 +294,7 @@ def test_out_of_fold_counts_choose_the_thresholds_of_all_runs(folds, radiographs
     assert predict.main(arguments) == DONE
 
 
+@pytest.mark.long
 def test_thresholds_refuse_runs_that_do_not_belong_together(evaluated, folds, tmp_path):
     with pytest.raises(InputError, match="12 images were evaluated by more than one of the runs"):
         thresholds.main(["--workdir", f"{folds[0]},{folds[0]}"])

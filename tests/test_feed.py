@@ -99,6 +99,7 @@ def test_compiled_and_plain_loops_train_alike(config, prepared, tmp_path, monkey
     assert np.mean(losses) == pytest.approx(records[0]["train_loss"], rel=2e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("resident", ["on", "off"])
 def test_epochs_move_nothing_unasked_and_compile_nothing_again(config, resident, tmp_path, monkeypatch):
     """Only explicit transfers are allowed within an epoch, and all is compiled before the first."""

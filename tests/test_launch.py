@@ -23,6 +23,7 @@ SBATCH = LAUNCH / "slurm.sbatch"
 def test_everything_is_looked_at():
     assert {path.name for path in LAUNCH.iterdir()} == {
         *(path.name for path in SHELL),
+        "hospital.compose.yaml",  # tests/test_hospital.py
         "kubernetes.yaml",
         "kubernetes_parts.yaml",
     }

@@ -231,7 +231,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
+@pytest.mark.parametrize("encoder", ["resnet34_preact", pytest.param("resnet34", marks=pytest.mark.long)])
 def test_rewrites_change_neither_logits_nor_gradients_nor_statistics(encoder, change):
     """Leaf by leaf to 1e-12 of the largest in float64."""
     plain, rewritten = outcome(encoder, "float64"), outcome(encoder, "float64", **change)

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from jaxpneumo.predict.pictures import COLORS, contact_sheet, overlay, write_overlay, write_png
+from jaxpneumo.predict.pictures import COLORS, contact_sheet, overlay, write_png
 from jaxpneumo.process.errors import InputError
 
 RED, GREEN = (200, 10, 10), (10, 200, 10)
@@ -138,7 +138,7 @@ def test_what_is_no_image_or_no_mask_of_it_is_refused():
 def test_png_holds_the_picture_and_nothing_else_is_left(tmp_path):
     image, mask = grey_image(), disc(512, 256, 256, 100)
     path = tmp_path / "overlays" / "ID_a.png"
-    write_overlay(path, image, mask, mask)
+    write_png(path, overlay(image, mask, mask))
     read = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
     np.testing.assert_array_equal(read, overlay(image, mask, mask))
     write_png(tmp_path / "overlays" / "grey.png", image)

@@ -1,39 +1,20 @@
 """The report in headless Chromium: no errors, nothing fetched, sliders, keys, filters, words, and no overflow."""
 
-import json
 import shutil
 import time
 
 import pytest
+from browsers import chromium, every, one, press, requested, size, style
 
 from jaxpneumo.report import report
 
 WIDTHS = (1280, 820)
-OFF = ("extensions", "background-networking", "component-update", "sync", "quic", "gpu", "default-apps")
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
-    from selenium.webdriver.chrome.service import Service
-
-    programs = [
-        next(filter(None, map(shutil.which, names)), None)
-        for names in (("chromium", "chromium-browser", "google-chrome"), ("chromedriver", "chromium.chromedriver"))
-    ]
-    if None in programs:
-        pytest.skip("no chromium and chromedriver here: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs[0]
-    profile = tmp_path_factory.mktemp("profile")
     # Without smooth scrolling, so that a click finds its target at rest.
-    still = "force-prefers-reduced-motion"
-    for argument in ("headless=new", "no-sandbox", "no-first-run", still, f"user-data-dir={profile}"):
-        options.add_argument(f"--{argument}")
-    for name in OFF:
-        options.add_argument(f"--disable-{name}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(programs[1]))
+    driver = chromium(tmp_path_factory.mktemp("profile"), "force-prefers-reduced-motion")
     yield driver
     driver.quit()
 
@@ -53,33 +34,6 @@ def page(browser, path):
     browser.get(path.as_uri())
     yield browser
     assert [entry["message"] for entry in browser.get_log("browser")] == []
-
-
-def size(browser, width: int) -> None:
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-
-
-def one(page, selector: str):
-    return page.find_element("css selector", selector)
-
-
-def every(page, selector: str) -> list:
-    return page.find_elements("css selector", selector)
-
-
-def style(page, selector: str, name: str) -> str:
-    return page.execute_script(
-        "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]", selector, name
-    )
-
-
-def press(page, *keys: str) -> None:
-    from selenium.webdriver import ActionChains
-    from selenium.webdriver.common.keys import Keys
-
-    for key in keys:
-        ActionChains(page).send_keys(getattr(Keys, key, key)).perform()
 
 
 def shown(page) -> list[str]:
@@ -105,9 +59,7 @@ def test_nothing_overflows_and_every_picture_is_there_with_words(page, width):
 
 
 def test_nothing_is_fetched(page, path):
-    requests = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
-    urls = {one["params"]["request"]["url"] for one in requests if one["method"] == "Network.requestWillBeSent"}
-    assert {url for url in urls if not url.startswith("data:")} == {path.as_uri()}
+    assert requested(page) == {path.as_uri()}
 
 
 def test_arrow_keys_step_with_focus_in_sight(page):

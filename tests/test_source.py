@@ -151,6 +151,7 @@ def platform_in_corner(augment, image, mask, rng):
     return image, mask
 
 
+@pytest.mark.long
 def test_two_workers_give_the_batches_of_none_from_any_start(batches):
     augment = partial(platform_in_corner, everything())
     expected = take(batches(augment=augment), 7)

@@ -331,6 +331,7 @@ def test_a_full_disk_elsewhere_is_told_too(tmp_path, capsys):
     assert "jaxpneumo: No space left on device" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_data_that_go_away_in_the_run(prepared, tmp_path, before_epoch):
     """They are missed where they are streamed."""
     data, alone = tmp_path / "data", tmp_path / "alone"

@@ -25,7 +25,7 @@ from jaxpneumo.run.config import Loss
 from jaxpneumo.run.network import batch_norm_momentum, make_model
 from jaxpneumo.run.sharding import check_batch_size
 from jaxpneumo.run.state import create_train_state, initialise, update_average
-from jaxpneumo.train import loop
+from jaxpneumo.train import compiled, loop, stages
 from jaxpneumo.train.feed import StageData
 from jaxpneumo.train.optimizer import make_optimizer
 from jaxpneumo.train.stages import _read_split, train
@@ -221,11 +221,36 @@ def test_batch_size_must_divide_over_devices(prepared, tmp_path):
     check_batch_size(8, 4, "stage1")
 
 
-def test_batch_larger_than_the_data_is_refused(prepared, tmp_path):
-    data = StageData(str(prepared), np.arange(3), np.arange(3, 6))
-    config = as_typed(small(prepared))
-    with pytest.raises(InputError, match="more than the 3 training images"):
-        loop.train_stage(config, config.stages[0], data, tmp_path, initialise(make_model(config.model), 0))
+def test_a_later_stages_batch_larger_than_the_data_is_refused_before_anything_is_trained(prepared, tmp_path):
+    config = small(prepared)
+    config.stage2.batch_size = 200
+    with pytest.raises(InputError, match=r"stage2\.batch_size=200 is more than the 14 training images"):
+        train(as_typed(config), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_stages_are_compiled_before_the_first_is_trained(prepared, tmp_path, monkeypatch):
+    """Afterwards no stage compiles a program for itself."""
+    events = []
+    compile_programs, train_stage = compiled.compile_programs, loop.train_stage
+
+    def compiling(programs):
+        before = set(compiled._kept)
+        found = compile_programs(programs)
+        events.append(len(set(compiled._kept) - before))
+        return found
+
+    def training(*arguments):
+        events.append(arguments[1].name)
+        return train_stage(*arguments)
+
+    monkeypatch.setattr(compiled, "_kept", {})
+    for module in (compiled, loop):
+        monkeypatch.setattr(module, "compile_programs", compiling)
+    monkeypatch.setattr(stages, "train_stage", training)
+    train(as_typed(small(prepared)), tmp_path)
+    assert events[0] > 0
+    assert events[1:] == ["stage1", 0, "stage2", 0]
 
 
 def test_folder_of_another_config_is_refused(prepared, tmp_path):

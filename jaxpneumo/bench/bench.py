@@ -12,6 +12,7 @@ from jaxpneumo.process.ranges import did_you_mean
 BENCHMARKS = {
     "step": "the compiled training step alone, beside the device's roofline",
     "predict": "prediction with flip TTA, on the device and from host to host",
+    "export": "prediction by ONNX Runtime and OpenVINO, of an exported model",
     "profile": "where the device's time goes, by module and kind of kernel",
     "input": "batches a second of the input path alone",
     "augment": "the augmentation engines, alone and as a share of the step",

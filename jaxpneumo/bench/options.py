@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from jaxpneumo.predict.onnx_session import RUNTIMES
 from jaxpneumo.process import places
 from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.ranges import (
@@ -38,12 +39,14 @@ def _parser(name: str, description: str, example: str, repeats: str = "results a
     return parser
 
 
-def add_network(parser: Parser, size: int | None = 256, batch: int | None = 4) -> None:
-    """Adds options for the network, for the image size unless `size` is None, and for the batch unless `batch` is."""
+def add_network(parser: Parser, size: int | None = 256, batch: int | None = 4, types: bool = True) -> None:
+    """Adds options for the network, its type with `types`, the image size unless `size` is None, the batch likewise."""
     add = parser.add_argument
     encoders = VALUES["model.encoder"].words
     add("--encoder", choices=encoders, default="resnet34_preact", help="encoder (default: %(default)s)")
-    add("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="computation type (default: %(default)s)")
+    if types:
+        kinds = ("float32", "bfloat16")
+        add("--dtype", choices=kinds, default="bfloat16", help="computation type (default: %(default)s)")
     add(
         "--depths",
         type=DEPTHS,
@@ -99,6 +102,21 @@ def predict() -> Parser:
     add("--no-tta", action="store_true", help="predict without the mirror image")
     add("--calls", type=CALLS, metavar="N", help=f"predictions per repeat {ABOUT}")
     add("--no-roofline", action="store_true", help="do not measure the device's peak rates")
+    return parser
+
+
+def export() -> Parser:
+    """Of `bench_export`."""
+    parser = _parser(
+        "export",
+        "the prediction of an exported ONNX model on the CPU, in float32, from random weights.",
+        "--runtime openvino --size 512 --batch 1",
+    )
+    add_network(parser, size=512, batch=1, types=False)
+    add = parser.add_argument
+    add("--runtime", choices=RUNTIMES, default=RUNTIMES[0], help="what computes it (default: %(default)s)")
+    add("--no-tta", action="store_true", help="predict without the mirror image")
+    add("--calls", type=CALLS, metavar="N", help=f"predictions per repeat {ABOUT}")
     return parser
 
 
@@ -214,6 +232,7 @@ def run() -> Parser:
 PARSERS: dict[str, Callable[[], Parser]] = {
     "step": step,
     "predict": predict,
+    "export": export,
     "profile": profile,
     "input": input_path,
     "augment": augment,

@@ -26,8 +26,8 @@ ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 MANIFEST = "manifest.jsonl"
 OUTPUT_FOLDERS = ("overlays", "masks", "probabilities", "dicom_results")
 OUTPUTS = re.compile(
-    "|".join(OUTPUT_FOLDERS)
-    + r"|submission\.csv|quarantine\.csv|manifest\.jsonl|merged\.json|run_report(_\d+)?\.json|\.sorting"
+    "|".join(OUTPUT_FOLDERS) + r"|submission\.csv|results\.csv|index\.html|quarantine\.csv|manifest\.jsonl|merged\.json"
+    r"|run_report(_\d+)?\.json|\.sorting"
     r"|part-\d{5,}-of-\d{5,}"
 )
 

@@ -93,6 +93,18 @@ def jpeg_frame(data: bytes) -> bytes:
     return get_frame(_dcmread(data).PixelData, 0, number_of_frames=1)
 
 
+def as_data_set(data: bytes) -> FileDataset:
+    """A DICOM file as pydicom has it, for libraries that send such; errors as pydicom's."""
+    return _dcmread(data)
+
+
+def as_file(data_set: Dataset) -> bytes:
+    """A data set as a DICOM file, in its own transfer syntax; errors as pydicom's."""
+    file = BytesIO()
+    data_set.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
 def read_uid(data: bytes) -> str:
     """SOP instance UID of a DICOM file whose pixels may be beyond reading; "" where it cannot be found."""
     try:

@@ -372,7 +372,10 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError("several runs need a folder of their own for the scores: give --output FOLDER.")
     from jaxpneumo.predict.ensemble import combine
     from jaxpneumo.predict.infer import load_predictor
+    from jaxpneumo.run.shared import is_shared
 
+    if options.output is None and is_shared(workdirs[0]):
+        raise InputError(f"{workdirs[0]} is a shared folder and stays as it is: give --output FOLDER.")
     loaded = [load_predictor(workdir) for workdir in workdirs]
     predictor = combine(loaded, weights)
     settings = predictor.settings

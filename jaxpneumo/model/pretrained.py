@@ -32,12 +32,14 @@ logger = logging.getLogger(__name__)
 
 Variables = dict[str, Any]
 
-# Parts that some files have and the network does not: classifiers of whole images, and PyTorch's counters.
+# Parts that some files have and the network need not have: classifiers of whole images, and PyTorch's counters.
 _CLASSIFIERS = ("fc.", "encoder.fc.", "encoder.last_linear.", "classification_head.", "fc1/")
 # Attention before the last block's skip, which that block does not have.
 _WITHOUT_USE = "decoder.blocks.4.attention1."
-# Parts that the network may have and no file has.
-_OURS_ALONE = ("input_convolution", "classifier")
+# A part that the network may have and no file has.
+_OURS_ALONE = "input_convolution"
+# segmentation_models_pytorch's head for whole images, behind pooling, flattening and dropout.
+_HEAD = "classification_head.3"
 _COUNTERS = "num_batches_tracked"
 _LISTED = 3  # names of each kind in a message
 
@@ -68,7 +70,7 @@ def torch_name(path: tuple[str, ...]) -> str:
     name = re.sub(r"decoder\.block(\d)\.attention(\d)", r"decoder.blocks.\1.attention\2.attention", name)
     for ours, theirs in {"channel1": "cSE.1", "channel2": "cSE.3", "pixel": "sSE.0"}.items():
         name = name.replace(f".attention.{ours}", f".attention.{theirs}")
-    name = re.sub(r"^segmentation_head$", "segmentation_head.0", name)
+    name = {"segmentation_head": "segmentation_head.0", "classifier": _HEAD}.get(name, name)
     return f"{name}.{_TORCH_LEAVES[leaf]}"
 
 
@@ -89,7 +91,8 @@ def from_torch(state_dict: Mapping[str, np.ndarray], template: Variables | None 
 
     Args:
       state_dict: name -> array, either segmentation_models_pytorch's Unet, whole or its encoder alone, or the
-        encoder's own library's network; behind any prefix. Classifiers are left out.
+        encoder's own library's network; behind any prefix. Classifiers are left out, but for a Unet's head of one class
+        where the network has a classifier.
       template: variables of the network to fill (arrays or shapes); the default is the full ResNet34-UNet.
 
     Returns:
@@ -101,7 +104,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray], template: Variables | None 
     weights, encoder_only = _own_names(state_dict)
 
     def layout(array: np.ndarray) -> np.ndarray:
-        return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+        return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
     return _rename(weights, template or _template("resnet34"), torch_name, layout, encoder_only)
 
@@ -183,16 +186,19 @@ def _rename(
     layout: Callable[[np.ndarray], np.ndarray],
     encoder_only: bool,
 ) -> Variables:
+    head = weights.get(f"{_HEAD}.weight")
+    # A head of several classes says something else of an image.
+    others = {_OURS_ALONE} if head is not None and np.shape(head)[:1] == (1,) else {_OURS_ALONE, "classifier"}
     wanted = {
         (collection, *path): (name_of(tuple(path)), value.shape)
         for (collection, *path), value in _arrays(template).items()
-        if path[0] == "encoder" or not (encoder_only or path[0] in _OURS_ALONE)
+        if path[0] == "encoder" or not (encoder_only or path[0] in others)
     }
-    left_out = [name for name in weights if name.startswith(_CLASSIFIERS)]
+    known = dict(wanted.values())
+    left_out = [name for name in weights if name.startswith(_CLASSIFIERS) and name not in known]
     if left_out:
         logger.info("The file's classifier is left out: %s", _first(left_out))
     left_out += [name for name in weights if name.startswith(_WITHOUT_USE)]
-    known = dict(wanted.values())
     missing = [f"missing {name}" for name in known if name not in weights]
     unexpected = [f"unexpected {name}" for name in weights if name not in known and name not in left_out]
     shapes, values, found = [], [], {}

@@ -1,4 +1,4 @@
-"""Files of weights: name -> array, whatever library wrote them, or words about why not.
+"""Files of weights: name -> array, whatever library wrote them, or words about why not; and .safetensors written.
 
 .h5 of Keras, .safetensors, and PyTorch's .pth and .pt. Nothing is unpickled: the last two go through
 torch.load(weights_only=True), which needs PyTorch; the others do not.
@@ -58,6 +58,20 @@ def read_weights(path: Path | str) -> dict[str, np.ndarray]:
     if not weights:
         raise InputError(f"{path} holds no weights.")
     return weights
+
+
+def to_safetensors(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """A .safetensors file of name -> array, with texts that its header holds beside them."""
+    from safetensors.numpy import save
+
+    return save(dict(arrays), dict(metadata))
+
+
+def from_safetensors(data: bytes) -> dict[str, np.ndarray]:
+    """The arrays of the bytes of a .safetensors file that `to_safetensors` made."""
+    from safetensors.numpy import load
+
+    return load(data)
 
 
 def _read_h5(path: Path) -> dict[str, np.ndarray]:

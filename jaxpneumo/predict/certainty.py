@@ -49,6 +49,8 @@ class Certainty:
 def bands_of(predictor: "Predictor") -> Bands:
     """The bands for the scores of a predictor; calibrated if its run was evaluated with these weights and this TTA."""
     settings, classifies = predictor.settings, predictor.config.model.classifier
+    if predictor.bands is not None:
+        return predictor.bands
     try:
         summary = read_json(predictor.workdir / "evaluation/summary.json")
         calibration = read_json(predictor.workdir / "evaluation/calibration.json")

@@ -6,7 +6,7 @@ Research use only; not a medical device.
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ from jaxpneumo.predict.postprocess import remove_small
 from jaxpneumo.predict.reading import Picture
 
 if TYPE_CHECKING:  # what needs JAX is imported where it is used
-    from jaxpneumo.predict.infer import Batch, Predictor
+    from jaxpneumo.predict.infer import Predictor
     from jaxpneumo.predict.native import NativeMask
     from jaxpneumo.run.config import Predict
 
@@ -80,7 +80,7 @@ def predict_findings(
     """Predicts radiographs in compiled batches, with the predictor's settings.
 
     Args:
-      predictor: the result of `load_predictor`.
+      predictor: the result of `load_predictor` or of `onnx_predictor.load_onnx`.
       pictures: radiographs with images, without files that could not be used.
       bands: the result of `certainty.bands_of`.
       probability: whether the findings have their probabilities.
@@ -89,33 +89,12 @@ def predict_findings(
       For each picture, in order, the picture without its image, and a function that makes its finding: work of a few
       milliseconds on the host that may be done in another thread.
     """
-    from jaxpneumo.predict.image_scores import top_means
-    from jaxpneumo.predict.infer import masks_of, predict_native
-    from jaxpneumo.predict.native import NativeMask
-
-    settings = predictor.settings
-    view = int(bool(settings.tta))
     stream = (
         (replace(picture, image=None), cast(np.ndarray, picture.image), (picture.height, picture.width))
         for picture in pictures
     )
-
-    def native(batch: "Batch") -> dict[str, Any]:
-        (mask,) = masks_of(predictor, batch, [view]).values()
-        # A mask has the classifier's probability too if there is one, which then is the score.
-        found: dict[str, Any] = {"mask": mask}
-        if batch.finding is None:
-            found["top_mean"] = top_means(batch.probability[view], settings.size)
-        return {**found, "probability": batch.probability[view]} if probability else found
-
-    for picture, size, found in predict_native(predictor, stream, settings.tta, native):
-        bits, area, *classifier = found["mask"]
-        mask = NativeMask(bits, *size, int(area), *map(float, classifier))
-        score = float(found["top_mean"]) if mask.finding is None else mask.finding
-        yield (
-            picture,
-            functools.partial(make_finding, picture, mask, score, settings, bands, found.get("probability")),
-        )
+    for picture, mask, score, pixels in predictor.find(stream, probability):
+        yield picture, functools.partial(make_finding, picture, mask, score, predictor.settings, bands, pixels)
 
 
 def make_finding(

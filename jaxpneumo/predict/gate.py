@@ -56,6 +56,8 @@ def describe(gate: "Predictor") -> dict[str, Any]:
 def mask_settings(predictor: "Predictor") -> dict[str, Any]:
     """All that changes a mask beside the weights, for records; of the gate, too."""
     chosen = _of_settings(predictor) | {"dtype": predictor.config.model.dtype}
+    if predictor.runtime:
+        chosen["runtime"] = predictor.runtime
     if predictor.weighted_runs:
         chosen["weights"] = [weight for _, weight in predictor.weighted_runs]
     if predictor.gate is not None:

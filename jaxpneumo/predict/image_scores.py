@@ -25,7 +25,7 @@ def image_scores(probability: jax.Array, top_pixels: int) -> jax.Array:
     Returns:
       float32 (B, 2): the greatest probability, and the mean of the `top_pixels` greatest.
     """
-    top, _ = jax.lax.top_k(probability.reshape(len(probability), -1), top_pixels)
+    top, _ = jax.lax.top_k(probability.reshape(probability.shape[0], -1), top_pixels)
     # Not top[:, 0]: XLA on CPU would then sort all pixels, which takes fifty times as long.
     return jnp.stack([probability.max(axis=(1, 2)), top.mean(axis=1)], axis=1)
 

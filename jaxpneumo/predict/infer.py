@@ -20,9 +20,10 @@ from jax.sharding import Mesh
 
 from jaxpneumo.model.folding import fold
 from jaxpneumo.model.unet import UNet
+from jaxpneumo.predict.certainty import Bands
+from jaxpneumo.predict.image_scores import top_means
 from jaxpneumo.predict.native import Grid, NativeMask, native_grid, native_masks, pixels_at_least, shrink
 from jaxpneumo.predict.views import mean_of_views
-from jaxpneumo.run import checkpoint
 from jaxpneumo.run.config import Config, Predict, read_config
 from jaxpneumo.run.network import make_model
 from jaxpneumo.run.provenance import trained_on_synthetic
@@ -35,6 +36,7 @@ from jaxpneumo.run.sharding import (
     replicated,
     split,
 )
+from jaxpneumo.run.shared import final_variables
 from jaxpneumo.run.state import variable_shapes
 from jaxpneumo.run.tta import names as tta_names
 
@@ -79,6 +81,8 @@ class Predictor(CompiledNetwork):
       synthetic: True if the run was trained on synthetic radiographs, which show no patients.
       weighted_runs: the runs and weights of an ensemble (`ensemble.load_ensemble`); `workdir` is then the first run.
         Empty for a single run.
+      runtime: what computes the network; "" is JAX, and others are `onnx_predictor.OnnxPredictor`'s.
+      bands: limits of the certainty that lie beside the weights; None for those of the run's evaluation.
     """
 
     config: Config
@@ -87,13 +91,44 @@ class Predictor(CompiledNetwork):
     model_id: str
     synthetic: bool = False
     weighted_runs: tuple[tuple[Path, float], ...] = ()
+    runtime: str = ""
+    bands: Bands | None = None
+
+    def find(
+        self, images: Iterable[tuple[Any, np.ndarray, tuple[int, int]]], probability: bool
+    ) -> Iterator[tuple[Any, NativeMask, float, np.ndarray | None]]:
+        """Predicts radiographs in compiled batches.
+
+        Args:
+          images: see `predict_masks`.
+          probability: whether the probabilities at the network's size are asked for.
+
+        Yields:
+          (key, mask as `predict_masks` makes it, score of the whole image, float32 (S, S) or None) in the order of
+          `images`.
+        """
+        view = int(bool(self.settings.tta))
+
+        def native(batch: Batch) -> dict[str, Any]:
+            (mask,) = masks_of(self, batch, [view]).values()
+            # A mask has the classifier's probability too if there is one, which then is the score.
+            found: dict[str, Any] = {"mask": mask}
+            if batch.finding is None:
+                found["top_mean"] = top_means(batch.probability[view], self.settings.size)
+            return {**found, "probability": batch.probability[view]} if probability else found
+
+        for key, size, found in predict_native(self, images, self.settings.tta, native):
+            bits, area, *classifier = found["mask"]
+            mask = NativeMask(bits, *size, int(area), *map(float, classifier))
+            score = float(found["top_mean"]) if mask.finding is None else mask.finding
+            yield key, mask, score, found.get("probability")
 
 
 def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predictor:
     """Restores a run's final weights. It reads only the run's folder.
 
     Args:
-      workdir: folder of a finished run.
+      workdir: folder of a finished run, or a shared folder (`run.shared`).
       batch_size: replaces the run's own predict.batch_size. A batch with fewer images than devices uses one device
         per image.
 
@@ -108,7 +143,7 @@ def load_predictor(workdir: Path | str, batch_size: int | None = None) -> Predic
     mesh = make_local_mesh(batch_size)
     check_batch_size(settings.batch_size, mesh.size, "predict")
     template = variable_shapes(make_model(config.model))
-    variables, _ = checkpoint.restore_final(workdir / stage, template, replicated(mesh))
+    variables = final_variables(workdir, stage, template, replicated(mesh))
     network = compile_network(make_model(config.model, training=False), variables, settings, mesh)
     return Predictor(
         **vars(network),
@@ -180,7 +215,7 @@ def predict_outputs(model: UNet, variables: dict[str, Any], image: jax.Array, tt
         pictures = batch.astype(jnp.float32)[..., None] / 255.0
         logits, finding = cast(Outputs, model.apply(variables, pictures, train=False, method="outputs"))
         if finding is not None:
-            of_views.append(jax.nn.sigmoid(finding).reshape(len(image), -1))
+            of_views.append(jax.nn.sigmoid(finding).reshape(image.shape[0], -1))
         return jax.nn.sigmoid(logits)
 
     names = tta_names(tta)

@@ -25,6 +25,7 @@ from jaxpneumo.process.files import is_unchanged
 
 GROUP = 64  # number of lines that are forced to the disk together
 NOTE = "Research software, not a medical device."
+RESEARCH_USE = "research use only; not a medical device"
 SYNTHETIC_NOTE = "Trained on synthetic radiographs: these outlines say nothing about patients."
 _SAME = ("model", "settings", "part", "parts")  # header fields that change the results
 
@@ -123,7 +124,7 @@ def discard_other(folder: Path, header: dict[str, Any]) -> None:
     except InputError:
         for name in OUTPUT_FOLDERS:
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in (MANIFEST, "submission.csv", "quarantine.csv"):
+        for name in (MANIFEST, "submission.csv", "results.csv", "index.html", "quarantine.csv"):
             (folder / name).unlink(missing_ok=True)
 
 

@@ -5,14 +5,9 @@ on the disk, not in memory.
 """
 
 import csv
-import heapq
-import json
 import re
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -20,15 +15,24 @@ from typing import Any
 
 from jaxpneumo.data import remarks, rle
 from jaxpneumo.data.reconcile import NOT_FRONTAL
-from jaxpneumo.predict.manifest import MANIFEST, NOTE, listing_digest, part_folder, part_of, read_entries
+from jaxpneumo.predict.manifest import (
+    MANIFEST,
+    NOTE,
+    SYNTHETIC_NOTE,
+    listing_digest,
+    part_folder,
+    part_of,
+    read_entries,
+)
+from jaxpneumo.predict.results_page import write_page
+from jaxpneumo.predict.results_table import table_rows, write_table
+from jaxpneumo.predict.sorting import scratch_folder, sort_rows
 from jaxpneumo.predict.submission import write_submission
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.atomic import write_atomically, write_json
 from jaxpneumo.process.errors import DONE, PARTIAL, InputError
 from jaxpneumo.process.files import printable
-
-CHUNK = 8 << 20  # largest number of characters that are sorted in memory at once
 
 HELP = """\
 Joins the parts of `jaxpneumo predict --num-parts N --part-id K`. The result is the same as that of one run over all
@@ -38,6 +42,8 @@ It first checks that all parts are there and complete, that they have the same m
 that every file is in exactly one part. Then it writes to --output, a folder or a .csv file
   submission.csv   ImageId,EncodedPixels of all files; where several files hold one image, the first file counts
   quarantine.csv   the files that were set aside, with the reason, if there are any (exit code 3)
+  results.csv      every file with its score, certainty, areas and side, or why it was set aside
+  index.html       the same as a page for a browser, with the outlined pictures of the parts
   merged.json      model, settings, software and counts
 
 exit codes: 0 done; 3 done, but files were set aside; 2 a part is missing or does not fit, nothing was written
@@ -77,16 +83,18 @@ class PredictedCounts:
         return not self.set_aside and not self.unwritten
 
 
-def write_results(manifests: Sequence[Path], submission: Path, quarantine: Path | None) -> PredictedCounts:
-    """Writes the submission and the quarantine file from manifests. Both are sorted and written atomically.
+def write_results(manifests: Sequence[Path], submission: Path, folder: Path | None) -> PredictedCounts:
+    """Writes the submission and what says more from manifests. All are sorted and written atomically.
 
     If several files hold the same image, the first file counts and the others are set aside.
 
     Args:
       manifests: complete manifests of one model.
       submission: the csv file.
-      quarantine: csv file of the files that were set aside. It is removed if there are none. None writes no file.
+      folder: for results.csv, index.html and quarantine.csv, which is removed if no file was set aside. None writes
+        none of them.
     """
+    header = next(read_entries(manifests[0]))
     counts = {"images": 0, "positive": 0, "set_aside": 0, "not_frontal": 0}
     unwritten: Counter[str] = Counter()
     others: list[tuple[str, str]] = []
@@ -114,17 +122,21 @@ def write_results(manifests: Sequence[Path], submission: Path, quarantine: Path 
             run_report.set_aside(source, reason)
             yield source, reason
 
-    with _scratch(submission.parent) as scratch:
+    with scratch_folder(submission.parent) as scratch:
         write_submission(submission, images(scratch))
         rows = set_aside(scratch)
         first = next(rows, None)
-        if quarantine is not None and first is not None:
-            with write_atomically(quarantine) as file:
+        if folder is not None and first is not None:
+            with write_atomically(folder / "quarantine.csv") as file:
                 csv.writer(file, lineterminator="\n").writerows(chain([("file", "reason"), first], rows))
-        elif quarantine is not None:
-            quarantine.unlink(missing_ok=True)
+        elif folder is not None:
+            (folder / "quarantine.csv").unlink(missing_ok=True)
         for _ in rows:
             pass  # `set_aside` counts the rows
+        if folder is not None:
+            synthetic = SYNTHETIC_NOTE in header.get("note", "")
+            table = write_table(folder / "results.csv", table_rows(manifests, dict(others)), synthetic, scratch)
+            write_page(folder / "index.html", table, header, [manifest.parent for manifest in manifests])
     for entry in entries("done"):
         # Older manifests have a reason under "undrawn" where the picture could not be written.
         failed = {"overlays": entry["undrawn"]} if "undrawn" in entry else entry.get("unwritten", {})
@@ -132,7 +144,6 @@ def write_results(manifests: Sequence[Path], submission: Path, quarantine: Path 
         for reason in failed.values():
             run_report.set_aside(printable(entry["file"]), reason)
     told = remarks.tell((entry["file"], entry.get("remarks", ())) for entry in entries("done"))
-    header = next(read_entries(manifests[0]))
     return PredictedCounts(
         **counts,
         unwritten=dict(unwritten),
@@ -140,44 +151,6 @@ def write_results(manifests: Sequence[Path], submission: Path, quarantine: Path 
         note=header.get("note", NOTE),
         remarks=tuple(told),
     )
-
-
-@contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """A temporary folder for sorting. The name is fixed, so leftovers of a killed process are removed too."""
-    path = folder / ".sorting"
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def sort_rows(rows: Iterable[Sequence[str]], scratch: Path) -> Iterator[tuple[str, ...]]:
-    """Yields sorted rows. At most about CHUNK characters are in memory at once; the rest is in files in `scratch`."""
-    rows, sorted_files = iter(rows), []
-    while chunk := sorted(_take(rows)):
-        with tempfile.NamedTemporaryFile("w", dir=scratch, delete=False) as file:
-            file.writelines(json.dumps(row) + "\n" for row in chunk)
-        sorted_files.append(Path(file.name))
-        del chunk
-    yield from heapq.merge(*map(_read_rows, sorted_files))
-    for path in sorted_files:
-        path.unlink()
-
-
-def _take(rows: Iterator[Sequence[str]]) -> Iterator[tuple[str, ...]]:
-    length = 0
-    while length < CHUNK and (row := next(rows, None)) is not None:
-        length += sum(map(len, row))
-        yield tuple(row)
-
-
-def _read_rows(path: Path) -> Iterator[tuple[str, ...]]:
-    with open(path) as file:
-        for line in file:
-            yield tuple(json.loads(line))
 
 
 # The command
@@ -275,11 +248,11 @@ def merge(folder: Path, output: Path) -> PredictedCounts:
     place = output.parent if output.suffix == ".csv" else output
     if place.resolve() in {manifest.parent.resolve() for manifest in manifests}:
         raise InputError(f"--output {output} is the folder of a part and would replace its results. Choose another.")
-    with _scratch(place) as scratch:
+    with scratch_folder(place) as scratch:
         header = check_parts(manifests, scratch)
     if output.suffix == ".csv":
         return write_results(manifests, output, None)
-    report = write_results(manifests, output / "submission.csv", output / "quarantine.csv")
+    report = write_results(manifests, output / "submission.csv", output)
     write_json(
         output / "merged.json",
         {

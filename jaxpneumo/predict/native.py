@@ -12,13 +12,15 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxpneumo.predict.postprocess import NATIVE_AREA
+
+# What needs JAX is in the functions that a device runs: a prediction without JAX makes its masks by the others.
+if TYPE_CHECKING:
+    import jax
 
 BUCKET = 256
 OUTSIDE = -1.0
@@ -95,12 +97,16 @@ def _neighbours(side: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     return place.astype(np.int32), place % 1
 
 
-def to_native(probability: jax.Array, grid: Grid) -> jax.Array:
+def to_native(probability: "jax.Array", grid: Grid) -> "jax.Array":
     """Resizes probabilities (B, S, S) bilinearly to the canvas (B, H, W). Pixels outside of an image are OUTSIDE."""
+    import jax
+
     return jax.vmap(_to_native)(probability, grid)
 
 
-def _to_native(probability: jax.Array, grid: Grid) -> jax.Array:
+def _to_native(probability: "jax.Array", grid: Grid) -> "jax.Array":
+    import jax.numpy as jnp
+
     last = probability.shape[0] - 1
     left, top = jnp.maximum(grid.column, 0), jnp.maximum(grid.row, 0)
     # Interpolates along the width first, while there are fewer rows.
@@ -125,8 +131,8 @@ def to_native_on_host(probability: np.ndarray, height: int, width: int) -> np.nd
 
 
 def native_masks(
-    probability: jax.Array, grid: Grid, smallest: jax.Array, thresholds: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    probability: "jax.Array", grid: Grid, smallest: "jax.Array", thresholds: "jax.Array"
+) -> "tuple[jax.Array, jax.Array]":
     """Computes masks at native size. A mask has all pixels that reach the first threshold.
 
     Args:
@@ -141,7 +147,10 @@ def native_masks(
       pixels.
     """
 
-    def one(image: tuple[jax.Array, Grid, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    import jax
+    import jax.numpy as jnp
+
+    def one(image: "tuple[jax.Array, Grid, jax.Array]") -> "tuple[jax.Array, jax.Array]":
         probability, grid, smallest = image
         # Loops over images and thresholds. So resizing, comparison and packing are one loop over the pixels, and the
         # probabilities at native size are never stored as an array.
@@ -158,8 +167,10 @@ def pixels_at_least(threshold: float, height: int, width: int) -> int:
     return ceil(threshold * height * width / NATIVE_AREA)
 
 
-def shrink(image: jax.Array, size: int) -> jax.Array:
+def shrink(image: "jax.Array", size: int) -> "jax.Array":
     """Makes images smaller by averaging over areas, as `data.resize` does: uint8 (B, S, S) -> uint8 (B, size, size)."""
+    import jax.numpy as jnp
+
     weights = _area_weights(image.shape[-1], size)
     product = functools.partial(jnp.einsum, precision="highest")
     return jnp.round(product("ih,bhw,jw->bij", weights, image.astype(jnp.float32), weights)).astype(jnp.uint8)

@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from jaxpneumo.data import rle
+from jaxpneumo.predict import saved_thresholds
+from jaxpneumo.predict.captions import captioned, grey, white
 from jaxpneumo.predict.certainty import Bands
 from jaxpneumo.predict.finding import Finding, predict_findings
-from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
-from jaxpneumo.predict.pictures import write_overlay, write_png
+from jaxpneumo.predict.manifest import RESEARCH_USE, SYNTHETIC_NOTE
+from jaxpneumo.predict.pictures import COLORS, overlay, write_png
 from jaxpneumo.predict.reading import Picture
+from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import printable, safe_name
 from jaxpneumo.process.machine import cores
@@ -54,8 +57,8 @@ class Output:
 
     @property
     def key(self) -> str:
-        """Its name in the manifest."""
-        return f"{self.name}{self.ending}" if self.ending.startswith("/") else self.name
+        """Its name in the manifest: "masks", "probabilities/.npz", "dicom_results/seg.dcm"."""
+        return self.name if self.ending == ".png" else f"{self.name}/{self.ending.removeprefix('/')}"
 
     def path(self, folder: Path, uid: str) -> Path:
         """Where the file of an image lies below the output folder."""
@@ -64,20 +67,74 @@ class Output:
 
 def overlays_output(predictor: "Predictor", most: int | None) -> Output:
     """The pictures with outlines."""
-    warning = SYNTHETIC_NOTE if predictor.synthetic else ""
+    model = "+".join(one[:12] for one in predictor.model_id.split("+"))
+    made = f"{saved_thresholds.words(vars(predictor.settings))}; model {model}"
+    note = _note(predictor)
 
     def write(path: Path, finding: Finding, source: Path) -> None:
         from jaxpneumo.dicom.dicom import read_image
 
         # Decodes the file again. Keeping all radiographs in memory until their masks are ready would cost more.
-        write_overlay(path, read_image(source).image, finding.mask, warning=warning)
+        picture = overlay(read_image(source).image, finding.mask, legend=False)
+        key = [("outlined: prediction", COLORS["prediction"])] if finding.area else []
+        above = [white(_shown(finding.picture.uid)), white(_in_words(finding)), grey(made)]
+        write_png(path, captioned(picture, above, [*key, grey(note)]), note)
 
     return Output("overlays", ".png", write, most)
 
 
-def masks_output() -> Output:
+def masks_output(predictor: "Predictor") -> Output:
     """The masks as PNG at native size: 0 = background, 255 = pneumothorax."""
-    return Output("masks", ".png", lambda path, finding, _: write_png(path, finding.mask * np.uint8(255)))
+    note = f"0 = background, 255 = pneumothorax; {_note(predictor)}"
+    return Output("masks", ".png", lambda path, finding, _: write_png(path, finding.mask * np.uint8(255), note))
+
+
+def probabilities_output(predictor: "Predictor", form: str) -> Output:
+    """The probabilities before thresholds at the network's size, as 16-bit PNG or compressed NumPy file.
+
+    The radiograph was brought to this size by area averaging, without regard to its proportions; resizing the
+    probabilities bilinearly to the native size gives what the thresholds are applied to.
+
+    Args:
+      predictor: the result of `load_predictor`.
+      form: "png16": probability * 65535, rounded. "npz": `probability` float32 (S, S), `height` and `width` of the
+        radiograph, and `note`.
+    """
+    note = _note(predictor)
+
+    def write_png16(path: Path, finding: Finding, source: Path) -> None:
+        values = np.rint(cast(np.ndarray, finding.probability) * 65535.0).astype(np.uint16)
+        size = f"of a radiograph of {finding.picture.width} x {finding.picture.height} pixels"
+        write_png(path, values, f"probability of pneumothorax * 65535, {size}; {note}")
+
+    def write_npz(path: Path, finding: Finding, source: Path) -> None:
+        height, width = finding.picture.height, finding.picture.width
+        with write_atomically(path, "wb") as file:
+            np.savez_compressed(
+                file, probability=cast(np.ndarray, finding.probability), height=height, width=width, note=note
+            )
+
+    ending, write = {"png16": (".png", write_png16), "npz": (".npz", write_npz)}[form]
+    return Output("probabilities", ending, write, needs_probability=True)
+
+
+def _note(predictor: "Predictor") -> str:
+    return f"{RESEARCH_USE}. {SYNTHETIC_NOTE}" if predictor.synthetic else RESEARCH_USE
+
+
+def _shown(uid: str) -> str:
+    """An image id as the font of pictures can show it: one in another script as the name of its files."""
+    return uid if uid.isascii() else safe_name(uid)
+
+
+def _in_words(finding: Finding) -> str:
+    """What was found, such as "found (likely): score 0.997, 1,207 mm2, left"."""
+    area = "" if not finding.area else f", {finding.area:,} pixels"
+    if finding.area and finding.area_mm2 is not None:
+        area = f", {finding.area_mm2:,.0f} mm2"
+    side = f", {finding.side}" if finding.side else ""
+    result = "found" if finding.area else "nothing found"
+    return f"{result} ({finding.certainty.band}): score {finding.score:.3f}{area}{side}"
 
 
 @dataclass(frozen=True, eq=False)

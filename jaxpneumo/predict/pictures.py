@@ -1,5 +1,7 @@
 """Pictures for readers: outlines on radiographs, and contact sheets."""
 
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ COLORS = {"prediction": (230, 159, 0), "truth": (86, 180, 233)}
 WHITE, GREY = (255, 255, 255), (170, 170, 170)
 DISCLAIMER = "not a medical device"
 FONT = cv2.FONT_HERSHEY_SIMPLEX
+HEADER_END = 33  # bytes of a PNG up to the end of its first chunk, IHDR
 SMALLEST_TEXT = 0.35  # letters run together below this font scale
 
 
@@ -118,22 +121,26 @@ def contact_sheet(
     return sheet
 
 
-def write_overlay(
-    path: Path | str, image: np.ndarray, prediction: np.ndarray, truth: np.ndarray | None = None, warning: str = ""
-) -> None:
-    """Writes `overlay(image, prediction, truth, warning=warning)` as a PNG, atomically."""
-    write_png(path, overlay(image, prediction, truth, warning=warning))
+def write_png(path: Path | str, picture: np.ndarray, description: str = "") -> None:
+    """Writes (H, W) grey, uint8 or uint16, or uint8 (H, W, 3) RGB as a PNG, atomically.
 
-
-def write_png(path: Path | str, picture: np.ndarray) -> None:
-    """Writes uint8 (H, W) grey or (H, W, 3) RGB as a PNG, atomically."""
+    Args:
+      path: the file.
+      picture: its pixels.
+      description: ASCII text that the file carries along (PNG's text chunk "Description").
+    """
     if picture.ndim == 3:
         picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
     encoded, data = cv2.imencode(".png", picture)
     if not encoded:
         raise InputError(f"{path}: an array of {picture.dtype} {picture.shape} cannot be written as a PNG.")
+    content = data.tobytes()
+    if description:
+        chunk = b"tEXtDescription\0" + description.encode("ascii")
+        text = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        content = content[:HEADER_END] + text + content[HEADER_END:]
     with write_atomically(path, "wb") as file:
-        file.write(data.tobytes())
+        file.write(content)
 
 
 def _legend(picture: np.ndarray, names: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ The submission is written from the manifest.
 
 import logging
 import os
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxpneumo.data import finder, ids
-from jaxpneumo.predict import dicom_results, gate, saved_thresholds, workdir_options
+from jaxpneumo.predict import dicom_results, gate, model_options, saved_thresholds, workdir_options
 from jaxpneumo.predict.certainty import Bands, bands_of
 from jaxpneumo.predict.manifest import (
     MANIFEST,
@@ -28,7 +29,14 @@ from jaxpneumo.predict.manifest import (
     part_of,
 )
 from jaxpneumo.predict.merge import PredictedCounts, write_results
-from jaxpneumo.predict.outputs import Output, Written, masks_output, overlays_output, predict_and_write
+from jaxpneumo.predict.outputs import (
+    Output,
+    Written,
+    masks_output,
+    overlays_output,
+    predict_and_write,
+    probabilities_output,
+)
 from jaxpneumo.predict.postprocess import RULES as REMOVAL_RULES
 from jaxpneumo.predict.reading import Picture, Reading, read_ahead
 from jaxpneumo.process import places, run_report
@@ -52,9 +60,13 @@ Outlines pneumothorax in every DICOM, PNG or JPEG radiograph below a folder, or 
 
 It writes to --output
   submission.csv   ImageId,EncodedPixels at each radiograph's own size; -1 where nothing was found
+  results.csv      every file with its score, certainty, areas and side, or why it was set aside
+  index.html       the same as a page for a browser; needs no network
   overlays/        for each radiograph one PNG with the outline (none with --overlays 0)
   masks/           with --masks, for each radiograph its mask as a PNG at the radiograph's own size: 0 is background,
                    255 is pneumothorax
+  probabilities/   with --probabilities png16 or npz, for each radiograph the probability of each pixel at the network's
+                   size: as a PNG of 16 bits (probability * 65535), or as a NumPy file with `probability` float32
   dicom_results/   with --dicom, a folder for each radiograph with results for archives and viewers: sr.dcm, its report,
                    and where something is outlined seg.dcm, presentation.dcm and capture.dcm
   quarantine.csv   the files that were not used, with the reason (exit code 3): damaged files, and images whose header
@@ -75,12 +87,16 @@ examples:
   jaxpneumo predict --workdir runs/exp5 --input archive --output out --overlays 0 --num-parts 32 --part-id auto
   jaxpneumo predict --workdir runs/exp5_fold0 --workdir runs/exp5_fold1 --input images --output out
   jaxpneumo predict --workdir runs/positives --gate runs/exp5 --input images --output out
+  jaxpneumo predict --model exp5.onnx --runtime openvino --input archive --output out
 
 With several runs, the mean of their probabilities is used; --weights 0.7,0.3 makes it a weighted mean. All other
 settings are those of the first run, also the thresholds: `jaxpneumo thresholds --evaluation` chooses the ensemble's.
 
 With --gate RUN, another run decides whether there is a pneumothorax: an image stays empty where that run, with its own
 thresholds, outlines nothing.
+
+--model FILE predicts with a file of `jaxpneumo export --format onnx` on the CPU, without JAX and faster. All else is
+the same. Masks may differ from the run's in pixels whose probability is within rounding of the threshold.
 """
 
 
@@ -171,7 +187,7 @@ def predict_files(
         append(end_entry(listed, len(sources)))
         run_report.read(root, len(left))
         run_report.skipped("files predicted by an earlier start", len(sources) - len(left))
-    report = write_results([folder / MANIFEST], folder / "submission.csv", folder / "quarantine.csv")
+    report = write_results([folder / MANIFEST], folder / "submission.csv", folder)
     if part is None and not report.images:
         (folder / "submission.csv").unlink()
         way_out = (
@@ -228,10 +244,20 @@ def _done(written: Written) -> dict[str, Any]:
     }
 
 
+def _outputs(options: Namespace, predictor: "Predictor") -> list[Output]:
+    """The outputs that options ask for, beside the pictures with outlines."""
+    return [
+        *([masks_output(predictor)] if options.masks else []),
+        *([probabilities_output(predictor, options.probabilities)] if options.probabilities else []),
+        *dicom_results.dicom_outputs(predictor, options.dicom),
+    ]
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; see HELP. Returns 0, or 3 if files were set aside."""
     parser = Parser(prog="jaxpneumo predict", description=HELP)
-    workdir_options.add_arguments(parser)
+    workdir_options.add_arguments(parser, required=False)
+    model_options.add_arguments(parser)
     add = parser.add_argument
     add("--input", type=places.path, required=True, help="folder of radiographs, searched at any depth, or one file")
     add("--output", type=places.folder_to_fill, required=True, help="folder to write to")
@@ -241,6 +267,7 @@ def main(arguments: Sequence[str]) -> int:
         help="write at most this many pictures with outlines (default: all)",
     )
     add("--masks", action="store_true", help="also write the masks as PNG files")
+    add("--probabilities", choices=("png16", "npz"), help="also write the probabilities before thresholds")
     add(
         "--dicom",
         type=dicom_results.kinds,
@@ -276,17 +303,21 @@ def main(arguments: Sequence[str]) -> int:
             "--thresholds sets the probability and removal thresholds: leave out --threshold, --removal-threshold "
             "and --removal-rule."
         )
+    model_options.check(options)
     if options.dicom:
         dicom_results.check_installed()
     part = choose_part(options.num_parts, options.part_id, os.environ)
     run_report.place(part_folder(options.output, part))
-    workdirs = workdir_options.read_workdirs(options.workdir)
+    workdirs = [options.model] if options.model else workdir_options.read_workdirs(options.workdir)
     weights = workdir_options.read_weights(options.weights, len(workdirs))
     found = finder.find(options.input, options.output)
-    from jaxpneumo.predict.ensemble import load_ensemble
-
     batch_size = 1 if options.batch_size is None and len(found.sources) == 1 else options.batch_size
-    predictor = load_ensemble(workdirs, weights, batch_size)
+    if options.model:
+        predictor = model_options.load(options.model, options.runtime, batch_size)
+    else:
+        from jaxpneumo.predict.ensemble import load_ensemble
+
+        predictor = load_ensemble(workdirs, weights, batch_size)
     given = {name: value for name in single if (value := getattr(options, name)) is not None}
     settings = replace(predictor.settings, tta=predictor.settings.tta if options.tta is None else options.tta, **given)
     if options.thresholds:
@@ -303,10 +334,7 @@ def main(arguments: Sequence[str]) -> int:
         workers=options.workers,
         part=part,
         any_image=options.any_image,
-        outputs=[
-            *([masks_output()] if options.masks else []),
-            *dicom_results.dicom_outputs(predictor, options.dicom),
-        ],
+        outputs=_outputs(options, predictor),
     )
     folder = part_folder(options.output, part)
     print(saved_thresholds.origin(settings, workdirs, options.thresholds, predictor.model_id, weights, [*given]))

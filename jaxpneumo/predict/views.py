@@ -81,4 +81,4 @@ def _resized(image: jax.Array, size: int) -> jax.Array:
     """uint8 (B, S, S) at another size: means over areas, or between pixels where it is larger."""
     if size < image.shape[-1]:
         return shrink(image, size)
-    return jax.image.resize(image.astype(jnp.float32), (len(image), size, size), "linear")
+    return jax.image.resize(image.astype(jnp.float32), (image.shape[0], size, size), "linear")

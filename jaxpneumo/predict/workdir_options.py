@@ -12,12 +12,12 @@ from jaxpneumo.process.ranges import Several, number
 WEIGHTS = Several(number(0, 1e6))
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: Parser, required: bool = True) -> None:
     """Adds --workdir, which can be repeated for several runs, and --weights."""
     parser.add_argument(
         "--workdir",
         action="append",
-        required=True,
+        required=required,
         help="folder of a finished run; repeat it, or give A,B, to average the probabilities of several runs",
     )
     parser.add_argument(

@@ -31,6 +31,10 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what to change."""
 
 
+class CheckError(RuntimeError):
+    """What was made does not do what it has to, and is not kept; the message says how far it is off."""
+
+
 class Stopped(BaseException):
     """SIGTERM came, and what had to be saved is saved.
 
@@ -49,7 +53,7 @@ def exit_code(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) ->
     except InputError as error:
         print(f"jaxpneumo: {error}", file=sys.stderr)
         return BAD_INPUT
-    except TrainingError as error:
+    except (TrainingError, CheckError) as error:
         print(f"jaxpneumo: {error}", file=sys.stderr)
         return FAILED
     except OSError as error:

@@ -14,6 +14,11 @@ def peak_memory() -> int:
     return _kibibytes("/proc/self/status", "VmHWM") * 1024
 
 
+def resident_memory(process: int | str = "self") -> int:
+    """The memory that a process has resident now, in bytes; 0 where the system does not tell."""
+    return _kibibytes(f"/proc/{process}/status", "VmRSS") * 1024
+
+
 def free_memory() -> int:
     """Memory that programs can still get, in bytes; 0 where the system does not tell."""
     return _kibibytes("/proc/meminfo", "MemAvailable") * 1024

@@ -9,7 +9,7 @@ from typing import Any
 import jaxpneumo
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "albumentations", "pydicom", "numpy")
-PACKAGES += ("opencv-python-headless",)
+PACKAGES += ("opencv-python-headless", "onnxruntime", "openvino")
 
 
 def software() -> dict[str, Any]:

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxpneumo.model import pretrained
 from jaxpneumo.model.rewrites import rewrites_for
 from jaxpneumo.model.unet import ENCODERS, UNet
-from jaxpneumo.run import checkpoint
 from jaxpneumo.run.config import Config, Model, read_config
 from jaxpneumo.run.folders import final_directory
 from jaxpneumo.run.sharding import make_mesh, replicated
+from jaxpneumo.run.shared import final_variables
 from jaxpneumo.run.state import initialise
 
 
@@ -54,9 +54,9 @@ def first_variables(config: Config) -> dict[str, Any]:
 
 
 def stage_result(run: Path | str, stage: str | None, template: dict[str, Any]) -> dict[str, Any]:
-    """The variables that a stage of a run ended with, the last stage for None, on all devices.
+    """The variables that a stage of a run or a shared folder ended with, the last stage for None, on all devices.
 
     Raises InputError when they are missing, damaged or of another network than `template`.
     """
     stage = stage or read_config(run).stages[-1].name
-    return checkpoint.restore_final(Path(run) / stage, template, replicated(make_mesh()))[0]
+    return final_variables(Path(run), stage, template, replicated(make_mesh()))

@@ -1,11 +1,11 @@
 """The functions of `step.py` compiled for a mesh: state on every device, batches split along the devices.
 
-All programs of a stage are compiled before it starts, several at a time. Each is kept by the settings and shapes that
-it depends on, so that stages and runs of one process that agree in them trace and compile once: two thresholds share
-the training step, two losses the statistics.
+All programs of a run's stages are compiled before the first one starts, several at a time. Each is kept by the settings
+and shapes that it depends on, so that stages and runs of one process that agree in them trace and compile once: two
+thresholds share the training step, two losses the statistics.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -32,7 +32,12 @@ from jaxpneumo.train.step import (
 # Beside each other. Each takes memory, and the compiler uses several cores for one already.
 AT_A_TIME = 4
 # Functions of each kind, for as many different settings, and programs: the stages of a run, or runs of one process.
-KEPT, KEPT_PROGRAMS = 8, 32
+KEPT, KEPT_PROGRAMS = 8, 64
+
+# A jitted function with the arguments that it is to be compiled for.
+Program = tuple[Any, ...]
+# The compiled ones by function and arguments' shapes, the newest last.
+_kept: dict[Any, Callable[..., Any]] = {}
 
 
 class Shapes(NamedTuple):
@@ -84,7 +89,17 @@ def state_maker(mesh: Mesh) -> Callable[..., TrainState]:
     return jax.jit(lambda variables: create_train_state(variables, optimizer), out_shardings=replicated(mesh))
 
 
-def stage_functions(
+def stage_functions(programs: dict[tuple[str, int], Program]) -> StageFunctions:
+    """The functions of `stage_programs`, compiled."""
+    compiled = compile_programs(programs)
+    by_name = {
+        name: {number: compiled[kind, number] for kind, number in compiled if kind == name}
+        for name in ("train", "evaluate", "statistics")
+    }
+    return StageFunctions(compiled["copy", 0], compiled["average", 0], **by_name)
+
+
+def stage_programs(
     settings: Model,
     loss: Loss,
     seed: int,
@@ -92,8 +107,8 @@ def stage_functions(
     augment: DeviceAugment | None,
     mesh: Mesh,
     shapes: Shapes,
-) -> StageFunctions:
-    """The compiled functions for a network, its loss and shapes; each is kept for calls that it serves as well.
+) -> dict[tuple[str, int], Program]:
+    """The programs for a network, its loss and shapes, by name and number of steps or batches.
 
     Args:
       settings, loss, seed: the config's.
@@ -112,7 +127,7 @@ def stage_functions(
     training, validation = _arrays(shapes, shapes.training), _arrays(shapes, shapes.validation)
     rates, stop = _shape((2,), jnp.float32), _shape((mesh.size,), jnp.bool_)
     sums = batch_stats, _shape((), jnp.int32)
-    programs: dict[tuple[str, int], tuple[Any, ...]] = {}  # the ones that take longest first
+    programs: dict[tuple[str, int], Program] = {}  # the ones that take longest first
     for steps in shapes.steps:
         programs["train", steps] = train, state, training, _feed(shapes, training, steps), rates, stop
     for batches in shapes.statistics:
@@ -122,12 +137,7 @@ def stage_functions(
         programs["evaluate", batches] = evaluate, params, batch_stats, validation, feed, stop
     programs["copy", 0] = copy, state
     programs["average", 0] = average, state
-    compiled = _compile(programs)
-    by_name = {
-        name: {number: compiled[kind, number] for kind, number in compiled if kind == name}
-        for name in ("train", "evaluate", "statistics")
-    }
-    return StageFunctions(compiled["copy", 0], compiled["average", 0], **by_name)
+    return programs
 
 
 @lru_cache(maxsize=KEPT)
@@ -169,27 +179,30 @@ def _statistics(settings: Model, mesh: Mesh) -> Any:
     )
 
 
-def _compile(programs: dict[Any, tuple[Any, ...]]) -> dict[Any, Callable[..., Any]]:
-    """Compiles jitted functions for the arguments behind them. The bar says that it takes a while."""
-    # Of several processes each must come to the same program at the same time, as some exchange what they find.
-    threads = AT_A_TIME if jax.process_count() == 1 else 1
-    with (
-        ThreadPoolExecutor(threads) as executor,
-        progress_bar(None, len(programs), "program", "programs", quiet=not is_first()) as bar,
-    ):
-        bar.set_postfix_str(COMPILING)
-        waiting = {}
-        for name, (function, *arguments) in programs.items():
-            leaves, tree = jax.tree.flatten(arguments)
-            waiting[executor.submit(_program, function, tree, tuple(leaves))] = name
-        compiled = {}
-        for done in as_completed(waiting):
-            compiled[waiting[done]] = done.result()
-            bar.update()
+def compile_programs(programs: Mapping[Any, Program]) -> dict[Any, Callable[..., Any]]:
+    """Compiles what has not been compiled before. The bar says that it takes a while."""
+    keys = {}
+    for name, (function, *arguments) in programs.items():
+        leaves, tree = jax.tree.flatten(arguments)
+        keys[name] = function, tree, tuple(leaves)
+    if missing := list(dict.fromkeys(key for key in keys.values() if key not in _kept)):
+        # Of several processes each must come to the same program at the same time, as some exchange what they find.
+        threads = AT_A_TIME if jax.process_count() == 1 else 1
+        with (
+            ThreadPoolExecutor(threads) as executor,
+            progress_bar(None, len(missing), "program", "programs", quiet=not is_first()) as bar,
+        ):
+            bar.set_postfix_str(COMPILING)
+            waiting = {executor.submit(_program, *key): key for key in missing}
+            for done in as_completed(waiting):
+                _kept[waiting[done]] = done.result()
+                bar.update()
+    compiled = {name: _kept[key] for name, key in keys.items()}
+    for oldest in list(_kept)[:-KEPT_PROGRAMS]:
+        del _kept[oldest]
     return compiled
 
 
-@lru_cache(maxsize=KEPT_PROGRAMS)
 def _program(function: Any, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Callable[..., Any]:
     """A jitted function compiled for arguments of these shapes."""
     return function.lower(*jax.tree.unflatten(tree, leaves)).compile()

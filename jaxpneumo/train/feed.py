@@ -112,17 +112,26 @@ def load_validation(setting: str, data: StageData, size: int, mesh: Mesh) -> Arr
     return place({"image": images, "mask": masks}, replicated(mesh))
 
 
+def why_streamed(setting: str, host_engine: bool, count: int, size: int, mesh: Mesh) -> str:
+    """Why `count` images are not to lie on the device, as the free memory is now; "" where they are."""
+    if setting == "off" or host_engine:
+        return "the host augments" if host_engine else 'data.resident="off"'
+    if setting == "auto":
+        free = _free_memory()
+        if not all_processes(_bytes(count, size) <= RESIDENT_FRACTION * free, mesh):
+            return f"more than a quarter of the {free / 2**20:.0f} MiB free there"
+    return ""
+
+
+def _bytes(count: int, size: int) -> int:
+    """Of as many images and packed masks."""
+    return count * size * size * 9 // 8
+
+
 def _fits(what: str, part: str, setting: str, host_engine: bool, count: int, size: int, mesh: Mesh) -> bool:
     """Whether `count` images are to lie on the device; says so."""
-    needed = count * size * size * 9 // 8
-    reason = ""
-    if setting == "off" or host_engine:
-        reason = "the host augments" if host_engine else 'data.resident="off"'
-    elif setting == "auto":
-        free = _free_memory()
-        if not all_processes(needed <= RESIDENT_FRACTION * free, mesh):
-            reason = f"more than a quarter of the {free / 2**20:.0f} MiB free there"
-    amount = f"{count} {part} images, {needed / 2**20:.1f} MiB a device"
+    reason = why_streamed(setting, host_engine, count, size, mesh)
+    amount = f"{count} {part} images, {_bytes(count, size) / 2**20:.1f} MiB a device"
     if reason:
         logger.info("%s is streamed to the device (%s): %s", what, amount, reason)
     else:

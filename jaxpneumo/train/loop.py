@@ -7,6 +7,7 @@ A stage starts from the first of these that exists:
 """
 
 import logging
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -16,14 +17,22 @@ from typing import Any
 import jax
 
 from jaxpneumo.augment import device
-from jaxpneumo.process.errors import InputError, Stopped
+from jaxpneumo.process.errors import Stopped
 from jaxpneumo.process.stop import sigterm_deferred
 from jaxpneumo.run import checkpoint
 from jaxpneumo.run.config import Augment, Config, Stage
 from jaxpneumo.run.sharding import is_first, make_mesh, place, replicated
 from jaxpneumo.run.state import TrainState
 from jaxpneumo.train.background import Keeper, background
-from jaxpneumo.train.compiled import Shapes, different, stage_functions, state_maker
+from jaxpneumo.train.compiled import (
+    Program,
+    Shapes,
+    compile_programs,
+    different,
+    stage_functions,
+    stage_programs,
+    state_maker,
+)
 from jaxpneumo.train.epoch import COLLAPSED_AFTER, Progress, Reader, StageRun, Sums, run_epoch, statistics, validate
 from jaxpneumo.train.feed import (
     StageData,
@@ -34,6 +43,7 @@ from jaxpneumo.train.feed import (
     training_feed,
     training_order,
     validation_feed,
+    why_streamed,
 )
 from jaxpneumo.train.log import MetricsLog
 from jaxpneumo.train.optimizer import Plateau, learning_rate_fn, reduce_on_plateau
@@ -59,7 +69,6 @@ def train_stage(
       the weights of the epoch with the best validation IoU.
 
     Raises:
-      InputError: the batch size does not fit the devices or the data.
       TrainingError: the loss became infinite or not a number, or a checkpoint cannot be written.
       Stopped: SIGTERM came; the state is saved.
     """
@@ -71,15 +80,10 @@ def train_stage(
         logger.info("%s is complete; its result is read from %s", name, directory)
         return result
 
-    # --- checks and data
+    # --- data
     steps_per_epoch = len(data.train_rows) // stage.batch_size
-    if steps_per_epoch == 0:
-        raise InputError(
-            f"{name}.batch_size={stage.batch_size} is more than the {len(data.train_rows)} training images: "
-            f"use --config.{name}.batch_size={len(data.train_rows)} or less."
-        )
-    calls, validation_calls = plan_calls(steps_per_epoch), plan_calls(-(-len(data.validation_rows) // stage.batch_size))
-    on_host, on_device = augmentations(config.augment, stage.size)
+    calls, validation_calls = _calls(stage, data)
+    on_host, _ = augmentations(config.augment, stage.size)
     training = load_resident(config.data.resident, on_host is not None, data, stage.size, mesh)
     validation = load_validation(config.data.resident, data, stage.size, mesh)
     order, positive_shares = training_order(data, stage, config.seed), shares(stage)
@@ -100,17 +104,7 @@ def train_stage(
         taken = first_epoch * steps_per_epoch + progress.steps
 
         # --- compiled functions
-        shapes = Shapes(
-            size=stage.size,
-            batch_size=stage.batch_size,
-            training=len(data.train_rows) if training else 0,
-            validation=len(data.validation_rows) + 1 if validation else 0,
-            steps=different(lengths),
-            batches=different(validation_calls),
-            statistics=different(calls) if stage.swa_epochs else (),
-        )
-        loss, threshold = stage.loss(config.loss), config.predict.threshold
-        functions = stage_functions(config.model, loss, config.seed, threshold, on_device, mesh, shapes)
+        functions = stage_functions(programs(config, stage, data, bool(training), bool(validation), lengths))
         feeds = partial(validation_feed, data, stage, validation, validation_calls, mesh)
         if validation:
             feeds = partial(iter, list(feeds()))  # on the device once and for all
@@ -205,6 +199,55 @@ def train_stage(
         if scores.get("validation_outlined") == 0:
             logger.warning("%s", collapsed(f"the result of {name} outlines nothing", config))
         return result
+
+
+def programs(
+    config: Config, stage: Stage, data: StageData, training: bool, validation: bool, lengths: Iterable[int]
+) -> dict[tuple[str, int], Program]:
+    """What a stage runs on the devices, to be compiled.
+
+    Args:
+      config, stage, data: of `train_stage`.
+      training, validation: whether these images lie on the devices.
+      lengths: the numbers of steps of the stage's calls.
+    """
+    calls, validation_calls = _calls(stage, data)
+    shapes = Shapes(
+        size=stage.size,
+        batch_size=stage.batch_size,
+        training=len(data.train_rows) if training else 0,
+        validation=len(data.validation_rows) + 1 if validation else 0,
+        steps=different(lengths),
+        batches=different(validation_calls),
+        statistics=different(calls) if stage.swa_epochs else (),
+    )
+    _, on_device = augmentations(config.augment, stage.size)
+    loss, threshold = stage.loss(config.loss), config.predict.threshold
+    return stage_programs(config.model, loss, config.seed, threshold, on_device, make_mesh(), shapes)
+
+
+def compile_stages(config: Config, stages: Sequence[Stage], data: StageData) -> None:
+    """Compiles the programs of several stages together, as far as they can be foreseen.
+
+    Then nothing is compiled between two stages. A stage whose program cannot be compiled is known before the stages
+    before it have been trained.
+    """
+    mesh, setting, found = make_mesh(), config.data.resident, {}
+    for stage in stages:
+        on_host, _ = augmentations(config.augment, stage.size)
+        training = not why_streamed(setting, on_host is not None, len(data.train_rows), stage.size, mesh)
+        validation = not why_streamed(setting, False, len(data.validation_rows), stage.size, mesh)
+        for name, program in programs(config, stage, data, training, validation, _calls(stage, data)[0]).items():
+            found[stage.name, *name] = program
+    compile_programs(found)
+
+
+def _calls(stage: Stage, data: StageData) -> tuple[list[int], list[int]]:
+    """The number of steps in each compiled call of an epoch, and of batches in each of its validation's."""
+    return (
+        plan_calls(len(data.train_rows) // stage.batch_size),
+        plan_calls(-(-len(data.validation_rows) // stage.batch_size)),
+    )
 
 
 def collapsed(what: str, config: Config) -> str:

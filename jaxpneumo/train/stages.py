@@ -20,7 +20,7 @@ from jaxpneumo.run.provenance import record_start
 from jaxpneumo.run.sharding import check_batch_size, is_first
 from jaxpneumo.synthetic import radiographs
 from jaxpneumo.train.feed import StageData, training_order
-from jaxpneumo.train.loop import augmentations, train_stage
+from jaxpneumo.train.loop import augmentations, compile_stages, train_stage
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,11 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     dataset.open_arrays(config.data.directory, config.predict.size)
     data, split = _read_split(config, workdir / "splits.json" if resumed else None)
     for stage in config.trained_stages():
+        if stage.batch_size > (images := len(data.train_rows)):
+            raise InputError(
+                f"{stage.name}.batch_size={stage.batch_size} is more than the {images} training images: "
+                f"use --config.{stage.name}.batch_size={images} or less."
+            )
         training_order(data, stage, config.seed)
     variables = first_variables(config)
     others = [stage for stage in config.stages if stage.start_from]
@@ -75,6 +80,9 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
         write_json(workdir / "config.json", config.to_dict())
         record_start(workdir, Path(config.data.directory))
 
+    compile_stages(
+        config, [stage for stage in config.trained_stages() if not final_directory(workdir / stage.name).is_dir()], data
+    )
     for stage in config.trained_stages():
         folder = workdir / stage.name
         if final_directory(folder).is_dir():

@@ -1,0 +1,1 @@
+"""What leaves the project: networks for other runtimes, and folders to share."""

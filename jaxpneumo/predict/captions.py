@@ -1,0 +1,88 @@
+"""Strips with text above and below a picture. No pixel of the picture is covered or changed."""
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from jaxpneumo.predict.pictures import FONT, GREY, SMALLEST_TEXT, WHITE
+
+GROUND = 24  # grey level of the strips, as of contact sheets
+
+Line = tuple[str, tuple[int, int, int]]  # text in ASCII, and its colour as RGB
+
+
+def captioned(picture: np.ndarray, above: Sequence[Line], below: Sequence[Line]) -> np.ndarray:
+    """Adds lines of text above and below a picture. Lines that are too long are broken.
+
+    Args:
+      picture: uint8 (H, W, 3), RGB.
+      above, below: lines with their colours.
+
+    Returns:
+      uint8 (H', W, 3) with H' > H. The picture is in it unchanged, from row `caption_height(above, W)` on.
+    """
+    return np.concatenate([_strip(above, picture.shape[1]), picture, _strip(below, picture.shape[1])])
+
+
+def caption_height(lines: Sequence[Line], width: int) -> int:
+    """Rows of the strip with these lines for a picture of this width."""
+    scale = _scale(width)
+    return round(14 * scale) + round(30 * scale) * len(_broken(lines, width, scale))
+
+
+def white(text: str) -> Line:
+    """A line of plain text. What is not ASCII becomes a question mark: the font has nothing else."""
+    return text.encode("ascii", "replace").decode(), WHITE
+
+
+def grey(text: str) -> Line:
+    """A line of less important text."""
+    return white(text)[0], GREY
+
+
+def _strip(lines: Sequence[Line], width: int) -> np.ndarray:
+    scale = _scale(width)
+    strip = np.full((caption_height(lines, width), width, 3), GROUND, np.uint8)
+    for number, (text, color) in enumerate(_broken(lines, width, scale)):
+        place = _margin(scale), round(7 * scale) + round(30 * scale) * number + round(22 * scale)
+        cv2.putText(strip, text, place, FONT, scale, color, _thickness(scale), cv2.LINE_AA)
+    return strip
+
+
+def _broken(lines: Sequence[Line], width: int, scale: float) -> list[Line]:
+    """The lines, broken between words, or within a word that is wider than the picture."""
+    room = width - 2 * _margin(scale)
+
+    def fits(text: str) -> bool:
+        return cv2.getTextSize(text, FONT, scale, _thickness(scale))[0][0] <= room
+
+    broken: list[Line] = []
+    for text, color in lines:
+        line = ""
+        for word in text.split():
+            if line and fits(f"{line} {word}"):
+                line = f"{line} {word}"
+                continue
+            if line:
+                broken.append((line, color))
+            while len(word) > 1 and not fits(word):
+                count = max(1, next((n for n in range(len(word) - 1, 0, -1) if fits(word[:n])), 1))
+                broken.append((word[:count], color))
+                word = word[count:]
+            line = word
+        broken.append((line, color))
+    return broken
+
+
+def _scale(width: int) -> float:
+    return max(SMALLEST_TEXT, 0.6 * width / 1024)
+
+
+def _margin(scale: float) -> int:
+    return math.ceil(12 * scale)
+
+
+def _thickness(scale: float) -> int:
+    return max(1, round(scale))

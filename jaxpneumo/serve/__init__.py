@@ -1,0 +1,1 @@
+"""What talks to other programs: the DICOM listener, DICOMweb and the page."""

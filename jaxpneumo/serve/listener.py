@@ -1,0 +1,263 @@
+"""The DICOM node: takes radiographs by C-STORE, answers C-ECHO, and sends results on by C-STORE.
+
+Who may call, and what is kept before the answer, is decided here; the folders are in `spool.py`.
+"""
+
+import logging
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+from socketserver import BaseServer
+from typing import Any, cast
+
+from pynetdicom import _config, evt
+from pynetdicom.ae import ApplicationEntity
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dsutils import split_dataset
+from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
+
+from jaxpneumo.dicom.dicom import IMPLEMENTATION_UID
+from jaxpneumo.dicom.radiograph import MAX_BYTES
+from jaxpneumo.serve.accepted import (
+    NOT_UNDERSTOOD,
+    OUT_OF_RESOURCES,
+    RADIOGRAPHS,
+    SUCCESS,
+    SYNTAXES,
+    is_uid,
+    judge,
+)
+from jaxpneumo.serve.events import Events
+from jaxpneumo.serve.partners import Destination, Partners
+from jaxpneumo.serve.spool import KNOWN, OTHER, Limits, Spool, content_digest
+
+# Nothing of a data set goes to the library's log, and what is sent leaves as the file holds it.
+_config.LOG_HANDLER_LEVEL = "none"
+_config.STORE_SEND_CHUNKED_DATASET = True
+logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+
+VERIFICATION = "1.2.840.10008.1.1"
+# Reasons of a rejection (DICOM PS3.8 9.3.4): permanent, by the user
+_CALLING_TITLE, _CALLED_TITLE = 3, 7
+ASSOCIATIONS = 16  # at once
+PDU = 128 << 10  # bytes of a message's parts
+SECONDS = 30.0  # that a partner may take for an answer
+LAST_SECONDS = 10.0  # that associations may go on when the node ends
+
+
+@contextmanager
+def listening(
+    spool: Spool, partners: Partners, limits: Limits, events: Events, title: str, address: tuple[str, int]
+) -> Iterator[tuple[str, int]]:
+    """A node that takes radiographs for the time of the block. At its end it takes nothing more and lets callers go.
+
+    Args:
+      spool: where the radiographs are kept.
+      partners: who may call.
+      limits: from where on it answers 0xA700, out of resources.
+      events: are told what happens.
+      title: the node's AE title.
+      address: host and port to bind; port 0 is any free one.
+
+    Yields:
+      The host and port that it is bound to.
+
+    Raises:
+      OSError: they cannot be bound.
+    """
+    entity = _entity(title)
+    entity.maximum_associations, entity.maximum_pdu_size = ASSOCIATIONS, PDU
+    for uid in RADIOGRAPHS:
+        entity.add_supported_context(uid, list(SYNTAXES))
+    entity.add_supported_context(VERIFICATION)
+    node = _Node(spool, partners, limits, events, title)
+    handlers: list[Any] = [
+        *((evt.EVT_REQUESTED, node.check), (evt.EVT_C_STORE, node.store), (evt.EVT_DATA_RECV, _limit_size)),
+    ]
+    server = entity.make_server(address, evt_handlers=handlers, server_class=_Server, node=node)
+    thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="listener", daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[:2]
+    finally:
+        node.ending = True
+        BaseServer.shutdown(server)
+        server.server_close()
+        end = time.monotonic() + LAST_SECONDS
+        while any(caller.is_established for caller in server.active_associations) and time.monotonic() < end:
+            time.sleep(0.05)
+        for caller in server.active_associations:
+            caller.abort(block=False)
+            caller.dul.kill_dul()
+        thread.join()
+
+
+class _Server(ThreadedAssociationServer):
+    """Hangs up on who may not call, and never waits for a slow caller while others call."""
+
+    def __init__(self, *arguments: Any, node: "_Node", **settings: Any):
+        self._node = node
+        self._tls = node.partners.tls.server() if node.partners.tls else None
+        super().__init__(*arguments, **settings)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        known = self._node.partners.knows_address(client_address[0])
+        if not known:
+            self._node.events.note("rejected", address=client_address[0], reason="no peer has this address")
+        return known
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """As the library's, in a thread of this caller."""
+        request.settimeout(SECONDS)
+        if self._tls:
+            request = self._tls.wrap_socket(request, server_side=True)
+        super().finish_request(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        error = sys.exc_info()[1]
+        self._node.events.note("rejected", address=client_address[0], reason=f"no connection: {error}")
+
+
+@dataclass
+class _Node:
+    """What a node answers. `ending` is set when it takes nothing more."""
+
+    spool: Spool
+    partners: Partners
+    limits: Limits
+    events: Events
+    title: str
+    ending: bool = False
+
+    def check(self, event: evt.Event) -> None:
+        """Rejects an association of a wrong title or of an address that is not the title's."""
+        request, address = cast(A_ASSOCIATE, event.assoc.requestor.primitive), event.assoc.requestor.address
+        called, calling = request.called_ae_title.strip(), request.calling_ae_title.strip()
+        if called != self.title:
+            reason, diagnostic = f"it called {called}, this is {self.title}", _CALLED_TITLE
+        elif not self.partners.knows(calling, address):
+            reason, diagnostic = "no peer has this title and address", _CALLING_TITLE
+        else:
+            return
+        self.events.note("rejected", calling=calling, address=address, reason=reason)
+        event.assoc.acse.send_reject(1, 1, diagnostic)
+        event.assoc.is_rejected = True
+        event.assoc.kill()
+
+    def store(self, event: evt.Event) -> int:
+        """Keeps an object, or says why not; the status of the answer."""
+        uid = str(cast(C_STORE, event.request).AffectedSOPInstanceUID)
+        caller = {"calling": event.assoc.requestor.ae_title.strip(), "address": event.assoc.requestor.address}
+        problem = "the listener is ending" if self.ending else self.limits.problem(self.spool)
+        if problem:
+            self.events.note("busy", uid=uid, **caller, reason=problem)
+            return OUT_OF_RESOURCES
+        try:
+            return self._keep(event, uid, caller)
+        except OSError as error:
+            self.events.note("busy", uid=uid, **caller, reason=f"it cannot be written: {error.strerror}")
+            return OUT_OF_RESOURCES
+
+    def _keep(self, event: evt.Event, uid: str, caller: dict[str, str]) -> int:
+        request, syntax = cast(C_STORE, event.request), str(event.context.transfer_syntax)
+        data_set = cast(BytesIO, request.DataSet).getvalue()
+        digest = content_digest(syntax, data_set)
+        facts = {
+            **caller,
+            "received": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "transfer_syntax": syntax,
+            "sop_class": str(request.AffectedSOPClassUID),
+        }
+        data = event.encoded_dataset()
+        status, reason = judge(uid, facts["sop_class"], str(event.context.abstract_syntax), data)
+        if status != SUCCESS:
+            self.spool.refuse(uid if is_uid(uid) else "no-uid", digest, data, reason, facts)
+            self.events.note("refused", uid=uid, **caller, status=f"{status:#06x}", reason=reason)
+            return status
+        answer = self.spool.receive(uid, digest, data, facts)
+        if answer is OTHER:
+            self.events.note("conflict", uid=uid, **caller, reason="it came before with other content; kept aside")
+            return NOT_UNDERSTOOD
+        self.events.note("known" if answer is KNOWN else "received", uid=uid, **caller, bytes=len(data))
+        return SUCCESS
+
+
+def _limit_size(event: evt.Event) -> None:
+    """Ends an association whose message grows beyond any radiograph; the library would fill the memory with it."""
+    message = event.assoc.dimse.message
+    if message is not None and cast(BytesIO, message.data_set).tell() + message.encoded_command_set.tell() > MAX_BYTES:
+        event.assoc.abort(block=False)
+
+
+def send(destination: Destination, paths: Sequence[Path], title: str) -> Iterator[tuple[Path, str]]:
+    """Sends DICOM files by C-STORE, in one association.
+
+    Args:
+      destination: of kind "dicom".
+      paths: the files.
+      title: the AE title of this side.
+
+    Yields:
+      (file, "" or why the destination did not take it), as they are answered.
+
+    Raises:
+      OSError: there is no association, or it ended; the rest was not sent.
+    """
+    kinds = {path: _kind(path) for path in paths}
+    entity = _entity(title)
+    for sop_class, syntax in dict.fromkeys(kinds.values()):
+        entity.add_requested_context(sop_class, syntax)
+    tls = (destination.tls.client(), destination.address) if destination.tls else None
+    association = entity.associate(
+        destination.address,
+        destination.port,
+        ae_title=destination.title,
+        max_pdu=PDU,
+        tls_args=tls,
+        evt_handlers=[(evt.EVT_CONN_OPEN, _without_delay)],
+    )
+    if not association.is_established:
+        why = "rejected the association" if association.is_rejected else "cannot be reached, or takes no such objects"
+        raise ConnectionError(f"{destination.address}:{destination.port} {why}")
+    try:
+        taken = {(cx.abstract_syntax, cx.transfer_syntax[0]) for cx in association.accepted_contexts}
+        for path in paths:
+            if kinds[path] not in taken:
+                yield path, "it takes no objects of this SOP class and transfer syntax"
+                continue
+            status = association.send_c_store(path).get("Status")
+            if status is None:
+                raise ConnectionError(f"{destination.address}:{destination.port} did not answer")
+            # Warnings (0xBxxx) say that the object was stored.
+            yield path, "" if status == SUCCESS or status >> 12 == 0xB else f"it answered {status:#06x}"
+    finally:
+        if association.is_established:
+            association.release()
+
+
+def _without_delay(event: evt.Event) -> None:
+    """A message is two short pieces, and the second would wait for the first one's receipt."""
+    cast(socket.socket, cast(AssociationSocket, event.assoc.dul.socket).socket).setsockopt(
+        socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+    )
+
+
+def _kind(path: Path) -> tuple[str, str]:
+    """SOP class and transfer syntax of a file, by its header."""
+    meta, _ = split_dataset(path)
+    return str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
+
+
+def _entity(title: str) -> ApplicationEntity:
+    entity = ApplicationEntity(title)
+    entity.implementation_class_uid, entity.implementation_version_name = IMPLEMENTATION_UID, "JAXPNEUMO"
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = SECONDS
+    return entity

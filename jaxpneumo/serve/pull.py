@@ -1,0 +1,227 @@
+"""`jaxpneumo dicomweb`: fetches radiographs from a DICOMweb service, predicts them, and stores the results there."""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxpneumo.data import finder
+from jaxpneumo.predict import dicom_results
+from jaxpneumo.predict.dicom_results import FOLDER, KINDS, dicom_outputs
+from jaxpneumo.predict.predict import predict_files
+from jaxpneumo.process import jsonl, places, run_report
+from jaxpneumo.process.arguments import Parser
+from jaxpneumo.process.atomic import write_atomically
+from jaxpneumo.process.errors import DONE, FAILED, GO_ON, PARTIAL, InputError
+from jaxpneumo.process.files import stamp
+from jaxpneumo.process.progress import progress_bar
+from jaxpneumo.process.ranges import BATCH, as_typed, did_you_mean
+from jaxpneumo.run.config_values import VALUES
+from jaxpneumo.serve import model_options
+from jaxpneumo.serve.accepted import is_uid
+from jaxpneumo.serve.model_options import ModelOptions
+from jaxpneumo.serve.optional import library
+from jaxpneumo.serve.partners import Tls, url_problem
+
+IMAGES, STORED = "images", "stored.jsonl"
+DEFAULT = ("sr", "seg")
+VARIABLE = "JAXPNEUMO_DICOMWEB"
+# What may be asked for. Command lines are recorded, so they must not name patients.
+FILTERS = ("StudyDate", "StudyTime", "Modality", "ModalitiesInStudy", "BodyPartExamined", "SeriesInstanceUID")
+
+HELP = f"""\
+Fetches the radiographs of studies from a DICOMweb service, outlines pneumothorax, and with --store sends the results
+back. Not a medical device.
+
+It writes to --output
+  images/        the radiographs as the service stores them, UID.dcm
+  ...            what `jaxpneumo predict` writes, and the results of --dicom
+  stored.jsonl   the results that the service has
+
+After a stop or a kill, give the same command again: it continues where it stopped. It contacts the address of --url and
+no other. A user and password, or a token, are in the environment variable {VARIABLE} (user:password) or in a file:
+--credentials FILE. Name studies by UID; --query knows {", ".join(FILTERS[:4])},
+{" and ".join(FILTERS[4:])}.
+
+examples:
+  jaxpneumo dicomweb --url https://pacs.example.org/dicom-web --study 1.2.840.1 --workdir runs/exp5 --output out
+  jaxpneumo dicomweb --url http://127.0.0.1:8042/dicom-web --query StudyDate=20261101-20261130,Modality=CR \\
+    --workdir runs/exp5 --output out --dicom sr,seg --store
+"""
+
+
+def fetch_all(client: Any, found: Sequence[Any], folder: Path, quiet: bool = False) -> list[str]:
+    """Fetches the radiographs that are not in a folder yet, as UID.dcm.
+
+    Args:
+      client: of the service.
+      found: what `dicomweb.find` found.
+      folder: made if it is missing.
+      quiet: shows no progress bar.
+
+    Returns:
+      For each that could not be fetched, its UID and why.
+
+    Raises:
+      ConnectionError: the service cannot be reached. What was fetched is kept.
+    """
+    web, problems = library("dicomweb"), []
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [each for each in found if not (folder / f"{each.uid}.dcm").exists()]
+    run_report.skipped("radiographs fetched by an earlier start", len(found) - len(missing))
+    with progress_bar(missing, description="fetch", quiet=quiet) as bar:
+        for each in bar:
+            try:
+                data = web.fetch(client, each)
+            except web.RefusedError as error:
+                problems.append(f"{each.uid}: {error}")
+                continue
+            with write_atomically(folder / f"{each.uid}.dcm", "wb") as file:
+                file.write(data)
+    return problems
+
+
+def store_all(client: Any, paths: Sequence[Path], journal: Path, quiet: bool = False) -> list[str]:
+    """Stores results that a service does not have yet, by a journal of JSON lines.
+
+    Args:
+      client: of the service.
+      paths: DICOM files.
+      journal: notes each one that was stored, with its size and time of change; made if it is missing.
+      quiet: shows no progress bar.
+
+    Returns:
+      For each that was not taken, its path and why.
+
+    Raises:
+      ConnectionError: the service cannot be reached, or did not answer as it should. What was stored is noted.
+    """
+    problems: list[str] = []
+    with open(journal, "a+b") as file, progress_bar(paths, description="store", unit="result", quiet=quiet) as bar:
+        file.seek(0)
+        noted = list(jsonl.read(file))
+        file.truncate(noted[-1][1] if noted else 0)  # a line that a kill cut short
+        there, writer = [entry for entry, _ in noted], jsonl.Writer(file)
+        known = {json.dumps(entry) for entry in there}
+        for path in bar:
+            entry = {"url": client.base_url, "file": str(path), "stamp": list(stamp(path))}
+            if json.dumps(entry) in known:
+                continue
+            if reason := library("dicomweb").store(client, path):
+                problems.append(f"{path}: {reason}")
+            else:
+                writer.append(entry, safe=True)
+    return problems
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; see HELP. Returns 0, or 3 if files were set aside or results were not taken."""
+    parser = Parser(prog="jaxpneumo dicomweb", description=HELP)
+    add = parser.add_argument
+    add("--url", required=True, help="address of the DICOMweb service")
+    add("--study", type=_uid, metavar="UID", help="Study Instance UID of the radiographs")
+    add("--query", type=_filters, metavar="NAME=VALUE,...", help="radiographs that match, of all studies or of --study")
+    model_options.add_arguments(parser)
+    add("--output", type=places.folder_to_fill, required=True, help="folder to write to")
+    help_of_dicom = f"DICOM results to write: {','.join(KINDS)} (default with --store: {','.join(DEFAULT)})"
+    add("--dicom", type=dicom_results.kinds, metavar="KINDS", help=help_of_dicom)
+    add("--store", action="store_true", help="send the results to the service")
+    add("--credentials", type=places.path, metavar="FILE", help=f"user:password, or a token (default: ${VARIABLE})")
+    add("--authorities", type=places.path, metavar="FILE", help="certificates that the service's is signed by, PEM")
+    add(
+        "--overlays",
+        type=VALUES["predict.overlays"],
+        help="write at most this many pictures with outlines (default: all)",
+    )
+    add("--batch-size", type=BATCH, help="radiographs per call of the network (default: the run's)")
+    options = parser.parse_args(arguments)
+
+    if options.study is None and options.query is None:
+        raise InputError("name radiographs with --study UID, with --query NAME=VALUE, or with both.")
+    if problem := url_problem(options.url):
+        raise InputError(f"--url {problem}.")
+    if options.authorities:
+        try:
+            Tls(authorities=options.authorities).client()
+        except OSError as error:
+            raise InputError(f"--authorities {options.authorities} cannot be used: {error}.") from error
+    if options.dicom or options.store:
+        dicom_results.check_installed()
+    run_report.place(options.output)
+    model = model_options.read_options(options)
+    client = library("dicomweb").connect(
+        options.url.rstrip("/"), _credentials(options.credentials), Tls(authorities=options.authorities)
+    )
+    try:
+        return _pull(client, options, model)
+    except ConnectionError as error:
+        run_report.failed(error)
+        print(f"jaxpneumo: {error}. What was fetched and stored is kept. {GO_ON}", file=sys.stderr)
+        return FAILED
+
+
+def _pull(client: Any, options: argparse.Namespace, model: ModelOptions) -> int:
+    found, others = library("dicomweb").find(client, options.study, options.query or {})
+    print(f"{len(found)} radiographs match; {others} objects of other kinds are left alone.")
+    problems = fetch_all(client, found, options.output / IMAGES)
+    if not any((options.output / IMAGES).iterdir()):
+        raise InputError(f"{options.url} has no radiographs that match. Try another --study or --query.")
+    listed = finder.find(options.output / IMAGES, options.output)
+    predictor = model_options.load(model, options.batch_size)
+    kinds = options.dicom or (DEFAULT if options.store else ())
+    report = predict_files(
+        predictor,
+        listed.folder,
+        listed.sources,
+        options.output,
+        options.overlays,
+        any_image=options.any_image,
+        outputs=dicom_outputs(predictor, kinds),
+    )
+    print(
+        f"{report.images} radiographs, pneumothorax outlined in {report.positive}, {report.set_aside} files set "
+        f"aside; {options.output / 'submission.csv'}. {report.note}"
+    )
+    if options.store:
+        results = sorted((options.output / FOLDER).glob("*/*.dcm"))
+        problems += store_all(client, results, options.output / STORED)
+        print(f"{options.url} has the results but {len(problems)}." if problems else f"{options.url} has all results.")
+    for problem in problems:
+        print(problem)
+    return DONE if report.complete and not problems else PARTIAL
+
+
+def _filters(text: str) -> dict[str, str]:
+    """The value of --query. Raises ArgumentTypeError, as the `type` of an option has to."""
+    filters = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if name not in FILTERS:
+            raise argparse.ArgumentTypeError(
+                f"{as_typed(name)} is not one of {', '.join(FILTERS)}.{did_you_mean(name, FILTERS)} Command lines are "
+                "recorded, so they must not name patients"
+            )
+        if not equals or not re.fullmatch(r"[A-Za-z0-9.\- ]+", value):
+            raise argparse.ArgumentTypeError(f"{name} needs a value of letters, digits, dots and hyphens")
+        filters[name] = value
+    return filters
+
+
+def _uid(text: str) -> str:
+    """The value of --study. Raises ArgumentTypeError, as the `type` of an option has to."""
+    if not is_uid(text):
+        raise argparse.ArgumentTypeError(f"{as_typed(text)} is no UID, such as 1.2.840.1")
+    return text
+
+
+def _credentials(file: Path | None) -> str:
+    if file is None:
+        return os.environ.get(VARIABLE, "")
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise InputError(f"--credentials {file} cannot be read: {error.strerror}.") from error
