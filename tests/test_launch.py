@@ -23,6 +23,8 @@ SBATCH = LAUNCH / "slurm.sbatch"
 def test_everything_is_looked_at():
     assert {path.name for path in LAUNCH.iterdir()} == {
         *(path.name for path in SHELL),
+        "Dockerfile",  # tests/test_dockerfile.py
+        "Dockerfile.dockerignore",
         "hospital.compose.yaml",  # tests/test_hospital.py
         "kubernetes.yaml",
         "kubernetes_parts.yaml",

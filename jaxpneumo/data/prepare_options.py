@@ -12,7 +12,8 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="jaxpneumo prepare",
         description="Turns radiographs (DICOM, PNG, JPEG) and their labels, a csv or masks as PNG files, into the "
-        "arrays that everything else reads. Killed or stopped, it goes on where it was when the same command is given again; finished, it does nothing.",
+        "arrays that everything else reads. Killed or stopped, it goes on where it was when the same command is given "
+        "again; finished, it does nothing.",
         epilog="""examples:
   jaxpneumo prepare --images siim/dicom-images-train --labels siim/train-rle.csv --output data/siim
   jaxpneumo prepare --images siim/dicom-images-train --labels siim/train-rle.csv --output data/siim \\
