@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset
 
 from jaxpneumo.dicom import dicom
 from jaxpneumo.dicom.outcome import Algorithm, ImageOutcome
+from jaxpneumo.predict.captions import caption_height, captioned, white
 from jaxpneumo.predict.dicom_results import KINDS, check_installed, kinds, write_dicom_results
 from jaxpneumo.predict.pictures import overlay
 from jaxpneumo.process.errors import InputError
@@ -126,6 +127,7 @@ def test_a_negative_report_says_absent_and_has_no_number_or_finding(source, tmp_
     assert codes[PNEUMOTHORAX] == ABSENT
     assert PNEUMOTHORAX not in codes.values()
     assert not {"121071", "363698007"} & codes.keys(), "neither a finding nor its site"
+    assert "Pneumothorax" not in [item.TextValue for item in items(report) if item.ValueType == "TEXT"]
 
 
 def test_without_pixel_spacing_there_are_no_millimetres(tmp_path):
@@ -160,10 +162,13 @@ def test_lines_of_a_presentation_state_enclose_exactly_the_mask(files):
     np.testing.assert_array_equal(np.cumsum(crossed, axis=1)[:, :-1] % 2, outlined())
 
 
-def test_a_capture_is_the_outlined_picture(files, source):
+def test_a_capture_is_the_outlined_picture_between_captions(files, source):
     capture = pydicom.dcmread(files["capture"])
-    picture = overlay(dicom.read_image(source).image, outlined())
-    np.testing.assert_array_equal(capture.pixel_array, picture)
+    said = [white("Research use only; not a medical device.")]
+    top = caption_height(said, SHAPE[1])
+    picture = overlay(dicom.read_image(source).image, outlined(), legend=False)
+    np.testing.assert_array_equal(capture.pixel_array[top : top + SHAPE[0]], picture)
+    np.testing.assert_array_equal(capture.pixel_array[:top], captioned(picture, said, [])[:top])
     assert capture.SourceImageSequence[0].ReferencedSOPInstanceUID == "1.2.3.4"
 
 

@@ -140,7 +140,7 @@ def test_a_report_is_shown_as_text(viewer, shots, study, lines):
 
     driver, _ = viewer
     open_series(viewer, study, "report")
-    wait_for(driver, By.XPATH, "//*[contains(text(), 'Chest CAD Report')]")
+    wait_for(driver, By.XPATH, "//div[contains(., 'Chest CAD Report')]")
     screenshot(driver, shots / f"report-{study}.png")
     text = driver.find_element(By.CSS_SELECTOR, "body").text
     for line in (*lines, "Research use only; not a medical device."):

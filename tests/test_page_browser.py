@@ -300,12 +300,12 @@ class TestView:
     def test_downloads_are_saved_under_the_images_name(self, page, files, tmp_path):
         page.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
         give(page, files[0])
-        words = ["Mask, PNG", "Outlined, PNG", "DICOM SEG", "DICOM SR"]
+        words = ["PNG mask", "PNG outline", "DICOM SEG", "DICOM SR"]
         assert [button.text for button in every(page, "#downloads button")] == words
         every(page, "#downloads button")[0].click()
         name = f"{dicom.read(files[0]).uid}-mask.png"
         until(lambda: [file.name for file in tmp_path.iterdir()] == [name])
-        until(lambda: one(page, "#download-note").text == f"Mask, PNG: saved as {name}, at threshold 0.30.")
+        until(lambda: one(page, "#download-note").text == f"PNG mask: saved as {name}, at threshold 0.30.")
 
     @pytest.mark.parametrize("width", WIDTHS)
     @pytest.mark.parametrize("dark_desktop", [False, True])
@@ -316,7 +316,15 @@ class TestView:
         try:
             give(page, *files[:3], tmp_path / "notes.txt", total=4)
             press(page, "h", "s")
-            assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+            page.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "deny"})
+            one(page, "#downloads button").click()
+            until(lambda: "saved as" in one(page, "#download-note").text)
+            one(page, "#more summary").click()
+            wide = (
+                "return [...document.querySelectorAll('html, section')]"
+                ".filter((one) => one.scrollWidth > one.clientWidth)"
+            )
+            assert page.execute_script(wide) == []
             outside = (
                 "return [...document.querySelectorAll('main *, header *')].filter((one) => {"
                 "  if (!one.checkVisibility() || one.closest('#list, svg')) return false;"

@@ -6,7 +6,6 @@ is made or sent twice is one object. So its dates are the radiograph's; there is
 
 import hashlib
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -141,13 +140,6 @@ def finish(result: Dataset, origin: Origin) -> Dataset:
     sets = result.get("SpecificCharacterSet")
     result.set_original_encoding(False, True, convert_encodings(sets) if sets else default_encoding)
     return result
-
-
-def encoded(result: Dataset) -> bytes:
-    """The file of a finished result."""
-    file = BytesIO()
-    result.save_as(file, enforce_file_format=True)
-    return file.getvalue()
 
 
 def _correct(item: Dataset, origin: Origin) -> None:

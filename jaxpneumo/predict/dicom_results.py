@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import jaxpneumo
 from jaxpneumo.predict import gate
+from jaxpneumo.predict.captions import captioned, white
 from jaxpneumo.predict.finding import Finding
-from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.predict.outputs import Output
-from jaxpneumo.predict.pictures import overlay
+from jaxpneumo.predict.pictures import COLORS, overlay
 from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import printable
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # what needs pydicom or JAX is imported where it is used
 
 SEG, SR, PRESENTATION, CAPTURE = KINDS = ("seg", "sr", "presentation", "capture")
 FOLDER = "dicom_results"
+OUTLINED = ("outlined: prediction", COLORS["prediction"])
 
 
 def kinds(text: str) -> tuple[str, ...]:
@@ -136,8 +137,8 @@ def _make(
 ) -> bytes | None:
     """The file of a result; None where a negative outcome has none of its kind."""
     from jaxpneumo.dicom.capture import capture
-    from jaxpneumo.dicom.dicom import read_image
-    from jaxpneumo.dicom.outcome import encoded
+    from jaxpneumo.dicom.dicom import as_file, read_image
+    from jaxpneumo.dicom.outcome import remarks
     from jaxpneumo.dicom.presentation import presentation
     from jaxpneumo.dicom.segmentation import segmentation
     from jaxpneumo.dicom.structured_report import report
@@ -152,6 +153,7 @@ def _make(
     elif kind == PRESENTATION:
         made = presentation(origin, outcome, algorithm)
     else:
-        warning = SYNTHETIC_NOTE if algorithm.synthetic else ""
-        made = capture(origin, overlay(read_image(source).image, outcome.mask, warning=warning), algorithm)
-    return encoded(made)
+        picture = overlay(read_image(source).image, outcome.mask, legend=False)
+        said = [white(sentence) for sentence in remarks(origin, algorithm)]
+        made = capture(origin, captioned(picture, said, [OUTLINED]), algorithm)
+    return as_file(made)

@@ -64,8 +64,8 @@ def _dicom(kind: str) -> Callable[[bytes, Upload, Finding, Predictor], bytes]:
 
 
 DOWNLOADS = (
-    Download("mask.png", "Mask, PNG", "image/png", _mask),
-    Download("outlined.png", "Outlined, PNG", "image/png", _outlined),
+    Download("mask.png", "PNG mask", "image/png", _mask),
+    Download("outlined.png", "PNG outline", "image/png", _outlined),
     Download("seg.dcm", "DICOM SEG", "application/dicom", _dicom(SEG)),
     Download("sr.dcm", "DICOM SR", "application/dicom", _dicom(SR)),
 )

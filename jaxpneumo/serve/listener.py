@@ -79,9 +79,8 @@ def listening(
         entity.add_supported_context(uid, list(SYNTAXES))
     entity.add_supported_context(VERIFICATION)
     node = _Node(spool, partners, limits, events, title)
-    handlers: list[Any] = [
-        *((evt.EVT_REQUESTED, node.check), (evt.EVT_C_STORE, node.store), (evt.EVT_DATA_RECV, _limit_size)),
-    ]
+    checks = [(evt.EVT_REQUESTED, node.check), (evt.EVT_DATA_RECV, _limit_size)]
+    handlers: list[Any] = [*checks, (evt.EVT_C_STORE, node.store)]
     server = entity.make_server(address, evt_handlers=handlers, server_class=_Server, node=node)
     thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="listener", daemon=True)
     thread.start()
@@ -102,6 +101,8 @@ def listening(
 
 class _Server(ThreadedAssociationServer):
     """Hangs up on who may not call, and never waits for a slow caller while others call."""
+
+    daemon_threads = True  # the end does not wait for a caller who says nothing
 
     def __init__(self, *arguments: Any, node: "_Node", **settings: Any):
         self._node = node

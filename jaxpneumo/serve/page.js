@@ -117,7 +117,7 @@
     const left = total - answered;
     find("#progress").textContent = unreachable
       ? `No answer from the server, ${left} not read. Is the command still running?`
-      : left ? `${answered} of ${total} read${run.ready || answered ? "" : "; the first takes longest"}` : total ? `${total} read` : "";
+      : left ? `${answered} of ${total} read${answered ? "" : "; the first takes longest"}` : total ? `${total} read` : "";
     find("#again").hidden = !unreachable;
     find("#count").textContent = entries.length ? `(${entries.length})` : "";
     find("#clear").hidden = !total;
@@ -140,6 +140,8 @@
 
   const words = (entry, area) => (area ? `${area.toLocaleString("en")} px` : "nothing outlined");
 
+  const bare = (name) => name.slice(name.lastIndexOf("/") + 1);
+
   const short = (name) => (name.length < 24 ? name : `${name.slice(0, 8)}…${name.slice(-13)}`);
 
   const arrive = async (entry) => {
@@ -154,7 +156,7 @@
     picture.src = await thumbnail(image, entry.width, entry.height, mask);
     const text = document.createElement("span");
     text.className = "text";
-    for (const [kind, content] of [["score", ""], [entry.area ? "found" : "", words(entry, entry.area)], ["name", short(entry.name)]]) {
+    for (const [kind, content] of [["score", ""], [entry.area ? "found" : "", words(entry, entry.area)], ["name", short(bare(entry.name))]]) {
       const line = document.createElement("span");
       line.className = kind;
       if (kind === "score") line.append(Object.assign(document.createElement("b"), { textContent: entry.score.toFixed(3) }), ` ${entry.band}`);
@@ -220,11 +222,11 @@
   };
 
   const facts = (entry) => {
-    find("#name").textContent = `${entry.name}, ${entry.width} x ${entry.height} pixels`;
+    find("#name").textContent = `${bare(entry.name)}, ${entry.width} x ${entry.height} pixels`;
     find("#score").textContent = entry.score.toFixed(3);
     find("#emptied").textContent = entry.emptied;
     find("#download-note").textContent = "";
-    find("#remarks").replaceChildren(...[`Id: ${entry.id}`, ...entry.remarks].map((text) => Object.assign(document.createElement("li"), { textContent: text })));
+    find("#remarks").replaceChildren(...[`File: ${entry.name}`, `Id: ${entry.id}`, ...entry.remarks].map((text) => Object.assign(document.createElement("li"), { textContent: text })));
   };
 
   const where = () => {
@@ -258,7 +260,7 @@
     const [own, value] = [run.thresholds[run.own - 1], run.thresholds[threshold - 1]];
     const only = threshold === run.own ? "" : ` (at ${number(own)})`; // what the browser does not work out anew
     find("#certainty").textContent = (entry.why ? `${entry.band}: ${entry.why}` : `pneumothorax ${entry.band}`) + only;
-    find("#side").textContent = (entry.side ? `the patient's ${entry.side}` : entry.area ? "not known" : "-") + only;
+    find("#side").textContent = (entry.side ? `the patient's ${entry.side}` : entry.area ? "both, or not known" : "-") + only;
     find("#threshold").value = threshold;
     find("#threshold-value").textContent = number(value);
     find("#own").disabled = threshold === run.own;
@@ -388,7 +390,8 @@
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || find("#help").open) return;
     const action = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-    if (!action || (event.key.length > 1 && event.target.matches("input[type=range]"))) return;
+    const moves = event.key.length > 1; // which is the sliders' own where one has the focus
+    if (!action || (moves && (!entries.length || event.target.matches("input[type=range]")))) return;
     event.preventDefault();
     action();
   });

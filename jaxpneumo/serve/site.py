@@ -106,7 +106,8 @@ def _page_routes(engine: Engine, decoders: Decoders, name: str) -> list[tuple[st
     async def read(request: "Request") -> "Response":
         _, found = await upload(request)
         finding = await _finding(engine, found.picture)
-        return JSONResponse(await asyncio.to_thread(answer, found.image, finding, engine.predictor))
+        # Megabytes of JSON are written in that thread too.
+        return await asyncio.to_thread(lambda: JSONResponse(answer(found.image, finding, engine.predictor)))
 
     async def download(request: "Request") -> "Response":
         named = request.path_params["download"]

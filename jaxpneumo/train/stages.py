@@ -63,13 +63,14 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     dataset.open_arrays(config.data.directory, config.predict.size)
     data, split = _read_split(config, workdir / "splits.json" if resumed else None)
     for stage in config.trained_stages():
+        training_order(data, stage, config.seed)
+    variables = first_variables(config)
+    for stage in config.trained_stages():
         if stage.batch_size > (images := len(data.train_rows)):
             raise InputError(
                 f"{stage.name}.batch_size={stage.batch_size} is more than the {images} training images: "
                 f"use --config.{stage.name}.batch_size={images} or less."
             )
-        training_order(data, stage, config.seed)
-    variables = first_variables(config)
     others = [stage for stage in config.stages if stage.start_from]
     starts = {stage.name: stage_result(stage.start_from, None, variables) for stage in others}
     # Only now: a start that was refused leaves nothing behind that stands in the next one's way.
