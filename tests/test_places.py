@@ -115,6 +115,7 @@ class TestPaths:
 
 
 FOLDERS = [("synthesize", "--output"), ("prepare", "--output"), ("predict", "--output"), ("evaluate", "--output")]
+FOLDERS += [("import", "--output")]
 FILES = [
     *[("split", "--output"), ("compare", "--output"), ("tables", "--output"), ("describe", "--picture")],
     *[("bench step", "--output"), ("bench prepare", "--output")],
