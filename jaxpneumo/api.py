@@ -244,12 +244,13 @@ def load(workdir: str | os.PathLike[str], batch_size: int | None = None, thresho
     results are the command's bit for bit.
 
     Args:
-      workdir: folder of the run.
+      workdir: folder of the run, or one to share that `jaxpneumo export --format folder` wrote.
       batch_size: number of images per call of the network; None uses the run's, and 1 for a single image.
       thresholds: use the thresholds that `jaxpneumo thresholds` saved under this name; None uses the run's own.
 
     Raises:
-      InputError: the folder is no finished run, there are no such thresholds, or the batch size does not fit.
+      InputError: the folder is no finished run, a file of a shared folder was changed, there are no such thresholds, or
+        the batch size does not fit.
     """
     prepare_jax()
     from jaxpneumo.predict.infer import load_predictor

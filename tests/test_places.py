@@ -116,6 +116,7 @@ class TestPaths:
 
 FOLDERS = [("synthesize", "--output"), ("prepare", "--output"), ("predict", "--output"), ("evaluate", "--output")]
 FOLDERS += [("listen", "--spool"), ("dicomweb", "--output")]
+FOLDERS += [("import", "--output")]
 FILES = [
     *[("split", "--output"), ("compare", "--output"), ("tables", "--output"), ("describe", "--picture")],
     *[("bench step", "--output"), ("bench prepare", "--output")],

@@ -177,13 +177,12 @@ def test_a_run_is_made_of_it_again(copied, run, tmp_path):
     """Restorable by Orbax, with the same weights; the start of a training, and of another export."""
     again = tmp_path / "again"
     assert import_folder([str(copied), "--output", str(again)]) == DONE
-    ours, theirs = (load_predictor(folder, 1) for folder in (run, again))
-    assert ours.model_id == theirs.model_id
-    assert ours.settings == theirs.settings
-    assert_same(ours.variables, theirs.variables)
+    predictor = load_predictor(again, 1)
+    assert predictor.model_id == read_json(run / "evaluation/summary.json")["run"]["model"]
+    assert read_config(again).predict == read_config(run).predict
     assert trained_on_synthetic(again)
     assert read_json(again / "thresholds/low.json") == THRESHOLDS
-    template = variable_shapes(make_model(ours.config.model))
+    template = variable_shapes(make_model(predictor.config.model))
     for folder in (again, copied):
         assert_same(stage_result(folder, None, template), stage_result(run, None, template))
     assert export(["--workdir", str(again), "--format", "folder", "--output", str(tmp_path / "second")]) == DONE

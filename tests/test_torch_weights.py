@@ -22,7 +22,6 @@ from jaxpneumo.run.config import Model
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {
-    "smp_resnet50_unet.npz": {"encoder": "resnet50"},
     "smp_se_resnext50_unet.npz": {"encoder": "se_resnext50_32x4d"},
     "smp_resnet34_scse_unet.npz": {"encoder": "resnet34", "attention": "scse"},
 }

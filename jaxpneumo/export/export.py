@@ -1,6 +1,7 @@
 """`jaxpneumo export`: a run's network for other programs, or a folder to share."""
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,8 @@ HELP = """\
 Writes the network of a finished run in a form that other programs read. Not a medical device.
 
   onnx       the whole prediction as one file: radiographs of any size in; mask, probability and score out. For ONNX
-             Runtime, OpenVINO and others; `jaxpneumo predict --model FILE` predicts an archive with it
+             Runtime, OpenVINO and others; `jaxpneumo predict --model FILE` predicts an archive with it. In float32, and
+             compared with the run's network in float32
   stablehlo  the same as a function of JAX, for any program that has JAX (cpu, cuda, tpu); FILE.json is beside it
   torch      a .safetensors file that loads strictly into segmentation_models_pytorch's Unet
   folder     a folder to share: weights, config, model card and checksums. `jaxpneumo.load`, every --workdir and
@@ -75,8 +77,9 @@ def main(arguments: Sequence[str]) -> int:
     (places.check_folder if options.format == "folder" else places.check_file)(options.output, "--output")
     # Beside the output: a folder to share holds nothing of this machine.
     run_report.place(options.output.with_name(f"{options.output.name}.json"))
-    # Every machine writes the same file, and none of them needs a GPU for it.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if "jax" not in sys.modules:
+        # Every machine writes the same file, and none of them needs a GPU for it.
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     subject = _subject(options.workdir, options.thresholds, options.tta, options.removal_rule, options.format)
 
     from jaxpneumo.export.self_check import found_by, pictures
@@ -179,14 +182,15 @@ def _write_onnx(
 def _write_stablehlo(
     subject: Subject, output: Path, images: Sequence[np.ndarray], own: Sequence["Predicted"]
 ) -> "Comparison":
-    from jaxpneumo.export.self_check import ROUNDED, Predicted, compare
+    from jaxpneumo.export.self_check import ROUNDED, ROUNDED_BFLOAT16, Predicted, compare
     from jaxpneumo.export.stablehlo import beside, from_stablehlo, to_stablehlo
 
     with write_atomically(output, "wb") as file:
         file.write(to_stablehlo(subject.predictor))
         file.flush()
         network = from_stablehlo(Path(file.name).read_bytes(), subject.predictor.settings)
-        found = compare(own, (Predicted(*(each[0] for each in network(image[None]))) for image in images), ROUNDED)
+        bound = ROUNDED if subject.predictor.config.model.dtype == "float32" else ROUNDED_BFLOAT16
+        found = compare(own, (Predicted(*(each[0] for each in network(image[None]))) for image in images), bound)
         with write_atomically(output.with_name(f"{output.name}.json")) as description:
             description.write(beside(subject.description))
     return found

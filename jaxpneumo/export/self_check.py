@@ -52,6 +52,7 @@ class Bound:
 
 # Other operations round otherwise; where a native size is no multiple of the network's, grey levels may do so too.
 ROUNDED = Bound(probability=0.01, pixels=1e-4)
+ROUNDED_BFLOAT16 = Bound(probability=0.05, pixels=1e-4)
 EQUAL = Bound(probability=0, pixels=0)
 
 
