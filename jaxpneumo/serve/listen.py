@@ -22,7 +22,7 @@ from jaxpneumo.process.errors import InputError, Stopped
 from jaxpneumo.process.machine import resident_memory
 from jaxpneumo.process.ranges import COUNT, SECONDS, number, whole
 from jaxpneumo.process.stop import sigterm_deferred
-from jaxpneumo.serve import model_options
+from jaxpneumo.serve import chosen_model
 from jaxpneumo.serve.events import Events
 from jaxpneumo.serve.health import LOOPBACK, Labels, answering, metrics_text
 from jaxpneumo.serve.look import make_look
@@ -207,7 +207,7 @@ def _metrics(limits: Limits, spool: Spool, model: ModelProcess, events: Events) 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; see HELP. It ends by an exception alone."""
     parser = Parser(prog="jaxpneumo listen", description=HELP)
-    model_options.add_arguments(parser)
+    chosen_model.add_arguments(parser)
     add = parser.add_argument
     add("--spool", type=places.folder_to_fill, required=True, help="folder for images, results and the log")
     add("--partners", type=places.path, required=True, metavar="FILE", help="who may send, and where results go: TOML")
@@ -237,4 +237,4 @@ def main(arguments: Sequence[str]) -> int:
         options.seconds,
         options.give_up_hours * 3600,
     )
-    serve(settings, partners, make_look, (model_options.read_options(options), wanted))
+    serve(settings, partners, make_look, (chosen_model.read_options(options), wanted))

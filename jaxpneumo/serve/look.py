@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxpneumo.process.runtime import prepare_jax
-from jaxpneumo.serve.model_options import ModelOptions, load
+from jaxpneumo.serve.chosen_model import ModelOptions, load
 from jaxpneumo.serve.model_process import Look, Verdict
 
 
@@ -21,7 +21,7 @@ def make_look(options: ModelOptions, kinds: Sequence[str]) -> Look:
       The function of an image's file and of the folder to write KIND.dcm to.
 
     Raises:
-      InputError: as `model_options.load`.
+      InputError: as `chosen_model.load`.
     """
     prepare_jax()
     from jaxpneumo.predict.certainty import bands_of

@@ -21,9 +21,9 @@ from jaxpneumo.process.files import stamp
 from jaxpneumo.process.progress import progress_bar
 from jaxpneumo.process.ranges import BATCH, as_typed, did_you_mean
 from jaxpneumo.run.config_values import VALUES
-from jaxpneumo.serve import model_options
+from jaxpneumo.serve import chosen_model
 from jaxpneumo.serve.accepted import is_uid
-from jaxpneumo.serve.model_options import ModelOptions
+from jaxpneumo.serve.chosen_model import ModelOptions
 from jaxpneumo.serve.optional import library
 from jaxpneumo.serve.partners import Tls, url_problem
 
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str]) -> int:
     add("--url", required=True, help="address of the DICOMweb service")
     add("--study", type=_uid, metavar="UID", help="Study Instance UID of the radiographs")
     add("--query", type=_filters, metavar="NAME=VALUE,...", help="radiographs that match, of all studies or of --study")
-    model_options.add_arguments(parser)
+    chosen_model.add_arguments(parser)
     add("--output", type=places.folder_to_fill, required=True, help="folder to write to")
     help_of_dicom = f"DICOM results to write: {','.join(KINDS)} (default with --store: {','.join(DEFAULT)})"
     add("--dicom", type=dicom_results.kinds, metavar="KINDS", help=help_of_dicom)
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.dicom or options.store:
         dicom_results.check_installed()
     run_report.place(options.output)
-    model = model_options.read_options(options)
+    model = chosen_model.read_options(options)
     client = library("dicomweb").connect(
         options.url.rstrip("/"), _credentials(options.credentials), Tls(authorities=options.authorities)
     )
@@ -171,7 +171,7 @@ def _pull(client: Any, options: argparse.Namespace, model: ModelOptions) -> int:
     if not any((options.output / IMAGES).iterdir()):
         raise InputError(f"{options.url} has no radiographs that match. Try another --study or --query.")
     listed = finder.find(options.output / IMAGES, options.output)
-    predictor = model_options.load(model, options.batch_size)
+    predictor = chosen_model.load(model, options.batch_size)
     kinds = options.dicom or (DEFAULT if options.store else ())
     report = predict_files(
         predictor,
