@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import onnx
@@ -223,6 +224,15 @@ class TestRefusals:
         assert main([*arguments, "onnx", "--tta", "False", "--removal-rule", "image"]) == DONE
         told = open_session(tmp_path / "out").metadata
         assert (told["tta"], told["removal_rule"]) == ("false", "image")
+
+    @pytest.mark.parametrize("name", ["onnx", *RUNTIMES])
+    def test_a_missing_package_is_told_with_its_command(self, name, evaluated, onnx_file, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, name, None)
+        arguments = ["--workdir", str(evaluated), "--output", str(tmp_path / "out"), "--format", "onnx"]
+        needs_it = partial(main, arguments) if name == "onnx" else partial(open_session, onnx_file, name)
+        with pytest.raises(InputError, match=r"pip install 'jaxpneumo\[export\]'"):
+            needs_it()
+        assert list(tmp_path.iterdir()) == []
 
     def test_an_output_that_is_there(self, evaluated, tmp_path):
         (tmp_path / "out").mkdir()
