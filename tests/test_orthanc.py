@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import orthanc
@@ -62,7 +63,9 @@ def partners(tmp_path):
 
 def storescu(port, title, files):
     """Sends with DCMTK, which shares no code with the listener; the JPEG files as they are."""
-    if not (program := shutil.which("storescu")):
+    # pynetdicom brings programs of the same names into the environment's folder.
+    elsewhere = [each for each in os.get_exec_path() if Path(each) != Path(sys.executable).parent]
+    if not (program := shutil.which("storescu", path=os.pathsep.join(elsewhere))):
         pytest.skip("storescu is not installed (Debian: dcmtk)")
     line = [program, "-xy", "-aet", "STORESCU", "-aec", title, "127.0.0.1", str(port), *map(str, files)]
     return subprocess.run(line, capture_output=True, text=True, check=False)
