@@ -183,13 +183,25 @@ class TestChecks:
         assert "the export does not find what the run finds, and was removed" in capsys.readouterr().err
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_single_pixel_beyond_the_bound_and_a_nan_are_noticed(self, own):
-        other = own[0]._replace(mask=1 - own[0].mask)
-        nan = own[0]._replace(probability=np.full_like(own[0].probability, np.nan))
-        for wrong in (other, nan, own[0]._replace(score=own[0].score + 0.02)):
+    def test_a_pixel_that_is_no_matter_of_rounding_and_a_nan_are_noticed(self, own):
+        """A pixel whose probability is within the bound of the threshold may be another, and no other pixel."""
+        one, threshold = own[0], 0.3
+        distance = np.abs(one.probability - np.float32(threshold))
+        for nearest, allowed in ((distance.argmin(), True), (distance.argmax(), False)):
+            mask = one.mask.copy()
+            mask.flat[nearest] ^= 1
+            assert (distance.flat[nearest] < self_check.ROUNDED) == allowed
+            if allowed:
+                found = self_check.compare([one], [one._replace(mask=mask)], threshold, self_check.ROUNDED)
+                assert (found.different, found.clear) == (1, 0)
+            else:
+                with pytest.raises(self_check.CheckError, match="1 of 16384 mask pixels differ"):
+                    self_check.compare([one], [one._replace(mask=mask)], threshold, self_check.ROUNDED)
+        nan = one._replace(probability=np.full_like(one.probability, np.nan))
+        for wrong in (nan, one._replace(score=one.score + 0.02)):
             with pytest.raises(self_check.CheckError):
-                self_check.compare(own[:1], [wrong], self_check.ROUNDED)
-        equal = self_check.compare(own, own, self_check.EQUAL)
+                self_check.compare([one], [wrong], threshold, self_check.ROUNDED)
+        equal = self_check.compare(own, own, threshold, self_check.EQUAL)
         assert (equal.different, equal.probability, equal.pictures) == (0, 0, len(own))
 
     def test_pictures_are_the_runs_own_or_given_or_drawn(self, evaluated, radiographs, tmp_path, monkeypatch):

@@ -37,8 +37,8 @@ Writes the network of a finished run in a form that other programs read. Not a m
              `jaxpneumo import` take it
 
 Before the file gets its name, it predicts pictures, and its masks and probabilities are compared with the run's. An
-export that is too far off is removed (exit code 1). The pictures are some of the run's data set; --check takes
-radiographs of yours at their own size.
+export that is further off than rounding explains is removed (exit code 1). The pictures are some of the run's data
+set; --check takes radiographs of yours at their own size.
 
 examples:
   jaxpneumo export --workdir runs/exp5 --format onnx --output exp5.onnx --check dicom-images-test
@@ -176,7 +176,7 @@ def _write_onnx(
         file.flush()
         session = open_session(Path(file.name))
         found = (session.run({"image": image[None], **thresholds}, list(OUTPUTS)) for image in images)
-        return compare(own, (Predicted(*(each[0] for each in of_one)) for of_one in found), ROUNDED)
+        return compare(own, (Predicted(*(each[0] for each in of_one)) for of_one in found), settings.threshold, ROUNDED)
 
 
 def _write_stablehlo(
@@ -188,9 +188,11 @@ def _write_stablehlo(
     with write_atomically(output, "wb") as file:
         file.write(to_stablehlo(subject.predictor))
         file.flush()
-        network = from_stablehlo(Path(file.name).read_bytes(), subject.predictor.settings)
+        settings = subject.predictor.settings
+        network = from_stablehlo(Path(file.name).read_bytes(), settings)
+        theirs = (Predicted(*(each[0] for each in network(image[None]))) for image in images)
         bound = ROUNDED if subject.predictor.config.model.dtype == "float32" else ROUNDED_BFLOAT16
-        found = compare(own, (Predicted(*(each[0] for each in network(image[None]))) for image in images), bound)
+        found = compare(own, theirs, settings.threshold, bound)
         with write_atomically(output.with_name(f"{output.name}.json")) as description:
             description.write(beside(subject.description))
     return found
@@ -209,7 +211,8 @@ def _write_torch(
         file.write(to_safetensors(to_torch(variables), header(config.model, subject.description)))
         file.flush()
         back = from_torch(from_safetensors(Path(file.name).read_bytes()), variables)
-        return compare(own, found_by(_with_variables(subject.predictor, back), images), EQUAL)
+        theirs = found_by(_with_variables(subject.predictor, back), images)
+        return compare(own, theirs, subject.predictor.settings.threshold, EQUAL)
 
 
 def _write_folder(
@@ -222,4 +225,5 @@ def _write_folder(
     variables = _variables(subject.predictor)
     with new_folder(output) as folder:
         write_shared(folder, subject.predictor, variables, subject.description, subject.summary)
-        return compare(own, found_by(load_predictor(folder, batch_size=1), images), EQUAL)
+        theirs = found_by(load_predictor(folder, batch_size=1), images)
+        return compare(own, theirs, subject.predictor.settings.threshold, EQUAL)

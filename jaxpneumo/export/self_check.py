@@ -37,23 +37,11 @@ class Predicted(NamedTuple):
     score: float
 
 
-@dataclass(frozen=True)
-class Bound:
-    """How far an export may be off.
-
-    Attributes:
-      probability: of a pixel and of the score, at most.
-      pixels: share of all pictures' pixels whose mask is another, at most.
-    """
-
-    probability: float
-    pixels: float
-
-
+# How far probabilities and scores may be off, and how near to the threshold a pixel's must be whose mask is another.
 # Other operations round otherwise; where a native size is no multiple of the network's, grey levels may do so too.
-ROUNDED = Bound(probability=0.01, pixels=1e-4)
-ROUNDED_BFLOAT16 = Bound(probability=0.05, pixels=1e-4)
-EQUAL = Bound(probability=0, pixels=0)
+ROUNDED = 0.01
+ROUNDED_BFLOAT16 = 0.05
+EQUAL = 0.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +52,7 @@ class Comparison:
       pictures, pixels: how many were compared.
       outlined: pictures in which the run outlines anything.
       different: pixels whose mask is another.
+      clear: those of them whose probability is not near the threshold.
       probability, score: the largest differences.
     """
 
@@ -71,6 +60,7 @@ class Comparison:
     pixels: int
     outlined: int
     different: int
+    clear: int
     probability: float
     score: float
 
@@ -136,31 +126,37 @@ def found_by(predictor: "Predictor", images: Sequence[np.ndarray]) -> list[Predi
     return results
 
 
-def compare(own: Sequence[Predicted], theirs: Iterable[Predicted], bound: Bound) -> Comparison:
+def compare(own: Sequence[Predicted], theirs: Iterable[Predicted], threshold: float, bound: float) -> Comparison:
     """Compares what an export finds in pictures with what the run finds in them.
 
     Args:
       own: the run's.
       theirs: the export's, in the same order.
-      bound: how far it may be off.
+      threshold: of the probability.
+      bound: ROUNDED, ROUNDED_BFLOAT16 or EQUAL.
 
     Raises:
-      CheckError: it is further off.
+      CheckError: the export is further off.
     """
     pairs = list(zip(own, theirs, strict=True))
+    others = [ours.mask != export.mask for ours, export in pairs]
     found = Comparison(
         pictures=len(pairs),
         pixels=sum(each.mask.size for each in own),
         outlined=sum(bool(each.mask.any()) for each in own),
-        different=sum(int(np.count_nonzero(ours.mask != export.mask)) for ours, export in pairs),
+        different=sum(int(np.count_nonzero(other)) for other in others),
+        clear=sum(
+            int(np.count_nonzero(np.abs(ours.probability[other] - np.float32(threshold)) >= bound))
+            for (ours, _), other in zip(pairs, others, strict=True)
+        ),
         # NumPy's maximum of something that is no number is none either, and so not within the bound.
         probability=float(np.max([np.abs(ours.probability - export.probability).max() for ours, export in pairs])),
         score=float(np.max([abs(ours.score - export.score) for ours, export in pairs])),
     )
-    within = found.probability <= bound.probability and found.score <= bound.probability
-    if not (within and found.different <= bound.pixels * found.pixels):
+    if not (found.probability <= bound and found.score <= bound and found.clear == 0):
         raise CheckError(
-            f"the export does not find what the run finds, and was removed. {found}; allowed are "
-            f"{bound.pixels:g} of the pixels and {bound.probability:g}. Report this with the run's config.json."
+            f"the export does not find what the run finds, and was removed. {found}; allowed is {bound:g}, and other "
+            f"pixels no further than that from the threshold, which {found.clear} are. Report this with the run's "
+            "config.json."
         )
     return found
