@@ -24,11 +24,12 @@ from jaxpneumo.data.reconcile import NOT_FRONTAL
 from jaxpneumo.dicom import arrays
 from jaxpneumo.dicom.radiograph import Radiograph
 from jaxpneumo.predict import saved_thresholds
+from jaxpneumo.predict.captions import explained, found, title
 from jaxpneumo.predict.certainty import Bands, bands_of
 from jaxpneumo.predict.finding import predict_findings
 from jaxpneumo.predict.manifest import RESEARCH_USE as NOTE
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
-from jaxpneumo.predict.pictures import overlay, write_png
+from jaxpneumo.predict.png import write_png
 from jaxpneumo.predict.reading import Picture, Reading, in_threads, read, shrink_radiograph
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import printable
@@ -79,16 +80,20 @@ class Result:
     synthetic: bool = False
 
     def outlined(self, image: Radiograph | np.ndarray) -> np.ndarray:
-        """Draws the outline of the mask on the radiograph, uint8 (H, W, 3) RGB, with "not a medical device" below.
+        """Draws the outline of the mask on the radiograph, with the result above and "not a medical device" below.
 
         Args:
           image: the result of `read_radiograph` for the same file, or its image: uint8 (H, W).
+
+        Returns:
+          uint8 (H', W, 3), RGB, with H' > H: the lines of text cover nothing of the radiograph.
 
         Raises:
           InputError: the image is not uint8 or has another size.
         """
         image = image.image if isinstance(image, Radiograph) else image
-        return overlay(image, self.mask, warning=SYNTHETIC_NOTE if self.synthetic else "")
+        above = [title(self.id), found(self.area, self.area_mm2, self.score, self.side)]
+        return explained(image, self.mask, above, f"{NOTE}. {SYNTHETIC_NOTE}" if self.synthetic else NOTE)
 
     def __repr__(self) -> str:
         height, width = self.mask.shape

@@ -27,7 +27,6 @@ from jaxpneumo.evaluate.results import read_metrics
 from jaxpneumo.predict import predict
 from jaxpneumo.predict.finding import BY_CONVENTION, side_of
 from jaxpneumo.predict.infer import Predictor, compile_network
-from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.predict.pictures import overlay
 from jaxpneumo.predict.submission import read_submission
 from jaxpneumo.process.atomic import write_json
@@ -151,8 +150,8 @@ def test_a_result_is_what_it_says(model, film):
     with pytest.raises(AttributeError):
         result.area = 0
     picture = result.outlined(film)
-    assert picture.shape == (*film.image.shape, 3)
-    np.testing.assert_array_equal(picture, overlay(film.image, result.mask, warning=SYNTHETIC_NOTE))
+    inside = [picture[top : top + len(film.image)] for top in range(len(picture) - len(film.image))]
+    assert any(np.array_equal(one, overlay(film.image, result.mask)) for one in inside)
 
 
 def test_everything_says_that_it_is_for_research(model, film):
@@ -418,7 +417,8 @@ def test_the_notebook_runs_as_it_stands(quickstart):
     names = {}
     for cell in code:
         exec(compile(cell, "notebook", "exec"), names)
-    assert cv2.imread("outlined.png").shape == (128, 128, 3)
+    height, width, _ = cv2.imread("outlined.png").shape
+    assert height > width == 128  # with text
     assert names["scores"]["n_images"] == len(names["results"]) == 24
 
 
@@ -426,4 +426,5 @@ def test_the_readmes_lines_run_as_they_stand(quickstart, tmp_path):
     (lines,) = re.findall(r"```python\n(import jaxpneumo\n.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     assert len([line for line in lines.splitlines() if line]) == 5
     exec(compile(lines, "README", "exec"), {})
-    assert cv2.imread("outlined.png").shape == (128, 128, 3)
+    height, width, _ = cv2.imread("outlined.png").shape
+    assert height > width == 128  # with text

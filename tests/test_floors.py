@@ -36,7 +36,7 @@ PLACES = {
     "grain": ("data/source.py",),
     "h5py": ("model/weight_files.py",),
     "highdicom": ("dicom/capture.py", "dicom/presentation.py", "dicom/segmentation.py", "dicom/structured_report.py"),
-    "imagecodecs": ("dicom/stored.py",),
+    "imagecodecs": ("dicom/stored.py", "predict/png.py"),
     "jax.experimental.multihost_utils": ("run/sharding.py",),
     "jinja2": ("report",),
     "markupsafe": ("report",),

@@ -11,7 +11,7 @@ from serving import OUTLINING, options_of, predictor_of, serving
 from jaxpneumo.data import rle
 from jaxpneumo.dicom import dicom
 from jaxpneumo.predict import predict
-from jaxpneumo.predict.pictures import write_png
+from jaxpneumo.predict.png import write_png
 from jaxpneumo.predict.postprocess import remove_small
 from jaxpneumo.predict.submission import read_submission
 from jaxpneumo.process.errors import DONE

@@ -4,7 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from jaxpneumo.predict.pictures import COLORS, contact_sheet, overlay, write_png
+from jaxpneumo.predict.captions import caption_height, explained, found, title
+from jaxpneumo.predict.pictures import COLORS, contact_sheet, overlay
+from jaxpneumo.predict.png import write_png
 from jaxpneumo.process.errors import InputError
 
 RED, GREEN = (200, 10, 10), (10, 200, 10)
@@ -31,7 +33,7 @@ def near_edge(mask: np.ndarray, distance: int) -> np.ndarray:
 
 def test_only_the_outlines_are_drawn_each_in_its_colour():
     image, prediction, truth = grey_image(), disc(512, 150, 150, 60), disc(512, 350, 330, 80)
-    picture = overlay(image, prediction, truth, legend=False)
+    picture = overlay(image, prediction, truth)
     assert (picture.dtype, picture.shape) == (np.uint8, (512, 512, 3))
 
     changed = np.any(picture != image[..., None], axis=-1)
@@ -49,7 +51,7 @@ def test_only_the_outlines_are_drawn_each_in_its_colour():
 
 def test_both_are_seen_where_they_coincide():
     mask = disc(512, 256, 256, 100)
-    picture = overlay(grey_image(), mask, mask, legend=False)
+    picture = overlay(grey_image(), mask, mask)
     assert pixels_of(picture, "prediction").sum() > 100
     assert pixels_of(picture, "truth").sum() > 100
 
@@ -57,11 +59,11 @@ def test_both_are_seen_where_they_coincide():
 def test_holes_and_single_pixels_are_outlined():
     ring, point = disc(512, 200, 200, 80) - disc(512, 200, 200, 40), np.zeros((512, 512), np.uint8)
     point[450, 100] = 1
-    hole = overlay(grey_image(), ring, legend=False)
+    hole = overlay(grey_image(), ring)
     assert np.any(pixels_of(hole, "prediction") & near_edge(disc(512, 200, 200, 40), 3))
     for picture in (
-        overlay(grey_image(), point, legend=False),
-        overlay(grey_image(), 0 * point, point, legend=False),
+        overlay(grey_image(), point),
+        overlay(grey_image(), 0 * point, point),
     ):
         changed = np.any(picture != grey_image()[..., None], axis=-1)
         assert changed[450, 100]
@@ -71,21 +73,29 @@ def test_holes_and_single_pixels_are_outlined():
 def test_empty_masks_leave_the_image_and_the_input_is_never_changed():
     image, nothing = grey_image(), np.zeros((512, 512), bool)
     before = image.copy()
-    picture = overlay(image, nothing, nothing, legend=False)
+    picture = overlay(image, nothing, nothing)
     np.testing.assert_array_equal(picture, np.repeat(image[..., None], 3, axis=-1))
     overlay(image, disc(512, 256, 256, 90), None)
     np.testing.assert_array_equal(image, before)
 
 
-def test_legend_names_what_is_there_on_the_lower_strip_alone():
-    image, nothing = np.full((1024, 1024), 90, np.uint8), np.zeros((1024, 1024), np.uint8)
-    with_truth, without = overlay(image, nothing, nothing), overlay(image, nothing)
-    assert np.all(with_truth[:1000] == 90)
-    assert pixels_of(with_truth[1000:], "prediction").any()
-    assert pixels_of(with_truth[1000:], "truth").any()
-    assert pixels_of(without[1000:], "prediction").any()
-    assert not pixels_of(without[1000:], "truth").any()
-    assert np.any(without[1000:, 800:] > 120)  # the disclaimer at the right
+def test_text_names_the_outline_where_there_is_one_and_covers_nothing():
+    image, nothing, mask = np.full((1024, 1024), 90, np.uint8), np.zeros((1024, 1024)), disc(1024, 500, 500, 90)
+    lines = [title("1.2.3"), found(0, None, 0.1, None)]
+    without, outlined = explained(image, nothing, lines, "research use"), explained(image, mask, lines, "research use")
+    top = caption_height(lines, 1024)
+    np.testing.assert_array_equal(without[top : top + 1024], np.repeat(image[..., None], 3, axis=-1))
+    np.testing.assert_array_equal(outlined[top : top + 1024], overlay(image, mask))
+    assert not pixels_of(without, "prediction").any()
+    assert pixels_of(outlined[top + 1024 :], "prediction").any()
+    for picture in (without, outlined):
+        assert np.any(picture[top + 1024 :, :200] > 120)  # the note
+
+
+def test_what_was_found_is_said_in_words():
+    assert found(1207, None, 0.9974, "left", "likely")[0] == "found (likely): score 0.997, 1,207 pixels, left"
+    assert found(1207, 23.2, 0.9974, None)[0] == "found: score 0.997, 23 mm2"
+    assert found(0, 0.0, 0.02, None, "unlikely")[0] == "nothing found (unlikely): score 0.020"
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (64, 64), (256, 256), (300, 700), (1500, 1100)])
@@ -99,7 +109,7 @@ def test_any_size_of_image(shape):
 
 def test_drawing_at_another_width_keeps_lines_sharp():
     image, mask = grey_image(), disc(512, 150, 150, 60)
-    picture = overlay(image, mask, width=128, legend=False)
+    picture = overlay(image, mask, width=128)
     assert picture.shape == (128, 128, 3)
     assert pixels_of(picture, "prediction").sum() > 40
     assert overlay(image[:256], mask[:256], width=128).shape == (64, 128, 3)
@@ -109,20 +119,18 @@ def test_drawing_at_another_width_keeps_lines_sharp():
 def test_the_smallest_finding_stays_in_a_thumbnail():
     point = np.zeros((1024, 1024), np.uint8)
     point[701, 303] = 1
-    picture = overlay(np.full((1024, 1024), 90, np.uint8), point, width=256, legend=False)
+    picture = overlay(np.full((1024, 1024), 90, np.uint8), point, width=256)
     assert np.argwhere(pixels_of(picture, "prediction")).tolist() == [[175, 75]]
 
 
-def test_a_warning_stands_along_the_upper_edge_and_hides_nothing_else():
+def test_a_long_note_is_all_on_the_picture():
     image, mask = np.full((512, 512), 90, np.uint8), disc(512, 256, 256, 100)
-    plain, warned = (overlay(image, mask, warning=text) for text in ("", "These outlines say nothing about patients."))
-    changed = np.argwhere((plain != warned).any(axis=-1))
-    assert changed[:, 0].max() < 20
-    rows, columns = np.nonzero((warned[:20] > 100).any(axis=-1))
-    assert len(rows) > 100
+    note = "These outlines say nothing about patients. " * 8
+    below = explained(image, mask, [], note)[caption_height([], 512) + 512 :]
+    rows, columns = np.nonzero((below > 100).any(axis=-1))
+    assert rows.max() > 40  # three lines or more
     assert columns.min() > 0
-    assert columns.max() < 511  # all of it is on the picture
-    assert rows.min() > 0
+    assert columns.max() < 511
 
 
 def test_what_is_no_image_or_no_mask_of_it_is_refused():

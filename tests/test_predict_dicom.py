@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
 import resource
+import signal
 import sys
+from multiprocessing import parent_process
 from pathlib import Path
 
 import cv2
@@ -13,7 +16,9 @@ import pytest
 
 from jaxpneumo.data import rle
 from jaxpneumo.dicom import dicom
-from jaxpneumo.predict.predict import main
+from jaxpneumo.predict.infer import load_predictor
+from jaxpneumo.predict.outputs import Output
+from jaxpneumo.predict.predict import main, predict_folder
 from jaxpneumo.process import errors
 from jaxpneumo.process.errors import DONE, FAILED, PARTIAL
 from jaxpneumo.process.jsonl import read
@@ -87,6 +92,27 @@ def test_that_there_can_be_no_results_is_said_once_and_not_tried_again(evaluated
         assert start(evaluated, tmp_path / "in", tmp_path / "out", "seg,sr", *LOW) == PARTIAL
         assert sum("has no DICOM results" in message for message in caplog.messages) == times
         assert "2 seg.dcm, 2 sr.dcm of" in capsys.readouterr().out
+
+
+def test_processes_make_the_same_results(evaluated, films, output, tmp_path):
+    assert start(evaluated, films, tmp_path / "out", "seg,sr", *LOW, "--workers", "2") == PARTIAL
+    assert results(tmp_path / "out") == results(output)
+    assert entries(tmp_path / "out") == entries(output)
+
+
+def where(path: Path, finding, source: Path) -> None:
+    """Writes which process it runs in; one that is not the first is killed."""
+    if parent_process() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(str(os.getpid()))
+
+
+def test_a_killed_process_costs_no_result(evaluated, films, tmp_path):
+    predictor = load_predictor(evaluated, batch_size=2)
+    output = Output("where", ".txt", where, plain_python=True)
+    assert predict_folder(predictor, films, tmp_path, 0, workers=1, outputs=[output]).complete
+    assert [path.read_text() for path in (tmp_path / "where").iterdir()] == 3 * [str(os.getpid())]
 
 
 def test_a_later_start_adds_the_kinds_that_are_missing(evaluated, films, output, tmp_path):

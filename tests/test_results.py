@@ -21,7 +21,7 @@ from jaxpneumo.predict.finding import largest_component
 from jaxpneumo.predict.infer import load_predictor
 from jaxpneumo.predict.manifest import MANIFEST, read_entries
 from jaxpneumo.predict.native import to_native_on_host
-from jaxpneumo.predict.pictures import write_png
+from jaxpneumo.predict.png import write_png
 from jaxpneumo.predict.submission import read_submission
 from jaxpneumo.process.errors import DONE, PARTIAL, InputError
 

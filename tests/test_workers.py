@@ -4,6 +4,8 @@ import os
 import platform
 import resource
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -122,3 +124,24 @@ def count_page_faults(_: int) -> int:
 def test_memory_is_kept_for_the_next_task():
     assert dict(workers.run(count_page_faults, [0], 1, keep, (0,), 20.0))[0] < 1000
     assert dict(workers.run(count_page_faults, [0], 1, start, (0,), 20.0))[0] > 5000
+
+
+def test_a_pool_ends_with_the_process_that_started_it(tmp_path):
+    """Also if that is killed, as by the system when memory runs out: nothing is left behind."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\n"
+        "from jaxpneumo.process import workers\n"
+        "if __name__ == '__main__':\n"
+        "    print(workers.pool(1).submit(os.getpid).result(), flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    first = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert first.returncode == -signal.SIGKILL
+    for _ in range(100):
+        try:
+            os.kill(int(first.stdout), 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the process of the pool lives on")

@@ -97,7 +97,7 @@ def _sheet(index: Index, directory: Path) -> np.ndarray:
     for row in rows:
         mask = np.unpackbits(masks[row], axis=-1)
         words = [f"row {row}", index.view[row], f"{index.mask_area[row]:,} px" if index.positive[row] else "negative"]
-        picture = overlay(images[row], np.zeros_like(mask), mask, width=WIDTH // COLUMNS, legend=False)
+        picture = overlay(images[row], np.zeros_like(mask), mask, width=WIDTH // COLUMNS)
         pictures.append((", ".join(filter(None, words)), picture))
     return contact_sheet(pictures, COLUMNS, WIDTH, ["truth"])
 

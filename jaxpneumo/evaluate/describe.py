@@ -15,7 +15,7 @@ import numpy as np
 from jaxpneumo.data import csv_tables, dataset, leaks, rle, splits
 from jaxpneumo.data import labels as label_files
 from jaxpneumo.data.dataset import Index
-from jaxpneumo.predict.pictures import write_png
+from jaxpneumo.predict.png import write_png
 from jaxpneumo.predict.postprocess import NATIVE_AREA
 from jaxpneumo.process import places
 from jaxpneumo.process.arguments import Parser

@@ -24,7 +24,8 @@ from jaxpneumo.predict.gate import add_arguments as add_gate_arguments
 from jaxpneumo.predict.gate import describe as describe_gate
 from jaxpneumo.predict.gate import load_gate
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
-from jaxpneumo.predict.pictures import contact_sheet, overlay, write_png
+from jaxpneumo.predict.pictures import contact_sheet, overlay
+from jaxpneumo.predict.png import write_png
 from jaxpneumo.predict.submission import write_submission
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
@@ -338,7 +339,7 @@ def _write_gallery(
         native = (int(index.height[row]), int(index.width[row]))
         image = cv2.resize(np.asarray(images[row]), native[::-1], interpolation=cv2.INTER_LINEAR)
         masks = [rle.decode(code, *native) for code in (codes[image_id], labels[image_id])]
-        pictures.append((f"Dice {score:.3f}", overlay(image, *masks, width=400, legend=False)))
+        pictures.append((f"Dice {score:.3f}", overlay(image, *masks, width=400)))
     write_png(path, contact_sheet(pictures))
 
 

@@ -1,4 +1,4 @@
-"""Strips with text above and below a picture. No pixel of the picture is covered or changed."""
+"""Radiographs with an outline and, in strips above and below, text. No pixel is covered but by the outline."""
 
 import math
 from collections.abc import Sequence
@@ -6,11 +6,47 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from jaxpneumo.predict.pictures import FONT, GREY, SMALLEST_TEXT, WHITE
+from jaxpneumo.predict.pictures import COLORS, FONT, GREY, SMALLEST_TEXT, WHITE, overlay
+from jaxpneumo.process.files import safe_name
 
 GROUND = 24  # grey level of the strips, as of contact sheets
 
 Line = tuple[str, tuple[int, int, int]]  # text in ASCII, and its colour as RGB
+OUTLINED: Line = ("outlined: prediction", COLORS["prediction"])
+
+
+def explained(image: np.ndarray, mask: np.ndarray, above: Sequence[Line], note: str) -> np.ndarray:
+    """A radiograph with the outline of a mask, lines of text above it, and below it the outline's colour and a note.
+
+    Args:
+      image: uint8 (H, W), grey.
+      mask: (H, W), 0 = background.
+      above: what was found, by what.
+      note: such as that the result is for research only.
+
+    Returns:
+      uint8 (H', W, 3), RGB, with H' > H.
+
+    Raises:
+      InputError: as `overlay`.
+    """
+    return captioned(overlay(image, mask), above, [*([OUTLINED] if mask.any() else []), grey(note)])
+
+
+def found(area: int, area_mm2: float | None, score: float, side: str | None, band: str = "") -> Line:
+    """What was found, such as "found (likely): score 0.997, 1,207 mm2, left"."""
+    size = ""
+    if area:
+        size = f", {area:,} pixels" if area_mm2 is None else f", {area_mm2:,.0f} mm2"
+    certainty = f" ({band})" if band else ""
+    return white(
+        f"{'found' if area else 'nothing found'}{certainty}: score {score:.3f}{size}{f', {side}' if side else ''}"
+    )
+
+
+def title(uid: str) -> Line:
+    """An image id as the font of pictures can show it: one in another script as the name of its files."""
+    return white(uid if uid.isascii() else safe_name(uid))
 
 
 def captioned(picture: np.ndarray, above: Sequence[Line], below: Sequence[Line]) -> np.ndarray:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import jaxpneumo
 from jaxpneumo.predict import gate
-from jaxpneumo.predict.captions import captioned, white
+from jaxpneumo.predict.captions import OUTLINED, captioned, white
 from jaxpneumo.predict.finding import Finding
 from jaxpneumo.predict.outputs import Output
-from jaxpneumo.predict.pictures import COLORS, overlay
+from jaxpneumo.predict.pictures import overlay
 from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import printable
@@ -29,7 +29,6 @@ if TYPE_CHECKING:  # what needs pydicom or JAX is imported where it is used
 
 SEG, SR, PRESENTATION, CAPTURE = KINDS = ("seg", "sr", "presentation", "capture")
 FOLDER = "dicom_results"
-OUTLINED = ("outlined: prediction", COLORS["prediction"])
 
 
 def kinds(text: str) -> tuple[str, ...]:
@@ -64,12 +63,10 @@ def dicom_outputs(predictor: "Predictor", kinds: Sequence[str]) -> list[Output]:
     if not kinds:
         return []
     check_installed()
-    algorithm = algorithm_of(predictor)
-
-    def write(kind: str, path: Path, finding: Finding, source: Path) -> str | None:
-        return write_dicom_results(source, finding, [kind], path.parent, algorithm, kinds)[1].get(kind)
-
-    return [Output(FOLDER, f"/{kind}.dcm", functools.partial(write, kind), keeps=False) for kind in kinds]
+    write = functools.partial(_write, algorithm_of(predictor), tuple(kinds))
+    return [
+        Output(FOLDER, f"/{kind}.dcm", functools.partial(write, kind), keeps=False, plain_python=True) for kind in kinds
+    ]
 
 
 def write_dicom_results(
@@ -127,6 +124,13 @@ def write_dicom_results(
     return written, reasons
 
 
+def _write(
+    algorithm: "Algorithm", stored: Sequence[str], kind: str, path: Path, finding: Finding, source: Path
+) -> str | None:
+    """Writes one kind of an `Output`; processes call it."""
+    return write_dicom_results(source, finding, [kind], path.parent, algorithm, stored)[1].get(kind)
+
+
 def _make(
     kind: str,
     source: Path,
@@ -153,7 +157,7 @@ def _make(
     elif kind == PRESENTATION:
         made = presentation(origin, outcome, algorithm)
     else:
-        picture = overlay(read_image(source).image, outcome.mask, legend=False)
+        picture = overlay(read_image(source).image, outcome.mask)
         said = [white(sentence) for sentence in remarks(origin, algorithm)]
         made = capture(origin, captioned(picture, said, [OUTLINED]), algorithm)
     return as_file(made)

@@ -7,7 +7,9 @@ a full disk ends the job.
 import errno
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -16,12 +18,13 @@ import numpy as np
 
 from jaxpneumo.data import rle
 from jaxpneumo.predict import saved_thresholds
-from jaxpneumo.predict.captions import captioned, grey, white
+from jaxpneumo.predict.captions import Line, explained, found, grey, title
 from jaxpneumo.predict.certainty import Bands
 from jaxpneumo.predict.finding import Finding, predict_findings
 from jaxpneumo.predict.manifest import RESEARCH_USE, SYNTHETIC_NOTE
-from jaxpneumo.predict.pictures import COLORS, overlay, write_png
+from jaxpneumo.predict.png import write_png
 from jaxpneumo.predict.reading import Picture
+from jaxpneumo.process import workers
 from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import printable, safe_name
@@ -46,6 +49,8 @@ class Output:
       most: largest number of files; None writes one for each image.
       needs_probability: whether `write` needs `Finding.probability`.
       keeps: whether a file that is newer than its image is kept; else it is written anew.
+      plain_python: whether `write` is slow Python code, of which a process runs only one thread at a time. Processes
+        call it then where there are many files, and it has to be picklable.
     """
 
     name: str
@@ -54,6 +59,7 @@ class Output:
     most: int | None = None
     needs_probability: bool = False
     keeps: bool = True
+    plain_python: bool = False
 
     @property
     def key(self) -> str:
@@ -67,25 +73,22 @@ class Output:
 
 def overlays_output(predictor: "Predictor", most: int | None) -> Output:
     """The pictures with outlines."""
-    model = "+".join(one[:12] for one in predictor.model_id.split("+"))
-    made = f"{saved_thresholds.words(vars(predictor.settings))}; model {model}"
-    note = _note(predictor)
+    note = note_of(predictor)
 
     def write(path: Path, finding: Finding, source: Path) -> None:
         from jaxpneumo.dicom.dicom import read_image
 
         # Decodes the file again. Keeping all radiographs in memory until their masks are ready would cost more.
-        picture = overlay(read_image(source).image, finding.mask, legend=False)
-        key = [("outlined: prediction", COLORS["prediction"])] if finding.area else []
-        above = [white(_shown(finding.picture.uid)), white(_in_words(finding)), grey(made)]
-        write_png(path, captioned(picture, above, [*key, grey(note)]), note)
+        picture = explained(read_image(source).image, finding.mask, caption(finding, predictor), note)
+        # Without an outline all of it is grey, and takes a third of the time and of the disk.
+        write_png(path, picture if finding.area else picture[..., 0], note)
 
     return Output("overlays", ".png", write, most)
 
 
 def masks_output(predictor: "Predictor") -> Output:
     """The masks as PNG at native size: 0 = background, 255 = pneumothorax."""
-    note = f"0 = background, 255 = pneumothorax; {_note(predictor)}"
+    note = f"0 = background, 255 = pneumothorax; {note_of(predictor)}"
     return Output("masks", ".png", lambda path, finding, _: write_png(path, finding.mask * np.uint8(255), note))
 
 
@@ -100,7 +103,7 @@ def probabilities_output(predictor: "Predictor", form: str) -> Output:
       form: "png16": probability * 65535, rounded. "npz": `probability` float32 (S, S), `height` and `width` of the
         radiograph, and `note`.
     """
-    note = _note(predictor)
+    note = note_of(predictor)
 
     def write_png16(path: Path, finding: Finding, source: Path) -> None:
         values = np.rint(cast(np.ndarray, finding.probability) * 65535.0).astype(np.uint16)
@@ -118,23 +121,17 @@ def probabilities_output(predictor: "Predictor", form: str) -> Output:
     return Output("probabilities", ending, write, needs_probability=True)
 
 
-def _note(predictor: "Predictor") -> str:
+def caption(finding: Finding, predictor: "Predictor") -> list[Line]:
+    """The lines above a radiograph: its id, what was found, and with which thresholds and model."""
+    model = "+".join(one[:12] for one in predictor.model_id.split("+"))
+    made = f"{saved_thresholds.words(vars(predictor.settings))}; model {model}"
+    words = found(finding.area, finding.area_mm2, finding.score, finding.side, finding.certainty.band)
+    return [title(finding.picture.uid), words, grey(made)]
+
+
+def note_of(predictor: "Predictor") -> str:
+    """What every picture says: research use only, and that the model is synthetic where it is."""
     return f"{RESEARCH_USE}. {SYNTHETIC_NOTE}" if predictor.synthetic else RESEARCH_USE
-
-
-def _shown(uid: str) -> str:
-    """An image id as the font of pictures can show it: one in another script as the name of its files."""
-    return uid if uid.isascii() else safe_name(uid)
-
-
-def _in_words(finding: Finding) -> str:
-    """What was found, such as "found (likely): score 0.997, 1,207 mm2, left"."""
-    area = "" if not finding.area else f", {finding.area:,} pixels"
-    if finding.area and finding.area_mm2 is not None:
-        area = f", {finding.area_mm2:,.0f} mm2"
-    side = f", {finding.side}" if finding.side else ""
-    result = "found" if finding.area else "nothing found"
-    return f"{result} ({finding.certainty.band}): score {finding.score:.3f}{area}{side}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +158,7 @@ def predict_and_write(
     bands: Bands,
     to: Path,
     outputs: Sequence[Output],
+    team: int = 0,
 ) -> Iterator[Written]:
     """Predicts radiographs and writes their outputs.
 
@@ -171,6 +169,7 @@ def predict_and_write(
       bands: the result of `certainty.bands_of`.
       to: output folder.
       outputs: what to write for each image.
+      team: number of processes for outputs in plain Python; 0 is for threads of this process.
 
     Yields:
       One result per picture, in the order of `pictures`. Its outputs are on the disk by then.
@@ -182,14 +181,15 @@ def predict_and_write(
     def finish(describe: Callable[[], Finding], missing: Sequence[Output], there: tuple[str, ...]) -> Written:
         finding = describe()
         code = rle.encode(finding.mask) if finding.area else rle.EMPTY
-        tried = {output.key: _write(output, to, finding, folder) for output in missing}
+        tried = {output.key: _write(output, to, finding, folder, processes) for output in missing}
         failed = {key: reason for key, (reason, _) in tried.items() if reason}
         done = {key for key, (_, done) in tried.items() if done}
         return Written(replace(finding, probability=None), code, tuple(sorted({*there, *done})), failed)
 
     room = {output.key: _room(output, to) for output in outputs}
     needs_probability = any(output.needs_probability for output in outputs)
-    with ThreadPoolExecutor(cores()) as pool:
+    slow = team > 0 and any(output.plain_python for output in outputs)
+    with workers.pool(team) if slow else nullcontext() as processes, ThreadPoolExecutor(cores()) as pool:
         waiting: deque[tuple[str, Future[Written]]] = deque()
         for picture, describe in predict_findings(predictor, pictures, bands, needs_probability):
             # A second file of an image that is under way does not write to the same places.
@@ -213,11 +213,13 @@ def _room(output: Output, to: Path) -> float:
     return output.most - (sum(path.suffix == output.ending for path in folder.iterdir()) if folder.is_dir() else 0)
 
 
-def _write(output: Output, to: Path, finding: Finding, folder: Path) -> tuple[str, bool]:
+def _write(
+    output: Output, to: Path, finding: Finding, folder: Path, processes: ProcessPoolExecutor | None
+) -> tuple[str, bool]:
     """Writes an output of a finding. Returns the reason why it is not there, or "", and whether it is done."""
-    path = output.path(to, finding.picture.uid)
+    path, source = output.path(to, finding.picture.uid), folder / finding.picture.source
     try:
-        reason = output.write(path, finding, folder / finding.picture.source)
+        reason = _call(output, path, finding, source, processes)
     except InputError as error:  # such as a file that was removed or changed in the meantime; its mask is still valid
         return printable(str(error)), False
     except OSError as error:
@@ -225,6 +227,16 @@ def _write(output: Output, to: Path, finding: Finding, folder: Path) -> tuple[st
             raise
         return f"{path.name} cannot be written: {error.strerror}.", False
     return printable(reason or ""), True
+
+
+def _call(
+    output: Output, path: Path, finding: Finding, source: Path, processes: ProcessPoolExecutor | None
+) -> str | None:
+    if output.plain_python and processes is not None:
+        # The system ends processes when memory runs out. Then this one does their work, and the job goes on.
+        with suppress(BrokenProcessPool):
+            return processes.submit(output.write, path, replace(finding, probability=None), source).result()
+    return output.write(path, finding, source)
 
 
 def _is_kept(output: Output, to: Path, picture: Picture) -> bool:

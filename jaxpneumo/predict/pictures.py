@@ -1,14 +1,10 @@
 """Pictures for readers: outlines on radiographs, and contact sheets."""
 
-import struct
-import zlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
 
 # RGB. Orange and sky blue of Okabe and Ito's palette for all kinds of colour vision. Both are visible on all greys.
@@ -16,7 +12,6 @@ COLORS = {"prediction": (230, 159, 0), "truth": (86, 180, 233)}
 WHITE, GREY = (255, 255, 255), (170, 170, 170)
 DISCLAIMER = "not a medical device"
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-HEADER_END = 33  # bytes of a PNG up to the end of its first chunk, IHDR
 SMALLEST_TEXT = 0.35  # letters run together below this font scale
 
 
@@ -25,8 +20,6 @@ def overlay(
     prediction: np.ndarray,
     truth: np.ndarray | None = None,
     width: int | None = None,
-    legend: bool = True,
-    warning: str = "",
 ) -> np.ndarray:
     """Outlines the prediction (orange) and the truth (blue, dashed) on a radiograph.
 
@@ -35,8 +28,6 @@ def overlay(
       prediction: mask (H, W), 0 = background.
       truth: mask of the same shape; None if the truth is unknown.
       width: shrinks the image to this width in pixels before drawing. Shrinking the result would blur the lines.
-      legend: draws a legend of the colours and the disclaimer "not a medical device" along the lower edge.
-      warning: ASCII sentence for the upper edge.
 
     Returns:
       uint8 (H, W, 3), RGB; (round(H * width / W), width, 3) if shrunk.
@@ -67,10 +58,6 @@ def overlay(
             cv2.polylines(picture, outlines, False, COLORS[name], line, smooth)
         else:
             cv2.drawContours(picture, outlines, -1, COLORS[name], line, smooth)
-    if legend:
-        _legend(picture, list(masks))
-    if warning:
-        _warning(picture, warning)
     return picture
 
 
@@ -84,7 +71,7 @@ def contact_sheet(
 
     Args:
       pictures: (title, uint8 (H, W, 3) RGB) pairs. Titles are ASCII. Pictures are resized to the cell;
-        `overlay(..., width=about width / columns, legend=False)` makes them about that wide.
+        `overlay(..., width=about width / columns)` makes them about that wide.
       columns: number of pictures in a row.
       width: width of the sheet in pixels. The sheet is narrower if there are fewer pictures than columns.
       outlines: the kinds of outlines in the legend.
@@ -121,28 +108,6 @@ def contact_sheet(
     return sheet
 
 
-def write_png(path: Path | str, picture: np.ndarray, description: str = "") -> None:
-    """Writes (H, W) grey, uint8 or uint16, or uint8 (H, W, 3) RGB as a PNG, atomically.
-
-    Args:
-      path: the file.
-      picture: its pixels.
-      description: ASCII text that the file carries along (PNG's text chunk "Description").
-    """
-    if picture.ndim == 3:
-        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    encoded, data = cv2.imencode(".png", picture)
-    if not encoded:
-        raise InputError(f"{path}: an array of {picture.dtype} {picture.shape} cannot be written as a PNG.")
-    content = data.tobytes()
-    if description:
-        chunk = b"tEXtDescription\0" + description.encode("ascii")
-        text = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-        content = content[:HEADER_END] + text + content[HEADER_END:]
-    with write_atomically(path, "wb") as file:
-        file.write(content)
-
-
 def _legend(picture: np.ndarray, names: Sequence[str]) -> None:
     """Draws a sample of each line with its name, and the disclaimer, on a darkened strip at the lower edge."""
     height, width = picture.shape[:2]
@@ -163,15 +128,6 @@ def _legend(picture: np.ndarray, names: Sequence[str]) -> None:
         x += _text_width(name, scale) + 2.8 * unit
     left = round(width - 0.4 * unit) - _text_width(DISCLAIMER, scale)
     _text(picture, DISCLAIMER, left, baseline, scale, GREY)
-
-
-def _warning(picture: np.ndarray, text: str) -> None:
-    """Writes a sentence on a darkened strip at the upper edge, small enough to fit the width."""
-    width = picture.shape[1]
-    scale = min(max(0.55 * width / 1024, SMALLEST_TEXT), 0.94 * width / _text_width(text, 1.0))
-    strip = picture[: max(1, round(42 * scale))]
-    strip[:] = strip * 0.25
-    _text(picture, text, round(0.03 * width), round(29 * scale), scale, COLORS["prediction"])
 
 
 def _dashes(outline: np.ndarray, period: int) -> list[np.ndarray]:

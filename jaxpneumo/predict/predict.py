@@ -38,7 +38,7 @@ from jaxpneumo.predict.outputs import (
     probabilities_output,
 )
 from jaxpneumo.predict.postprocess import RULES as REMOVAL_RULES
-from jaxpneumo.predict.reading import Picture, Reading, read_ahead
+from jaxpneumo.predict.reading import Picture, Reading, read_ahead, team_for
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.errors import DONE, PARTIAL, InputError
@@ -132,7 +132,8 @@ def predict_files(
       output: see HELP.
       overlays: largest number of pictures to write; None writes one for every radiograph.
       quiet: shows no progress bar.
-      workers: `team` of `reading.read_ahead`.
+      workers: number of processes that read files and, where asked for, of others that make DICOM results; see
+        `reading.team_for`.
       part: (K, N) predicts only part K of N; None predicts all files.
       anew: removes predictions of another model or other settings from `output`. If False, they cause an InputError.
       any_image: also predicts images whose header says that they are not frontal chest radiographs.
@@ -173,7 +174,8 @@ def predict_files(
         with progress_bar(None, total=len(sources), description="predict", quiet=quiet) as bar:
             bar.update(len(sources) - len(left))
             bar.set_postfix_str(COMPILING if left else "")
-            for written in predict_and_write(predictor, root, usable(), bands, folder, asked):
+            team = team_for(len(left), workers)
+            for written in predict_and_write(predictor, root, usable(), bands, folder, asked, team):
                 bar.set_postfix_str("", refresh=False)
                 for key, reason in written.failed.items():
                     if key not in written.outputs:
@@ -291,7 +293,12 @@ def main(arguments: Sequence[str]) -> int:
         type=BATCH,
         help="radiographs per call of the network (default: the run's; 1 for a single file)",
     )
-    add("--workers", type=WORKERS, metavar="N", help="processes that read files (default: one per core; 0: threads)")
+    add(
+        "--workers",
+        type=WORKERS,
+        metavar="N",
+        help="processes that read files, and as many that make DICOM results (default: one per core; 0: threads)",
+    )
     add("--any-image", action="store_true", help="also predict images that are not frontal chest radiographs")
     add("--num-parts", type=whole(1, 99_999, word="auto"), metavar="N", help="predict one of N parts of the files")
     add("--part-id", type=whole(0, 99_998, word="auto"), metavar="K", help="which part to predict")

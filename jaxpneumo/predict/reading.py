@@ -88,8 +88,7 @@ def read_ahead(
     Args:
       reading: folder and settings.
       sources: paths of the files below the folder, with slashes.
-      team: number of processes. 0 reads in threads of this process. None uses one process per core, or threads for at
-        most FEW files.
+      team: see `team_for`.
       seconds: time limit for one file in a process.
 
     Yields:
@@ -98,8 +97,7 @@ def read_ahead(
     Raises:
       RuntimeError: a process cannot start.
     """
-    if team is None:
-        team = cores() if len(sources) > FEW else 0
+    team = team_for(len(sources), team)
     if team == 0:
         yield from in_threads(functools.partial(read, reading, source) for source in sources)
         return
@@ -123,6 +121,16 @@ def read_ahead(
                 image = None if picture.reason else slots[number % window].copy()
                 number += 1
                 yield replace(picture, image=image)
+
+
+def team_for(files: int, asked: int | None) -> int:
+    """The number of processes for work on so many files; 0 is for threads of this process.
+
+    `asked` is what the user asks for. None is one process per core, or threads for at most FEW files.
+    """
+    if asked is not None:
+        return asked
+    return cores() if files > FEW else 0
 
 
 def read(reading: Reading, source: str) -> Picture:

@@ -1,22 +1,26 @@
 """Worker processes that survive their tasks: one that crashes or hangs costs that task and nothing else.
 
 Standard pools give up when a process dies, and wait for ever for one that hangs. A damaged file can do either
-to a decoder.
+to a decoder. For work that does neither, `pool` is a standard one.
 """
 
 import ctypes
+import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from jaxpneumo.process.machine import peak_memory
+from jaxpneumo.process.runtime import one_thread_each
 
 AHEAD = 16  # tasks that wait in a process's pipe, so that it never waits for this one
 PAUSE = 0.01  # seconds in which results gather: taking each at once would interrupt a process each time
@@ -59,6 +63,22 @@ def keep_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(M_MMAP_THRESHOLD, 32 << 20)
         library.mallopt(M_TRIM_THRESHOLD, 64 << 20)
+
+
+def pool(workers: int) -> ProcessPoolExecutor:
+    """A standard pool of spawned processes, each started when it is first needed. They end with this process."""
+    return ProcessPoolExecutor(workers, get_context("spawn"), _begin)
+
+
+def end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, even if that was killed."""
+
+    def watch(parent: BaseProcess) -> None:
+        parent.join()
+        os._exit(1)
+
+    if (parent := parent_process()) is not None:
+        threading.Thread(target=watch, args=(parent,), daemon=True).start()
 
 
 def run(
@@ -191,6 +211,13 @@ def run(
     finally:
         for worker in team:
             worker.stop()
+
+
+def _begin() -> None:
+    """The start of a process of a pool."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+    one_thread_each()
 
 
 def _work(pipe: Connection, function: Callable, start: Callable) -> None:

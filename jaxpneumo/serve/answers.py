@@ -16,6 +16,7 @@ from jaxpneumo.predict.certainty import Bands
 from jaxpneumo.predict.finding import Finding
 from jaxpneumo.predict.infer import Predictor
 from jaxpneumo.predict.native import pixels_at_least, to_native_on_host
+from jaxpneumo.predict.png import png
 from jaxpneumo.predict.postprocess import remove_small
 from jaxpneumo.run.config import Predict
 
@@ -140,13 +141,6 @@ def by_rules(reached: np.ndarray, settings: Predict) -> np.ndarray:
         if top < pixels_at_least(settings.top_area, *mask.shape):
             return np.zeros_like(mask)
     return remove_small(mask, settings.removal_threshold, settings.removal_rule)
-
-
-def png(picture: np.ndarray) -> bytes:
-    """A picture as the bytes of a PNG, uint8 (H, W) or RGB (H, W, 3)."""
-    if picture.ndim == 3:
-        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    return cv2.imencode(".png", picture)[1].tobytes()
 
 
 def _text(data: bytes) -> str:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxpneumo.predict.captions import explained
 from jaxpneumo.predict.dicom_results import SEG, SR, algorithm_of, write_dicom_results
 from jaxpneumo.predict.finding import Finding
 from jaxpneumo.predict.infer import Predictor
-from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
-from jaxpneumo.predict.pictures import overlay
+from jaxpneumo.predict.outputs import caption, note_of
+from jaxpneumo.predict.png import png
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import safe_name
-from jaxpneumo.serve.answers import png
 from jaxpneumo.serve.decoding import Upload
 
 
@@ -41,7 +41,7 @@ def _mask(data: bytes, upload: Upload, finding: Finding, predictor: Predictor) -
 
 
 def _outlined(data: bytes, upload: Upload, finding: Finding, predictor: Predictor) -> bytes:
-    return png(overlay(upload.image, finding.mask, warning=SYNTHETIC_NOTE if predictor.synthetic else ""))
+    return png(explained(upload.image, finding.mask, caption(finding, predictor), note_of(predictor)))
 
 
 def _dicom(kind: str) -> Callable[[bytes, Upload, Finding, Predictor], bytes]:

@@ -5,20 +5,19 @@ loads JAX.
 """
 
 import fcntl
-import os
 import signal
-import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.workers import end_with_parent
 
 START_SECONDS = 600.0
 HELD = "model.lock"
@@ -143,7 +142,7 @@ def _work(pipe: Connection, make: Callable[..., Look], arguments: tuple, lock: P
     """The life of the process."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a terminal and a cluster send them to both processes
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     with open(lock, "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)  # until an older one, whose parent was killed, has ended too
         try:
@@ -166,10 +165,3 @@ def _look(look: Look, image: Path, into: Path) -> Verdict | OSError:
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(last.filename).name}, line {last.lineno}"
         return Verdict(f"it cannot be predicted ({type(error).__name__} in {place}); this is a fault of the program")
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
