@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     add("--width", type=int, default=64, help="channels of the first stage; the peer has no such option")
     add("--dtype", default="float32", choices=("float32", "bfloat16"))
     add("--device", default="cpu", choices=("cpu", "cuda"), help="for the peer's sake: JAX finds its device by itself")
-    add("--init-from", default="", metavar="RUN", help="start from the weights of this run's first stage")
+    add("--start-from", default="", metavar="RUN", help="start from this run's weights, with all stages")
     add("--seed", type=int, default=0)
     add("--every", type=int, default=10, help="epochs between two lines")
     options = parser.parse_args(argv)
@@ -70,7 +70,7 @@ def recipe(options: argparse.Namespace) -> Config:
     """configs/exp5.py with the options' sizes, epochs and batches, flips only."""
     changes = {
         "seed": options.seed,
-        "init_from": options.init_from,
+        "stage1.start_from": options.start_from,
         "data.directory": str(options.data.resolve()),
         "data.split": str(options.splits.resolve()),
         "model.encoder": options.encoder,

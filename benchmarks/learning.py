@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     add("--profile", choices=tuple(PROFILES), required=True, help="cpu: small images; gpu: exp5's own")
     add("--seeds", default="0,1,2", metavar="N,N", help="of weights and order (default: %(default)s)")
     add("--only", metavar="A,B", help="such as 'ours batch,peer batch' (default: all)")
-    add("--pretrained", metavar="RUN", help="also train ours from the first stage of this run, as a side of its own")
+    add("--pretrained", metavar="RUN", help="also train ours from the result of this run, as a side of its own")
     add("--at-once", type=int, default=1, metavar="N", help="runs at a time; they share the device (default: one)")
     peer = REPOSITORY.parent / "shared/peers/torch_train.py"
     add("--peer", type=Path, default=peer, metavar="FILE", help="its program (default: ../shared/peers/torch_train.py)")
@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
     programs = {
         "ours": (sys.executable, REPOSITORY / "benchmarks/learn.py"),
         "peer": (options.peer_python, options.peer),
-        "pretrained": (sys.executable, REPOSITORY / "benchmarks/learn.py", f"--init-from={options.pretrained}"),
+        "pretrained": (sys.executable, REPOSITORY / "benchmarks/learn.py", f"--start-from={options.pretrained}"),
     }
     # Seed by seed, so that a comparison that is stopped early has as many of each side.
     runs = [(side, seed) for seed in options.seeds.split(",") for side in sides]
