@@ -7,10 +7,10 @@ medical device.
 import argparse
 import functools
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jaxpneumo
 from jaxpneumo.predict import gate
@@ -100,6 +100,7 @@ def write_dicom_results(
     """
     from jaxpneumo.dicom.origin import NoResultError, read_origin
     from jaxpneumo.dicom.outcome import ImageOutcome
+    from jaxpneumo.dicom.segmentation import segmentation
 
     check_installed()
     outcome = ImageOutcome(finding.mask, finding.score, finding.side)
@@ -108,11 +109,12 @@ def write_dicom_results(
         origin = read_origin(source, outcome.mask.shape)
     except NoResultError as error:
         return {}, dict.fromkeys(kinds, f"{name} has no DICOM results: {error}")
+    segmented = functools.cache(lambda: segmentation(origin, outcome, algorithm))  # the report refers to it
     written, reasons = {}, {}
     for kind in kinds:
         path = folder / f"{kind}.dcm"
         try:
-            made = _make(kind, source, origin, outcome, kinds if stored is None else stored, algorithm)
+            made = _make(kind, source, origin, outcome, kinds if stored is None else stored, algorithm, segmented)
         except NoResultError as error:
             made, reasons[kind] = None, f"{name} has no {kind}: {error}"
         if made is None:
@@ -138,22 +140,22 @@ def _make(
     outcome: "ImageOutcome",
     stored: Collection[str],
     algorithm: "Algorithm",
+    segmented: Callable[[], Any],
 ) -> bytes | None:
     """The file of a result; None where a negative outcome has none of its kind."""
     from jaxpneumo.dicom.capture import capture
     from jaxpneumo.dicom.dicom import as_file, read_image
     from jaxpneumo.dicom.outcome import remarks
     from jaxpneumo.dicom.presentation import presentation
-    from jaxpneumo.dicom.segmentation import segmentation
     from jaxpneumo.dicom.structured_report import report
 
     if kind == SR:
         refers = SEG in stored and outcome.area > 0
-        made = report(origin, outcome, algorithm, segmentation(origin, outcome, algorithm) if refers else None)
+        made = report(origin, outcome, algorithm, segmented() if refers else None)
     elif not outcome.area:
         return None
     elif kind == SEG:
-        made = segmentation(origin, outcome, algorithm)
+        made = segmented()
     elif kind == PRESENTATION:
         made = presentation(origin, outcome, algorithm)
     else:
