@@ -158,6 +158,7 @@ def test_a_stop_saves_the_best_epoch_too(prepared, tmp_path, monkeypatch):
     assert epoch_records(tmp_path / "run") == epoch_records(tmp_path / "whole")
 
 
+@pytest.mark.long
 def test_an_epochs_line_is_in_the_log_before_its_checkpoint(prepared, tmp_path, monkeypatch):
     save, lines = checkpoint.save, []
 

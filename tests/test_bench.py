@@ -136,6 +136,7 @@ class TestPlan:
         assert 50 <= found.batch < 60
 
 
+@pytest.mark.long
 def test_step(tmp_path, capsys):
     arguments = [
         *TINY_OPTIONS,

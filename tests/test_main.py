@@ -82,6 +82,7 @@ def test_config_without_a_section_names_what_is_missing(tmp_path):
     assert "stage1 is missing" in result.stderr
 
 
+@pytest.mark.long
 def test_batch_size_and_weights_are_checked_before_training(prepared, tmp_path):
     """On two devices; the file of weights is empty."""
     shrunk = ["--config.model.depths=(1,1,1,1)", "--config.model.width=8", "--config.stage1.size=32"]

@@ -52,6 +52,7 @@ def test_a_mask_is_opencvs_bilinear_resize_and_threshold(height, width):
     np.testing.assert_array_equal(mask.unpack()[certain], (native >= 0.5)[certain])
 
 
+@pytest.mark.long
 def test_the_canvas_does_not_matter_to_a_single_bit():
     """Many sizes on one canvas, on a larger one, and each on its own of exactly its size, in whole bytes."""
     probability = blobs(len(SIZES))

@@ -138,6 +138,7 @@ def written(code: str, first: int | None) -> str:
     return " ".join(map(str, other))
 
 
+@pytest.mark.long
 def test_codes_of_the_challenge_and_none_other_are_the_challenges(shared):
     """The whole table, and every part of it down to one image, in its own words and in others."""
     with gzip.open(shared / "data/train-rle-12047.csv.gz", "rt", newline="") as file:

@@ -345,6 +345,7 @@ def test_data_that_go_away_in_the_run(prepared, tmp_path, before_epoch):
     assert_ends_as(whole, config, tmp_path / "run")
 
 
+@pytest.mark.long
 def test_a_reading_process_that_is_killed(prepared, tmp_path, before_epoch):
     others = set(multiprocessing.active_children())
 
