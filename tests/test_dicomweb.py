@@ -177,6 +177,17 @@ class TestOneQuery:
         with pytest.raises(ConnectionError):
             pull.fetch_all(client, found[:1], tmp_path / "c", quiet=True)
 
+    def test_a_result_that_it_does_not_take_is_told_and_tried_again(self, service, files, tmp_path):
+        url, requests, answers = service
+        taken = 200, {"Content-Type": "application/dicom+json"}, b"{}"
+        answers.append(lambda _: None if len(requests) == 2 else taken)
+        client, journal = dicomweb.connect(url), tmp_path / pull.STORED
+        (problem,) = pull.store_all(client, files, journal, quiet=True)
+        assert problem == f"{files[1]}: {url} cannot be reached (ConnectionError)"
+        assert len(requests) == len(files)
+        assert pull.store_all(client, files, journal, quiet=True) == []
+        assert len(requests) == len(files) + 1
+
     def test_an_object_that_was_not_asked_for_is_not_kept(self, service, files, tmp_path):
         url, _, answers = service
         asked = instance_of(files[0])

@@ -214,15 +214,16 @@ def _pull(client: Any, options: argparse.Namespace, model: ModelOptions) -> int:
     found, others, partial = library("dicomweb").find(client, options.study, options.query or {})
     print(f"{len(found)} radiographs match; {others} objects of other kinds are left alone.")
     if not found:
-        raise InputError(f"{options.url} has no radiographs that match. Try another --study or --query.")
+        said = f"{partial}. " if partial else ""
+        raise InputError(f"{options.url} has no radiographs that match. {said}Try another --study or --query.")
     write_json(options.output / SERVICE, {"url": options.url.rstrip("/")})
     problems = fetch_all(client, found, options.output / IMAGES)
-    if partial:
-        problems.append(partial)
+    problems += [partial] if partial else []
     # The folder may hold radiographs of earlier queries too. Only those of this one are predicted and stored.
     sources = sorted(name for each in found if (options.output / IMAGES / (name := f"{each.uid}.dcm")).exists())
     if not sources:
         raise InputError(f"none of the {len(found)} radiographs could be fetched. The first: {problems[0]}.")
+    _tell(problems)
     predictor = chosen_model.load(model, options.batch_size)
     outputs = dicom_outputs(predictor, options.dicom or (DEFAULT if options.store else ()))
     report = predict_files(
@@ -240,11 +241,16 @@ def _pull(client: Any, options: argparse.Namespace, model: ModelOptions) -> int:
     )
     if options.store:
         results = [output.path(options.output, each.uid) for each in found for output in outputs]
-        problems += store_all(client, [path for path in results if path.exists()], options.output / STORED)
-        print(f"{options.url} has the results but {len(problems)}." if problems else f"{options.url} has all results.")
+        refused = store_all(client, [path for path in results if path.exists()], options.output / STORED)
+        print(f"{options.url} has the results but {len(refused)}." if refused else f"{options.url} has all results.")
+        _tell(refused)
+        problems += refused
+    return DONE if report.complete and not problems else PARTIAL
+
+
+def _tell(problems: Iterable[str]) -> None:
     for problem in problems:
         print(problem)
-    return DONE if report.complete and not problems else PARTIAL
 
 
 def _check_service(output: Path, url: str) -> None:
