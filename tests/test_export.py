@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
 from functools import partial
 
 import numpy as np
@@ -41,7 +42,7 @@ def images(radiographs):
 
 @pytest.fixture(scope="module")
 def own(predictor, images):
-    return self_check.found_by(predictor, images)
+    return list(self_check.found_by(predictor, images))
 
 
 class TestOnnx:
@@ -206,13 +207,41 @@ class TestChecks:
 
     def test_pictures_are_the_runs_own_or_given_or_drawn(self, evaluated, radiographs, tmp_path, monkeypatch):
         data = read_json(evaluated / "config.json")["data"]["directory"]
-        own, where = self_check.pictures(data, None)
-        assert (len(own), own[0].shape, data in where) == (8, (64, 64), True)
-        given, where = self_check.pictures(data, radiographs / "dicom")
-        assert (len(given), given[0].shape, "dicom" in where) == (24, (128, 128), True)
         monkeypatch.setattr(self_check, "DRAWN_SIZE", 96)
-        drawn, where = self_check.pictures(tmp_path / "gone", None)
-        assert (len(drawn), drawn[0].shape, "drawn" in where) == (8, (96, 96), True)
+        for folder, images, count, size, words in (
+            (data, None, 8, 64, data),
+            (data, radiographs / "dicom", 24, 128, "dicom"),
+            (tmp_path / "gone", None, 8, 96, "drawn"),
+        ):
+            read, where = self_check.pictures(folder, images)
+            for _ in range(2):  # for the run, and for the export
+                assert [image.shape for image in read()] == [(size, size)] * count
+            assert words in where
+
+    def test_a_folder_without_radiographs_is_told(self, tmp_path):
+        (tmp_path / "film.dcm").write_bytes(b"no film")
+        with pytest.raises(InputError, match="none of the 1 files is a radiograph that can be used"):
+            self_check.pictures(tmp_path, tmp_path)
+
+    def test_memory_does_not_grow_with_the_number_of_pictures(self, predictor, own, images):
+        """The run reads a few pictures ahead. What both find in a picture is gone when the next is compared."""
+        there: list[weakref.ref] = []
+        most = 0
+
+        def made():
+            nonlocal most
+            for _ in range(50):
+                mask = own[0].mask.copy()
+                there.append(weakref.ref(mask))
+                most = max(most, sum(each() is not None for each in there))
+                yield own[0]._replace(mask=mask)
+                del mask
+
+        self_check.compare(made(), made(), 0.3, self_check.EQUAL)
+        assert (len(there), most <= 4) == (100, True)
+        ahead = iter(images * 20)
+        next(self_check.found_by(predictor, ahead))
+        assert len(list(ahead)) > 10 * len(images)
 
 
 class TestRefusals:

@@ -85,6 +85,11 @@ def test_binary_data_in_and_out(client, files):
         ({"shape": [4]}, "of a shape [height, width]"),
         ({"shape": [True, 256]}, "of a shape [height, width]"),
         ({"shape": [3, 3]}, "does not fit the 256 values"),
+        (
+            {"shape": [8, 32], "data": [[7] * 8] * 32},
+            "the shape [8, 32] does not fit the data, which are nested as [32, 8]",
+        ),
+        ({"data": [[[7] * 16] * 16]}, "nested as [1, 16, 16]"),
         ({"data": [0.5] * 256}, "whole numbers from 0 to 255"),
         ({"data": [-1] * 256}, "whole numbers from 0 to 255"),
         ({"data": [256] * 256}, "whole numbers from 0 to 255"),
@@ -112,6 +117,8 @@ def test_what_is_no_request_is_refused_in_words(client):
     assert answer.error == "there is no output x; there are mask, probability, score, area."
     answer = client.infer(b"{}", **{LENGTH: "7"})
     assert answer.error.startswith(f"{LENGTH} is 7, and the body has 2 bytes")
+    answer = client.infer(b"{}", **{LENGTH: "9" * 5000})
+    assert (answer.status, answer.error[: len(LENGTH) + 7]) == (400, f"{LENGTH} is 999")
 
 
 def test_the_example_of_the_documentation(client, tmp_path):

@@ -152,12 +152,12 @@ class TestDicomweb:
             for path in (*files, tmp_path / "ct.dcm"):
                 assert dicomweb.store(client, path) == ""
             assert dicomweb.store(client, files[0]) == "", "once more is no failure"
-            found, others = dicomweb.find(client, None, {})
-            assert ({one.uid for one in found}, others) == ({f"{ROOT}.{i}" for i in range(6)}, 1)
+            found, others, partial = dicomweb.find(client, None, {})
+            assert ({one.uid for one in found}, others, partial) == ({f"{ROOT}.{i}" for i in range(6)}, 1, "")
             study = pydicom.dcmread(files[2]).StudyInstanceUID
-            (one,), _ = dicomweb.find(client, study, {})
+            (one,), *_ = dicomweb.find(client, study, {})
             fetched = pydicom.dcmread(BytesIO(dicomweb.fetch(client, one)))
-            assert dicomweb.find(client, None, {"Modality": "MR"}) == ([], 0)
+            assert dicomweb.find(client, None, {"Modality": "MR"}) == ([], 0, "")
         original = pydicom.dcmread(files[2])
         assert fetched == original
         assert fetched.file_meta.TransferSyntaxUID == original.file_meta.TransferSyntaxUID, "JPEG, as it was stored"

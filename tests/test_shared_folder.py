@@ -12,6 +12,7 @@ from helpers import assert_same
 
 import jaxpneumo
 from jaxpneumo.evaluate.evaluate import main as evaluate
+from jaxpneumo.export.description import was_evaluated
 from jaxpneumo.export.export import main as export
 from jaxpneumo.export.import_folder import main as import_folder
 from jaxpneumo.predict.certainty import bands_of
@@ -147,11 +148,43 @@ def test_a_file_that_was_changed_or_is_gone_is_refused(copied, tmp_path, name):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("lines", ["", "nonsense", f"{'0' * 64}  ../config.json", f"{'0' * 64}  config.json"])
+ZEROS = "0" * 64
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        *("", "nonsense", f"{ZEROS}  ../config.json", f"{ZEROS}  config.json"),
+        f"{ZEROS}  config.json\n{ZEROS}  model.safetensors",
+    ],
+)
 def test_sums_that_are_none_are_refused(copied, lines):
     (copied / "SHA256SUMS").write_text(lines)
     with pytest.raises(InputError, match="is not a list of checksums of a shared folder"):
         jaxpneumo.load(copied)
+
+
+def test_links_are_refused_with_the_way_out(copied, tmp_path):
+    """Of a file and of a folder, to the very same bytes."""
+    for name in ("config.json", "thresholds"):
+        (copied / name).rename(tmp_path / name)
+        (copied / name).symlink_to(tmp_path / name)
+        for use in (jaxpneumo.load, lambda folder: import_folder([str(folder), "--output", str(tmp_path / "run")])):
+            with pytest.raises(InputError, match=r"is no file of the folder: it is a link.*cp -rL"):
+                use(copied)
+        (copied / name).unlink()
+        (tmp_path / name).rename(copied / name)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_without_a_checksum_is_not_taken_into_a_run(copied, tmp_path):
+    write_json(copied / "thresholds/other.json", THRESHOLDS)
+    (tmp_path / "secret").write_text("{}")
+    (copied / "evaluation/secret.json").symlink_to(tmp_path / "secret")
+    assert import_folder([str(copied), "--output", str(tmp_path / "run")]) == DONE
+    for name in ("thresholds", "evaluation"):
+        expected = sorted(file.removeprefix(f"{name}/") for file in FILES if file.startswith(f"{name}/"))
+        assert sorted(path.name for path in (tmp_path / "run" / name).iterdir()) == expected
 
 
 def test_weights_of_another_network_are_refused(copied):
@@ -199,3 +232,29 @@ def test_thresholds_of_a_name_become_its_own(run, tmp_path):
     assert (settings.threshold, settings.removal_threshold, settings.removal_rule) == (0.2, 64, "component")
     told = json.loads((tmp_path / "low/metadata.json").read_text())["jaxpneumo"]
     assert (told["threshold"], told["removal_rule"]) == (0.2, "component")
+    # Their scores are not known: those of the run's own thresholds are told as such, and to no program.
+    assert json.loads((tmp_path / "low/metadata.json").read_text())["eval_metrics"] == {}
+    card = (tmp_path / "low/README.md").read_text()
+    assert "model-index" not in card
+    assert (
+        "The thresholds, views and size of this folder were not evaluated: nothing is known about how good they are. "
+        "The scores below are of other ones, with flip TTA at size 32, B-TH 0.3, R-TH 20000 px (image)." in card
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({}, True),
+        ({"threshold": 0.31}, False),
+        ({"removal_rule": "component"}, False),
+        ({"removal_threshold": 0}, False),
+        ({"tta": False}, False),
+        ({"size": 64}, False),
+        ({"top_threshold": 0.7, "top_area": 9}, False),
+        ({"classifier_threshold": 0.5}, False),
+    ],
+)
+def test_scores_are_of_the_shared_settings_or_are_not_called_so(shared, changes, same):
+    told = read_json(shared / "metadata.json")["jaxpneumo"]
+    assert was_evaluated({**told, **changes}) == same

@@ -14,6 +14,7 @@ from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.predict.onnx_session import threshold_inputs
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
+from jaxpneumo.run import tta
 from jaxpneumo.run.config import Config
 
 if TYPE_CHECKING:  # this module imports JAX
@@ -40,8 +41,8 @@ def describe(predictor: "Predictor", summary: dict[str, Any] | None) -> dict[str
     Returns:
       "program", "note", "synthetic"; "model", the fingerprint of the weights; "run", "encoder", "classifier"; the
       settings, where they are set; "thresholds", as a model takes them beside the image; "evaluation" with data,
-      split, baseline and scores, and "bands", the limits of the certainty, None without any; and "config", the run's
-      with these settings and without folders of the machine.
+      split, baseline, scores and the settings that these were made with; "bands", the limits of the certainty, None
+      without any; and "config", the run's with these settings and without folders of the machine.
     """
     settings = {name: getattr(predictor.settings, name) for name in SETTINGS}
     thresholds = threshold_inputs(predictor.settings, predictor.config.model.classifier)
@@ -108,6 +109,28 @@ def with_interval(summary: dict[str, Any], name: str) -> tuple[float | None, tup
     return summary["scores"][mode].get(name), interval and tuple(interval)
 
 
+def settings_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """The settings that an evaluation was made with, as a description has them; and "gate", where a run was one."""
+    settings = {
+        "size": summary["input_size"],
+        "tta": tta.recorded(summary["tta"]),
+        "threshold": summary["threshold"],
+        "removal_threshold": summary["removal"]["threshold"],
+        "removal_rule": summary["removal"]["rule"],
+    }
+    if top := summary.get("top"):
+        settings |= {"top_threshold": top["threshold"], "top_area": top["area"]}
+    if classifier := summary.get("classifier"):
+        settings[saved_thresholds.CLASSIFIER] = classifier["threshold"]
+    return settings | ({"gate": summary["gate"]["workdir"]} if summary.get("gate") else {})
+
+
+def was_evaluated(description: dict[str, Any]) -> bool:
+    """Whether the scores of a description were made with the settings that it has."""
+    own = {name: description[name] for name in SETTINGS if description.get(name) is not None}
+    return bool(description["evaluation"]) and description["evaluation"]["settings"] == own
+
+
 def _evaluation(summary: dict[str, Any]) -> dict[str, Any]:
     data = summary["data"]
     return {
@@ -118,6 +141,7 @@ def _evaluation(summary: dict[str, Any]) -> dict[str, Any]:
         "n_images": summary["n_images"],
         "n_positive": summary["n_positive"],
         "mode": summary["run"]["mode"],
+        "settings": settings_of(summary),
         "all_empty_dice": summary["all_empty"]["dice"],
         **{name: with_interval(summary, name) for name in SCORES},
     }

@@ -2,12 +2,10 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from jaxpneumo.predict import saved_thresholds
 from jaxpneumo.predict.postprocess import RULES as REMOVAL_RULES
@@ -20,7 +18,7 @@ from jaxpneumo.run.tta import TTA
 
 # Modules that need JAX are imported where they are used, so that --help is fast.
 if TYPE_CHECKING:
-    from jaxpneumo.export.self_check import Comparison, Predicted
+    from jaxpneumo.export.self_check import Comparison, Predicted, Read
     from jaxpneumo.predict.infer import Predictor
 
 FORMATS = ("onnx", "stablehlo", "torch", "folder")
@@ -84,10 +82,10 @@ def main(arguments: Sequence[str]) -> int:
 
     from jaxpneumo.export.self_check import found_by, pictures
 
-    images, origin = pictures(Path(subject.predictor.config.data.directory), options.check)
-    own = found_by(subject.predictor, images)
+    read, origin = pictures(Path(subject.predictor.config.data.directory), options.check)
+    own = found_by(subject.predictor, read())
     write = {"onnx": _write_onnx, "stablehlo": _write_stablehlo, "torch": _write_torch, "folder": _write_folder}
-    found = write[options.format](subject, options.output, images, own)
+    found = write[options.format](subject, options.output, read, own)
     print(f"Compared on {origin}: {found}.")
     print(f"{options.output}: {subject.description['encoder']}, {saved_thresholds.words(subject.description)}.")
     print(subject.description["note"])
@@ -158,12 +156,10 @@ def _variables(predictor: "Predictor") -> dict[str, Any]:
     return final_variables(predictor.workdir, predictor.stage, template, replicated(predictor.mesh))
 
 
-# One function a format: (subject, output, pictures, what the run finds in them) -> the comparison
+# One function a format: (subject, output, what reads pictures, what the run finds in them) -> the comparison
 
 
-def _write_onnx(
-    subject: Subject, output: Path, images: Sequence[np.ndarray], own: Sequence["Predicted"]
-) -> "Comparison":
+def _write_onnx(subject: Subject, output: Path, read: "Read", own: Iterable["Predicted"]) -> "Comparison":
     from jaxpneumo.export.description import texts
     from jaxpneumo.export.onnx_model import OUTPUTS, to_onnx
     from jaxpneumo.export.self_check import ROUNDED, Predicted, compare
@@ -175,13 +171,11 @@ def _write_onnx(
         file.write(to_onnx(network, subject.predictor.variables, settings, texts(subject.description)))
         file.flush()
         session = open_session(Path(file.name))
-        found = (session.run({"image": image[None], **thresholds}, list(OUTPUTS)) for image in images)
+        found = (session.run({"image": image[None], **thresholds}, list(OUTPUTS)) for image in read())
         return compare(own, (Predicted(*(each[0] for each in of_one)) for of_one in found), settings.threshold, ROUNDED)
 
 
-def _write_stablehlo(
-    subject: Subject, output: Path, images: Sequence[np.ndarray], own: Sequence["Predicted"]
-) -> "Comparison":
+def _write_stablehlo(subject: Subject, output: Path, read: "Read", own: Iterable["Predicted"]) -> "Comparison":
     from jaxpneumo.export.self_check import ROUNDED, ROUNDED_BFLOAT16, Predicted, compare
     from jaxpneumo.export.stablehlo import beside, from_stablehlo, to_stablehlo
 
@@ -190,7 +184,7 @@ def _write_stablehlo(
         file.flush()
         settings = subject.predictor.settings
         network = from_stablehlo(Path(file.name).read_bytes(), settings)
-        theirs = (Predicted(*(each[0] for each in network(image[None]))) for image in images)
+        theirs = (Predicted(*(each[0] for each in network(image[None]))) for image in read())
         bound = ROUNDED if subject.predictor.config.model.dtype == "float32" else ROUNDED_BFLOAT16
         found = compare(own, theirs, settings.threshold, bound)
         with write_atomically(output.with_name(f"{output.name}.json")) as description:
@@ -198,9 +192,7 @@ def _write_stablehlo(
     return found
 
 
-def _write_torch(
-    subject: Subject, output: Path, images: Sequence[np.ndarray], own: Sequence["Predicted"]
-) -> "Comparison":
+def _write_torch(subject: Subject, output: Path, read: "Read", own: Iterable["Predicted"]) -> "Comparison":
     from jaxpneumo.export.self_check import EQUAL, compare, found_by
     from jaxpneumo.export.torch_weights import header, to_torch
     from jaxpneumo.model.pretrained import from_torch
@@ -211,13 +203,11 @@ def _write_torch(
         file.write(to_safetensors(to_torch(variables), header(config.model, subject.description)))
         file.flush()
         back = from_torch(from_safetensors(Path(file.name).read_bytes()), variables)
-        theirs = found_by(_with_variables(subject.predictor, back), images)
+        theirs = found_by(_with_variables(subject.predictor, back), read())
         return compare(own, theirs, subject.predictor.settings.threshold, EQUAL)
 
 
-def _write_folder(
-    subject: Subject, output: Path, images: Sequence[np.ndarray], own: Sequence["Predicted"]
-) -> "Comparison":
+def _write_folder(subject: Subject, output: Path, read: "Read", own: Iterable["Predicted"]) -> "Comparison":
     from jaxpneumo.export.self_check import EQUAL, compare, found_by
     from jaxpneumo.export.shared_folder import new_folder, write_shared
     from jaxpneumo.predict.infer import load_predictor
@@ -225,5 +215,5 @@ def _write_folder(
     variables = _variables(subject.predictor)
     with new_folder(output) as folder:
         write_shared(folder, subject.predictor, variables, subject.description, subject.summary)
-        theirs = found_by(load_predictor(folder, batch_size=1), images)
+        theirs = found_by(load_predictor(folder, batch_size=1), read())
         return compare(own, theirs, subject.predictor.settings.threshold, EQUAL)

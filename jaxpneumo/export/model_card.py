@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from jaxpneumo.data.splits import words as split_words
-from jaxpneumo.export.description import SCORES, USE, with_interval
+from jaxpneumo.export.description import SCORES, USE, settings_of, was_evaluated, with_interval
 from jaxpneumo.predict import saved_thresholds
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.run import tta
@@ -22,6 +22,11 @@ TITLES = {
 }
 NOT_EVALUATED = "The run was not evaluated before it was shared: nothing is known about how good it is."
 
+OTHERS_EVALUATED = (
+    "**The thresholds, views and size of this folder were not evaluated: nothing is known about how good they are. The "
+    "scores below are of other ones, {}.**"
+)
+
 
 def write_card(description: dict[str, Any], config: Config, summary: dict[str, Any] | None) -> str:
     """The text of the card.
@@ -29,12 +34,13 @@ def write_card(description: dict[str, Any], config: Config, summary: dict[str, A
     Args:
       description: the result of `description.describe`.
       config: the run's.
-      summary: its evaluation; None without one.
+      summary: its evaluation; None without one. Scores of other settings than the description's are told as such, and
+        are not in the head, which programs read.
     """
     name, size = description["run"], description["size"]
     trained = ", ".join(f"{stage.epochs} epochs at {stage.size} pixels" for stage in config.stages)
     sections = [
-        _head(description, summary),
+        _head(description, summary if was_evaluated(description) else None),
         f"# {name}",
         f"**{USE} Do not use it to decide about patients.**",
         *([f"**{SYNTHETIC_NOTE}**"] if description["synthetic"] else []),
@@ -47,6 +53,7 @@ def write_card(description: dict[str, Any], config: Config, summary: dict[str, A
         "`jaxpneumo predict --workdir FOLDER` predicts an archive. `jaxpneumo import FOLDER --output RUN` makes a run "
         "of the folder, which training can start from. `sha256sum --check SHA256SUMS` compares the checksums as well.",
         "## Scores",
+        *([OTHERS_EVALUATED.format(_settings(summary))] if summary and not was_evaluated(description) else []),
         *(_scores(summary) if summary else [NOT_EVALUATED]),
         "## Limits",
         "Scores hold for images like those above. Other hospitals, devices, ages and diseases were not tested. The "
@@ -97,7 +104,7 @@ def _scores(summary: dict[str, Any]) -> list[str]:
         f"On the {split['part']} part of the {kind} {data['directory']} ({data['images']} images, {data['positive']} "
         f"with pneumothorax), {split_words(split)}: {summary['n_images']} images, {summary['n_positive']} with "
         f"pneumothorax. Images whose patient is in training too: {known}. Scored at {', '.join(summary['scored_at'])}, "
-        f"{tta.words(summary['tta'])}, {_thresholds(summary)}. Intervals are 95 % bootstrap intervals over "
+        f"{_settings(summary)}. Intervals are 95 % bootstrap intervals over "
         f"{summary['intervals']['unit']}s. The baselines predict nothing, and the mean shape of the training masks.",
         "\n".join(
             ["| score | value | interval | nothing | mean shape |", "| --- | --- | --- | --- | --- |", *rows],
@@ -120,14 +127,10 @@ def _group(group: dict[str, Any]) -> str:
     )
 
 
-def _thresholds(summary: dict[str, Any]) -> str:
-    removal, top = summary["removal"], summary.get("top")
-    named = {
-        "threshold": summary["threshold"],
-        "removal_threshold": removal["threshold"],
-        "removal_rule": removal["rule"],
-    }
-    return saved_thresholds.words(named | ({"top_threshold": top["threshold"], "top_area": top["area"]} if top else {}))
+def _settings(summary: dict[str, Any]) -> str:
+    settings = settings_of(summary)
+    gate = f", with the gate {settings['gate']}" if "gate" in settings else ""
+    return f"{tta.words(settings['tta'])} at size {settings['size']}, {saved_thresholds.words(settings)}{gate}"
 
 
 def _number(value: float | None) -> str:

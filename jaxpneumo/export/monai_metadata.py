@@ -3,6 +3,8 @@
 from importlib import metadata
 from typing import Any
 
+from jaxpneumo.export.description import was_evaluated
+
 ABSENT = "not used"  # for the versions of what MONAI asks for and this network does not need
 
 
@@ -10,9 +12,10 @@ def monai_metadata(description: dict[str, Any]) -> dict[str, Any]:
     """The mandatory keys of MONAI's bundle specification and most of its optional ones, and all of the description.
 
     Args:
-      description: the result of `description.describe`.
+      description: the result of `description.describe`. Scores of other settings than its own are left out of MONAI's.
     """
     evaluation = description["evaluation"] or {}
+    scores = evaluation if was_evaluated(description) else {}
     return {
         "version": description["model"][:12],
         "monai_version": ABSENT,
@@ -30,7 +33,7 @@ def monai_metadata(description: dict[str, Any]) -> dict[str, Any]:
         "image_classes": "grey levels from 0 to 255 with white bones, divided by 255",
         "label_classes": "1 is pneumothorax, 0 is everything else",
         "pred_classes": "the probability of pneumothorax of each pixel",
-        "eval_metrics": {name: value[0] for name, value in evaluation.items() if isinstance(value, tuple)},
+        "eval_metrics": {name: value[0] for name, value in scores.items() if isinstance(value, tuple)},
         "network_data_format": {
             "inputs": {"image": _tensor(description["size"], "grey levels")},
             "outputs": {"pred": _tensor(description["size"], "probability of pneumothorax")},

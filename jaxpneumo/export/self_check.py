@@ -1,6 +1,9 @@
-"""No export gets its name before it has found, in pictures, what the run itself finds in them."""
+"""No export gets its name before it has found, in pictures, what the run itself finds in them.
 
-from collections.abc import Iterable, Sequence
+Pictures are read, predicted and compared one after the other: memory does not grow with their number.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -19,6 +22,7 @@ from jaxpneumo.synthetic.radiographs import radiograph
 if TYPE_CHECKING:  # this module imports JAX
     from jaxpneumo.predict.infer import Predictor
 
+Read = Callable[[], Iterator[np.ndarray]]  # reads the pictures of a check, uint8 (H, W) each; each call reads them anew
 COUNT = 8  # pictures of a check, unless a folder is given
 DRAWN_SIZE = 1024
 
@@ -56,13 +60,13 @@ class Comparison:
       probability, score: the largest differences.
     """
 
-    pictures: int
-    pixels: int
-    outlined: int
-    different: int
-    clear: int
-    probability: float
-    score: float
+    pictures: int = 0
+    pixels: int = 0
+    outlined: int = 0
+    different: int = 0
+    clear: int = 0
+    probability: float = 0.0
+    score: float = 0.0
 
     def __str__(self) -> str:
         return (
@@ -71,8 +75,8 @@ class Comparison:
         )
 
 
-def pictures(data: Path, folder: Path | None) -> tuple[list[np.ndarray], str]:
-    """The pictures of a check, uint8 (H, W) each, and where they are from in words.
+def pictures(data: Path, folder: Path | None) -> tuple[Read, str]:
+    """What reads the pictures of a check, and where they are from in words.
 
     Args:
       data: the run's prepared data set. COUNT of its images, evenly spread, are taken at their largest size; where it
@@ -87,30 +91,32 @@ def pictures(data: Path, folder: Path | None) -> tuple[list[np.ndarray], str]:
     try:
         images, _ = dataset.open_arrays(data, max(dataset.read_info(data)["sizes"]))
     except InputError:
-        return [
-            radiograph(seed, DRAWN_SIZE)[0] for seed in range(COUNT)
-        ], "drawn radiographs, as the run's data are gone"
+        drawn = "drawn radiographs, as the run's data are gone"
+        return lambda: (radiograph(seed, DRAWN_SIZE)[0] for seed in range(COUNT)), drawn
     rows = np.unique(np.linspace(0, len(images) - 1, COUNT).astype(int))
-    return [np.asarray(images[row]) for row in rows], f"images of {data}"
+    return lambda: (np.asarray(images[row]) for row in rows), f"images of {data}"
 
 
-def _of_folder(folder: Path) -> list[np.ndarray]:
+def _of_folder(folder: Path) -> Read:
     from jaxpneumo.dicom.dicom import read_image
 
     found = finder.find(folder)
-    images = []
-    for source in found.sources:
-        try:
-            images.append(read_image(found.folder / source).image)
-        except RadiographError:
-            continue
-    if not images:
+
+    def read() -> Iterator[np.ndarray]:
+        for source in found.sources:
+            try:
+                image = read_image(found.folder / source).image
+            except RadiographError:
+                continue
+            yield image
+
+    if next(read(), None) is None:
         raise InputError(f"--check {folder}: none of the {len(found.sources)} files is a radiograph that can be used.")
-    return images
+    return read
 
 
-def found_by(predictor: "Predictor", images: Sequence[np.ndarray]) -> list[Predicted]:
-    """What a run finds in pictures, by the calls of `jaxpneumo predict`."""
+def found_by(predictor: "Predictor", images: Iterable[np.ndarray]) -> Iterator[Predicted]:
+    """What a run finds in each of some pictures, by the calls of `jaxpneumo predict`."""
     from jaxpneumo.predict.native import to_native_on_host
 
     size = predictor.settings.size
@@ -118,15 +124,13 @@ def found_by(predictor: "Predictor", images: Sequence[np.ndarray]) -> list[Predi
         Picture("", image=resize_to_squares(image, (size,))[0], height=image.shape[0], width=image.shape[1])
         for image in images
     )
-    results = []
     for picture, describe in predict_findings(predictor, seen, bands_of(predictor), probability=True):
         finding = describe()
         probability = to_native_on_host(cast(np.ndarray, finding.probability), picture.height, picture.width)
-        results.append(Predicted(finding.mask, probability, finding.score))
-    return results
+        yield Predicted(finding.mask, probability, finding.score)
 
 
-def compare(own: Sequence[Predicted], theirs: Iterable[Predicted], threshold: float, bound: float) -> Comparison:
+def compare(own: Iterable[Predicted], theirs: Iterable[Predicted], threshold: float, bound: float) -> Comparison:
     """Compares what an export finds in pictures with what the run finds in them.
 
     Args:
@@ -138,21 +142,20 @@ def compare(own: Sequence[Predicted], theirs: Iterable[Predicted], threshold: fl
     Raises:
       CheckError: the export is further off.
     """
-    pairs = list(zip(own, theirs, strict=True))
-    others = [ours.mask != export.mask for ours, export in pairs]
-    found = Comparison(
-        pictures=len(pairs),
-        pixels=sum(each.mask.size for each in own),
-        outlined=sum(bool(each.mask.any()) for each in own),
-        different=sum(int(np.count_nonzero(other)) for other in others),
-        clear=sum(
-            int(np.count_nonzero(np.abs(ours.probability[other] - np.float32(threshold)) >= bound))
-            for (ours, _), other in zip(pairs, others, strict=True)
-        ),
-        # NumPy's maximum of something that is no number is none either, and so not within the bound.
-        probability=float(np.max([np.abs(ours.probability - export.probability).max() for ours, export in pairs])),
-        score=float(np.max([abs(ours.score - export.score) for ours, export in pairs])),
-    )
+    found = Comparison()
+    for ours, export in zip(own, theirs, strict=True):
+        other = ours.mask != export.mask
+        clear = np.abs(ours.probability[other] - np.float32(threshold)) >= bound
+        found = Comparison(
+            pictures=found.pictures + 1,
+            pixels=found.pixels + ours.mask.size,
+            outlined=found.outlined + bool(ours.mask.any()),
+            different=found.different + int(np.count_nonzero(other)),
+            clear=found.clear + int(np.count_nonzero(clear)),
+            # NumPy's maximum of something that is no number is none either, and so not within the bound.
+            probability=float(np.maximum(found.probability, np.abs(ours.probability - export.probability).max())),
+            score=float(np.maximum(found.score, abs(ours.score - export.score))),
+        )
     if not (found.probability <= bound and found.score <= bound and found.clear == 0):
         raise CheckError(
             f"the export does not find what the run finds, and was removed. {found}; allowed is {bound:g}, and other "

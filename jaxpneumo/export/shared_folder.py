@@ -85,6 +85,8 @@ def write_shared(
 def write_run(folder: Path, source: Path) -> None:
     """Writes the run of a shared folder into an empty one: config, the last stage's result, thresholds and scores.
 
+    Only files with a checksum are taken.
+
     Raises:
       InputError: a file of the shared folder was changed or is damaged, or `source` is no shared folder.
     """
@@ -94,13 +96,13 @@ def write_run(folder: Path, source: Path) -> None:
 
     if not shared.is_shared(source):
         raise InputError(f"{source} is no folder of `jaxpneumo export --format folder` (no {shared.SUMS}).")
-    shared.check(source)
+    names = shared.check(source)
     config = read_config(source)
     weights = source / shared.WEIGHTS
     variables = shared.from_arrays(read_weights(weights), variable_shapes(make_model(config.model)), weights)
     checkpoint.save_final(folder / config.stages[-1].name, variables, {"imported_from": source.resolve().name})
-    shutil.copyfile(source / PROVENANCE, folder / PROVENANCE)
-    for name in (THRESHOLDS, EVALUATION):
-        if (source / name).is_dir():
-            shutil.copytree(source / name, folder / name)
+    for name in names:
+        if name == PROVENANCE or Path(name).parts[0] in (THRESHOLDS, EVALUATION):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, folder / name)
     write_json(folder / "config.json", config.to_dict())

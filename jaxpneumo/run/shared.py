@@ -11,7 +11,6 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from jaxpneumo.model.weight_files import read_weights
 from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.run import checkpoint
+from jaxpneumo.run.provenance import FILE as PROVENANCE
 
 WEIGHTS, SUMS = "model.safetensors", "SHA256SUMS"
 
@@ -82,14 +82,24 @@ def write_sums(folder: Path) -> None:
         file.writelines(f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
 
 
-def check(folder: Path) -> None:
+def check(folder: Path) -> list[str]:
     """Compares the files of a shared folder with their checksums.
 
+    Returns:
+      The names of these files below the folder. What else lies in it is unchecked.
+
     Raises:
-      InputError: a file was changed, is missing or cannot be read, or the checksums are no such list.
+      InputError: a file was changed, is missing, cannot be read, or is no file of the folder but a link, say; or the
+        checksums are no such list.
     """
-    for digest, name in _sums(folder):
+    sums, own = _sums(folder), folder.resolve()
+    for digest, name in sums:
         path = folder / name
+        if path.exists() and not (path.is_file() and path.resolve() == own / name):
+            raise InputError(
+                f"{path} is no file of the folder: it is a link, say, to one elsewhere, and is not used. Get the "
+                "folder anew, or copy it with what its links lead to (cp -rL)."
+            )
         try:
             found = _sha256(path)
         except OSError as error:
@@ -99,9 +109,10 @@ def check(folder: Path) -> None:
                 f"{path} is not the file that was shared: its SHA-256 begins with {found[:12]}, and {SUMS} says "
                 f"{digest[:12]}. It was changed or is damaged, and is not used. Get the folder anew."
             )
+    return [name for _, name in sums]
 
 
-def _sums(folder: Path) -> Iterable[tuple[str, str]]:
+def _sums(folder: Path) -> list[tuple[str, str]]:
     """(checksum, name below the folder) of each line."""
     path = folder / SUMS
     try:
@@ -111,7 +122,7 @@ def _sums(folder: Path) -> Iterable[tuple[str, str]]:
     found = [re.fullmatch(r"([0-9a-f]{64})  (\S.*)", line) for line in lines]
     names = {match[2] for match in found if match}
     inside = all(not Path(name).is_absolute() and ".." not in Path(name).parts for name in names)
-    if not all(found) or not inside or not names >= {"config.json", WEIGHTS}:
+    if not all(found) or not inside or not names >= {"config.json", WEIGHTS, PROVENANCE}:
         raise InputError(f"{path} is not a list of checksums of a shared folder. Get the folder anew.")
     return [(match[1], match[2]) for match in found if match]
 

@@ -3,6 +3,7 @@
 Nothing but the service's own address is ever contacted: no proxy, and no address that it redirects to.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,7 +36,23 @@ class Instance:
     uid: str
 
 
-def connect(url: str, credentials: str = "", tls: Tls | None = None) -> DICOMwebClient:
+class Service(DICOMwebClient):
+    """A DICOMweb service; as the library's client, which only logs what an answer warns of.
+
+    Attributes:
+      has_more: whether the last answer said with the warning 299 that there is more than it holds (DICOM PS3.18 8.3.4).
+    """
+
+    def __init__(self, url: str, session: Any):
+        super().__init__(url, session=session, timeout=(CONNECT_SECONDS, ANSWER_SECONDS))
+        self.has_more = False
+        session.hooks["response"].append(self._look)
+
+    def _look(self, answer: Any, *_: Any, **__: Any) -> None:
+        self.has_more = bool(re.match(r"(.*,)?\s*299\b", answer.headers.get("Warning", "")))
+
+
+def connect(url: str, credentials: str = "", tls: Tls | None = None) -> Service:
     """A service to ask; nothing is sent yet.
 
     Args:
@@ -55,12 +72,12 @@ def connect(url: str, credentials: str = "", tls: Tls | None = None) -> DICOMweb
         session.verify = str(tls.authorities)
     if tls and tls.certificate:
         session.cert = (str(tls.certificate), str(tls.key))
-    client = DICOMwebClient(url, session=session, timeout=(CONNECT_SECONDS, ANSWER_SECONDS))
+    client = Service(url, session)
     client.set_http_retry_params(retry=False)
     return client
 
 
-def find(client: DICOMwebClient, study: str | None, filters: Mapping[str, str]) -> tuple[list[Instance], int]:
+def find(client: Service, study: str | None, filters: Mapping[str, str]) -> tuple[list[Instance], int, str]:
     """The radiographs of a study, or of all studies, that match filters.
 
     Args:
@@ -69,33 +86,46 @@ def find(client: DICOMwebClient, study: str | None, filters: Mapping[str, str]) 
       filters: values by keyword, such as {"StudyDate": "20261101-20261130"}.
 
     Returns:
-      The radiographs, and how many other objects there are.
+      The radiographs, how many other objects there are, and why there may be more of both; "" where these are all.
 
     Raises:
       ConnectionError: the service cannot be reached.
       RefusedError: it did not answer as it should.
     """
     found: dict[str, list[str]] = {}  # by SOP Instance UID
+    warned = [False]
     with _told(client):
         while True:  # a service may give a part of what it has, and one that does not count gives the same part again
             page = client.search_for_instances(study, offset=len(found) or None, search_filters=dict(filters))
             named = {_value(one, _UID): [_value(one, tag) for tag in (_CLASS, _STUDY, _SERIES, _UID)] for one in page}
+            warned.append(client.has_more)
             if named.keys() <= found.keys():
                 break
             found |= named
+    partial = ""
+    if named:
+        partial = "it gave the same again where more was asked for, so it may have more than it gives at once"
+    elif any(warned[-2:]):  # the last that gave something, and the one after it
+        partial = "it says that it has more, and does not give it"
+    if partial:
+        partial = f"{client.base_url} may have more that matches: {partial}. Ask for less at once, such as single days"
     wanted = [
         Instance(*uids) for sop_class, *uids in found.values() if sop_class in RADIOGRAPHS and all(map(is_uid, uids))
     ]
-    return wanted, len(found) - len(wanted)
+    return wanted, len(found) - len(wanted), partial
 
 
-def fetch(client: DICOMwebClient, instance: Instance) -> bytes:
+def fetch(client: Service, instance: Instance) -> bytes:
     """A radiograph as a DICOM file, in the transfer syntax in which it is stored; errors as those of `find`."""
     with _told(client):
-        return as_file(client.retrieve_instance(instance.study, instance.series, instance.uid, media_types=AS_STORED))
+        data_set = client.retrieve_instance(instance.study, instance.series, instance.uid, media_types=AS_STORED)
+        own, file = str(data_set.get("SOPInstanceUID", "")), as_file(data_set)
+    if own != instance.uid:
+        raise RefusedError(f"{client.base_url} answered another object than the one asked for")
+    return file
 
 
-def store(client: DICOMwebClient, path: Path) -> str:
+def store(client: Service, path: Path) -> str:
     """Stores a DICOM file; "" or why the service did not take it. Raises ConnectionError if it cannot be reached."""
     data = path.read_bytes()
     try:
@@ -115,7 +145,7 @@ def send(destination: Destination, paths: Sequence[Path]) -> Iterator[tuple[Path
 
 
 @contextmanager
-def _told(client: DICOMwebClient) -> Iterator[None]:
+def _told(client: Service) -> Iterator[None]:
     """Says what went wrong without the request, which may name a patient."""
     try:
         yield

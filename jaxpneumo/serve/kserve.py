@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxpneumo.predict.finding import Finding
 from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.ranges import as_typed
 from jaxpneumo.serve.answers import native
 
 INPUT = "image"
@@ -26,6 +27,7 @@ OUTPUTS = {
 }
 TYPES = {"UINT8": "|u1", "FP32": "<f4", "INT64": "<i8"}
 LENGTH = "Inference-Header-Content-Length"
+MOST_DIGITS = 18  # of that; Python refuses to read thousands of them
 
 
 def server_metadata(version: str) -> dict[str, Any]:
@@ -61,10 +63,12 @@ def read_request(body: bytes, length: str | None) -> InferRequest:
     Raises:
       InputError: the request does not follow the protocol, or the image is no UINT8 (height, width).
     """
-    size = len(body) if length is None else int(length) if length.isdecimal() else -1
+    readable = length is not None and length.isdecimal() and len(length) <= MOST_DIGITS
+    size = len(body) if length is None else int(length) if readable else -1
     if not 0 <= size <= len(body):
         raise InputError(
-            f"{LENGTH} is {length}, and the body has {len(body)} bytes. Give the bytes of the JSON header."
+            f"{LENGTH} is {as_typed(length or '')}, and the body has {len(body)} bytes. Give the bytes of the JSON "
+            "header."
         )
     try:
         request = json.loads(body[:size])
@@ -87,6 +91,8 @@ def read_request(body: bytes, length: str | None) -> InferRequest:
     if unknown := sorted(outputs.keys() - OUTPUTS.keys(), key=str):
         raise InputError(f"there is no output {unknown[0]}; there are {', '.join(OUTPUTS)}.")
     image = _numbers(tensor.get("data")) if of_binary is None else np.frombuffer(body[size:], np.uint8)
+    if image.ndim > 1 and image.shape != tuple(shape):
+        raise InputError(f"the shape {shape} does not fit the data, which are nested as {list(image.shape)}.")
     if image.size != shape[0] * shape[1] or of_binary not in (None, image.size):
         raise InputError(f"the shape {shape} does not fit the {image.size} values of the image.")
     return InferRequest(image.reshape(shape), outputs, None if number is None else str(number))
