@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from contextlib import closing
 from dataclasses import replace
 
@@ -18,11 +19,12 @@ from listening import ROOT, radiograph
 from pydicom import dcmread, dcmwrite
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, generate_uid
 from pynetdicom import AE
+from pynetdicom.association import Association
 
 from jaxpneumo.process.files import read_json
 from jaxpneumo.serve import accepted
 from jaxpneumo.serve.events import Events
-from jaxpneumo.serve.listener import listening, send
+from jaxpneumo.serve.listener import DAMAGED, listening, send
 from jaxpneumo.serve.partners import Destination, Partners, Tls
 from jaxpneumo.serve.spool import ASIDE, IMAGE, INCOMING, RECORD, Limits, Spool
 
@@ -284,3 +286,46 @@ class TestBadObjects:
             answers(one, [tmp_path / "big.dcm"])
         assert spool.count(INCOMING) == 0
         assert answers(one, [radiograph(tmp_path / "small.dcm", f"{ROOT}.6")]) == [""]
+
+
+class TestADestination:
+    """Whatever it does is a ConnectionError, after which the rest is sent again."""
+
+    @pytest.mark.parametrize(
+        "end",
+        [
+            lambda association: association.abort(),
+            lambda association: association.acse.send_release(),
+            lambda association: association.dul.socket.socket.shutdown(socket.SHUT_RDWR),
+        ],
+        ids=["aborts", "releases", "closes"],
+    )
+    def test_that_ends_the_association_between_two_files(self, spool, events, files, end):
+        partners = Partners({"PACS": (ipaddress.ip_network("127.0.0.1"),)}, ())
+        with listening(spool, partners, Limits(1000, 0), events, "LISTENER", ("127.0.0.1", 0)) as (host, port):
+            sending = send(Destination("node", "dicom", (), host, port, "LISTENER"), files, "PACS")
+            assert next(sending) == (files[0], "")
+            own, other = associations()
+            end(other)
+            while own.is_established:
+                time.sleep(0.01)
+            with pytest.raises(ConnectionError, match="ended the association"):
+                next(sending)
+
+    def test_gets_all_files_but_a_damaged_one(self, node, files):
+        whole = files[0].read_bytes()
+        for path, data in zip(files, (b"", bytes(400), whole[:200]), strict=False):
+            path.write_bytes(data)
+        one = node()
+        assert answers(one, files) == [DAMAGED] * 3 + [""]
+        assert answers(replace(one, port=1), files[:3]) == [DAMAGED] * 3
+
+    def test_whose_name_no_host_can_have(self, node, files):
+        with pytest.raises(ConnectionError, match="is no host's name"):
+            answers(replace(node(), address="pacs..example.org"), files)
+
+
+def associations() -> list[Association]:
+    """Those that are established in this process: the sender's and the node's."""
+    running = [one for one in threading.enumerate() if isinstance(one, Association) and one.is_established]
+    return sorted(running, key=lambda one: one.is_acceptor)

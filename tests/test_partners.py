@@ -32,6 +32,7 @@ credentials = "web.credentials"
 @pytest.fixture
 def read(tmp_path):
     (tmp_path / "web.credentials").write_text("user:password")
+    (tmp_path / "latin.credentials").write_text("user:Schlüssel", encoding="latin-1")
 
     def read(text: str):
         (tmp_path / "partners.toml").write_text(text)
@@ -78,6 +79,10 @@ def test_who_may_send(read, title, address, known):
         ('["sr", "seg"]', '["sr", "segmentation"]', "results must be a list of sr, seg, presentation, capture"),
         ('["sr", "seg"]', '"sr"', "results must be a list"),
         ("https://pacs", "ftp://pacs", "is no address such as"),
+        ('address = "10.0.0.5"', 'address = "pacs..example.org"', "must be a host's name or IP address"),
+        ('address = "10.0.0.5"', f'address = "{"a" * 70}"', "must be a host's name or IP address"),
+        ("https://pacs.", "https://pacs..", "is no address such as"),
+        ("web.credentials", "latin.credentials", "latin.credentials is not UTF-8 text"),
         ("https://pacs", "https://me:secret@pacs", "must not hold a user or password"),
         ("web.credentials", "none", "none cannot be read (No such file or directory)"),
         ("[destinations.web]", "[destinations.results]", "needs another name"),

@@ -109,6 +109,20 @@ def test_a_destination_that_is_away_gets_everything_once_when_it_is_back(spool, 
     assert waits == [0.002, 0.004, 0.008]
 
 
+def test_credentials_that_are_no_text_are_said_without_them_and_read_again(spool, deliver):
+    tries = []
+
+    def send(paths):
+        tries.append(b"user:pass\xff" if not tries else b"user:password")
+        assert tries[-1].decode()
+        for path in paths:
+            yield path, ""
+
+    log = deliver(send)
+    assert len(spool.listed(DONE)) == 3
+    assert [line["reason"] for line in log if line["event"] == "not sent"] == ["its credentials are not UTF-8 text"]
+
+
 def test_one_that_is_not_taken_does_not_hold_up_the_others(spool, deliver):
     tries = []
 

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from pynetdicom import _config, evt
 from pynetdicom.ae import ApplicationEntity
+from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import split_dataset
 from pynetdicom.pdu_primitives import A_ASSOCIATE
@@ -51,6 +52,7 @@ ASSOCIATIONS = 16  # at once
 PDU = 128 << 10  # bytes of a message's parts
 SECONDS = 30.0  # that a partner may take for an answer
 LAST_SECONDS = 10.0  # that associations may go on when the node ends
+DAMAGED = "its file is damaged: it cannot be read, or is no DICOM file"
 
 
 @contextmanager
@@ -212,36 +214,52 @@ def send(destination: Destination, paths: Sequence[Path], title: str) -> Iterato
     Raises:
       OSError: there is no association, or it ended; the rest was not sent.
     """
-    kinds = {path: _kind(path) for path in paths}
-    entity = _entity(title)
-    for sop_class, syntax in dict.fromkeys(kinds.values()):
-        entity.add_requested_context(sop_class, syntax)
-    tls = (destination.tls.client(), destination.address) if destination.tls else None
-    association = entity.associate(
-        destination.address,
-        destination.port,
-        ae_title=destination.title,
-        max_pdu=PDU,
-        tls_args=tls,
-        evt_handlers=[(evt.EVT_CONN_OPEN, _without_delay)],
-    )
-    if not association.is_established:
-        why = "rejected the association" if association.is_rejected else "cannot be reached, or takes no such objects"
-        raise ConnectionError(f"{destination.address}:{destination.port} {why}")
+    kinds = [(path, _kind(path)) for path in paths]
+    readable = [(path, kind) for path, kind in kinds if kind is not None]
+    for path, kind in kinds:
+        if kind is None:
+            yield path, DAMAGED
+    if not readable:
+        return
+    association = _associate(destination, [kind for _, kind in readable], title)
     try:
         taken = {(cx.abstract_syntax, cx.transfer_syntax[0]) for cx in association.accepted_contexts}
-        for path in paths:
-            if kinds[path] not in taken:
+        for path, kind in readable:
+            if kind not in taken:
                 yield path, "it takes no objects of this SOP class and transfer syntax"
                 continue
-            status = association.send_c_store(path).get("Status")
+            status = _store(association, path)
             if status is None:
-                raise ConnectionError(f"{destination.address}:{destination.port} did not answer")
+                where = f"{destination.address}:{destination.port}"
+                raise ConnectionError(f"{where} did not answer, or ended the association")
             # Warnings (0xBxxx) say that the object was stored.
             yield path, "" if status == SUCCESS or status >> 12 == 0xB else f"it answered {status:#06x}"
     finally:
         if association.is_established:
             association.release()
+
+
+def _associate(destination: Destination, kinds: Sequence[tuple[str, str]], title: str) -> Association:
+    """An association for these SOP classes and transfer syntaxes; ConnectionError without one."""
+    entity = _entity(title)
+    for sop_class, syntax in dict.fromkeys(kinds):
+        entity.add_requested_context(sop_class, syntax)
+    tls = (destination.tls.client(), destination.address) if destination.tls else None
+    try:
+        association = entity.associate(
+            destination.address,
+            destination.port,
+            ae_title=destination.title,
+            max_pdu=PDU,
+            tls_args=tls,
+            evt_handlers=[(evt.EVT_CONN_OPEN, _without_delay)],
+        )
+    except UnicodeError as error:
+        raise ConnectionError(f"{destination.address} is no host's name") from error
+    if not association.is_established:
+        why = "rejected the association" if association.is_rejected else "cannot be reached, or takes no such objects"
+        raise ConnectionError(f"{destination.address}:{destination.port} {why}")
+    return association
 
 
 def _without_delay(event: evt.Event) -> None:
@@ -251,10 +269,22 @@ def _without_delay(event: evt.Event) -> None:
     )
 
 
-def _kind(path: Path) -> tuple[str, str]:
-    """SOP class and transfer syntax of a file, by its header."""
-    meta, _ = split_dataset(path)
-    return str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
+def _store(association: Association, path: Path) -> int | None:
+    """The status that a file is answered with; None without an answer."""
+    try:
+        return association.send_c_store(path).get("Status")
+    except (RuntimeError, ValueError, AttributeError):  # the other side has ended the association
+        return None
+
+
+def _kind(path: Path) -> tuple[str, str] | None:
+    """SOP class and transfer syntax of a file, by its header; None if it has none that can be read."""
+    try:
+        meta, _ = split_dataset(path)
+        kind = str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
+    except Exception:  # of a damaged file the library raises nearly anything
+        return None
+    return kind if all(map(is_uid, (*kind, str(meta.get("MediaStorageSOPInstanceUID", ""))))) else None
 
 
 def _entity(title: str) -> ApplicationEntity:

@@ -213,7 +213,7 @@ def _destination(
             problems.append(f"{where} needs {key}")
         elif needed and (problem := checks[key](table[key])):
             problems.append(f"{where} {key} {problem}")
-    credentials = _file(where, "credentials", table, folder, problems)
+    credentials = _file(where, "credentials", table, folder, problems, text=True)
     tls = None
     if files := {key: table[key] for key in TLS_KEYS if key in table}:
         needed_files = ("authorities",) if kind == "dicom" else ()
@@ -232,8 +232,16 @@ def _destination(
 
 
 def _address_problem(address: Any) -> str:
-    usable = isinstance(address, str) and re.fullmatch(r"[A-Za-z0-9.:_-]+", address)
+    usable = isinstance(address, str) and re.fullmatch(r"[A-Za-z0-9.:_-]+", address) and _is_host(address)
     return "" if usable else f"must be a host's name or IP address, not {address!r}"
+
+
+def _is_host(name: str) -> bool:
+    """Whether the parts of a name between its dots have lengths that a host's name can have."""
+    try:
+        return bool(name.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def _port_problem(port: Any) -> str:
@@ -249,7 +257,7 @@ def url_problem(url: Any) -> str:
     """Why a text cannot be the address of a DICOMweb service, in words; "" if it can."""
     try:
         parts = urlsplit(url if isinstance(url, str) else "")
-        named = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        named = parts.scheme in ("http", "https") and _is_host(parts.hostname or "") and (parts.port or 1) > 0
     except ValueError:
         return f"{url!r} is no address such as https://pacs.example.org/dicom-web"
     if not named or parts.query or parts.fragment:
@@ -284,8 +292,10 @@ def _tls(
     return tls
 
 
-def _file(where: str, key: str, table: Mapping[str, Any], folder: Path, problems: list[str]) -> Path | None:
-    """A file that the table names, which has to be readable."""
+def _file(
+    where: str, key: str, table: Mapping[str, Any], folder: Path, problems: list[str], text: bool = False
+) -> Path | None:
+    """A file that the table names, which has to be readable, and if so asked has to be UTF-8 text."""
     if key not in table:
         return None
     value = table[key]
@@ -294,9 +304,13 @@ def _file(where: str, key: str, table: Mapping[str, Any], folder: Path, problems
         if path is None:
             problems.append(f"{where} {key} must be the path of a file, not {value!r}")
         else:
-            path.open("rb").close()
+            read = path.read_bytes()
+            if text:
+                read.decode()
     except OSError as error:
         problems.append(f"{where} {key}: {path} cannot be read ({error.strerror})")
+    except UnicodeError:
+        problems.append(f"{where} {key}: {path} is not UTF-8 text")
     return path
 
 

@@ -13,7 +13,8 @@ from jaxpneumo.serve.spool import Spool
 PAUSE = 0.2  # seconds between two looks at a folder where nothing waits
 BATCH = 64  # results in one association, so that a new one of another image does not wait for ever
 
-# Sends files to a destination and gives each with "" or why it was not taken; OSError where the destination is away.
+# Sends files to a destination and gives each with "" or why it was not taken. Raises OSError where the destination is
+# away, and UnicodeError where its file of credentials is not text.
 Send = Callable[[Sequence[Path]], Iterable[tuple[Path, str]]]
 
 
@@ -70,18 +71,20 @@ def _deliver(
     try:
         for path, reason in send(due):
             left.remove(path)
-            schedule.succeeded(destination.name)
-            if reason:
+            if reason:  # which may be the file's own, so that it says nothing of the destination
                 seconds = schedule.failed(path, time.monotonic())
                 note = {"uid": path.parent.parent.name, "result": path.stem, "reason": reason}
                 events.note("not sent", destination.name, **note, next_try_seconds=seconds)
                 failed(path, reason)
             else:
+                schedule.succeeded(destination.name)
                 events.note("sent", destination.name, uid=path.parent.parent.name, result=path.stem)
                 spool.delivered(path)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         seconds = schedule.failed(destination.name, time.monotonic())
-        reason = " ".join(str(error).split())[:200]
+        # What a UnicodeError quotes can be a part of a password.
+        wrong = isinstance(error, UnicodeError)
+        reason = "its credentials are not UTF-8 text" if wrong else " ".join(str(error).split())[:200]
         events.note("not sent", destination.name, results=len(left), reason=reason, next_try_seconds=seconds)
         for path in left:
             failed(path, reason)
