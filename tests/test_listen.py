@@ -147,7 +147,7 @@ def test_an_image_that_crashes_or_hangs_the_model_costs_itself_alone(archive, fi
         assert one.end() == STOPPED
     assert reasons[0] == "the process of the model crashed with it"
     assert reasons[1] == "the process of the model took more than 1.5 seconds with it"
-    assert reasons[2].startswith("it cannot be predicted (KeyError in listening.py")
+    assert reasons[2].startswith("the process of the model met an unforeseen error (KeyError in listening.py")
     assert "SECRET" not in reasons[2]
 
 
