@@ -9,7 +9,7 @@ import struct
 import subprocess
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +24,7 @@ from pynetdicom.association import Association
 from jaxpneumo.process.files import read_json
 from jaxpneumo.serve import accepted
 from jaxpneumo.serve.events import Events
-from jaxpneumo.serve.listener import DAMAGED, listening, send
+from jaxpneumo.serve.listener import DAMAGED, LONGEST, listening, send
 from jaxpneumo.serve.partners import Destination, Partners, Tls
 from jaxpneumo.serve.spool import ASIDE, IMAGE, INCOMING, RECORD, Limits, Spool
 
@@ -171,6 +171,47 @@ class TestWhoMayCall:
             assert answers(replace(one, address="localhost", tls=tls), files) == [""] * 4
 
 
+class TestBeforeACallerHasSaidWhoItIs:
+    @pytest.fixture
+    def hasty(self, monkeypatch):
+        monkeypatch.setattr("jaxpneumo.serve.listener.SECONDS", 0.4)
+
+    def test_it_cannot_fill_the_memory(self, node, files):
+        one = node()
+        with socket.create_connection((one.address, one.port), timeout=5) as connection:
+            connection.sendall(struct.pack(">BBL", 1, 0, LONGEST + 1))
+            assert hung_up(connection)
+        assert answers(one, files) == [""] * 4
+
+    def test_it_has_so_much_time_and_not_so_much_after_each_byte(self, hasty, node):
+        one = node()
+        with socket.create_connection((one.address, one.port), timeout=0.05) as connection:
+            connection.sendall(struct.pack(">BBL", 1, 0, 60_000))
+            for _ in range(100):
+                with suppress(TimeoutError):
+                    assert hung_up(connection)
+                    break
+                connection.sendall(b"\0")
+            else:
+                pytest.fail("it has all the time")
+
+    def test_too_many_at_once_are_noted(self, node, files, tmp_path, monkeypatch):
+        monkeypatch.setattr("jaxpneumo.serve.listener.ASSOCIATIONS", 1)
+        one = node()
+        silent = socket.create_connection((one.address, one.port))
+        with silent, pytest.raises(ConnectionError, match="rejected the association"):
+            answers(one, files)
+        assert log(tmp_path)[-1]["reason"] == "too many associations at once, more than 1"
+
+
+def hung_up(connection) -> bool:
+    """Whether the other side has ended a connection; TimeoutError if it has not said anything."""
+    try:
+        return connection.recv(1000) == b""
+    except ConnectionError:
+        return True
+
+
 def _certificate(folder, name) -> Tls:
     if not (openssl := shutil.which("openssl")):
         pytest.skip("openssl, which makes the certificates, is not installed")
@@ -311,6 +352,23 @@ class TestADestination:
                 time.sleep(0.01)
             with pytest.raises(ConnectionError, match="ended the association"):
                 next(sending)
+
+    def test_that_stops_in_mid_message(self, monkeypatch, node, files):
+        one = node()  # which has its patience, unlike the sender
+        monkeypatch.setattr("jaxpneumo.serve.listener.SECONDS", 0.4)
+        sending, failed = send(one, files, "PACS"), []
+        next(sending)
+        associations()[1].dul.socket.socket.sendall(struct.pack(">BBL", 4, 0, 100) + b"half")
+
+        def rest():
+            with suppress(ConnectionError):
+                list(sending)
+            failed.append(True)
+
+        thread = threading.Thread(target=rest)
+        thread.start()
+        thread.join(10)
+        assert failed
 
     def test_gets_all_files_but_a_damaged_one(self, node, files):
         whole = files[0].read_bytes()

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from socketserver import BaseServer
@@ -50,6 +51,7 @@ VERIFICATION = "1.2.840.10008.1.1"
 _CALLING_TITLE, _CALLED_TITLE = 3, 7
 ASSOCIATIONS = 16  # at once
 PDU = 128 << 10  # bytes of a message's parts
+LONGEST = PDU + (64 << 10)  # bytes of what a partner may send at once, also to ask for an association
 SECONDS = 30.0  # that a partner may take for an answer
 LAST_SECONDS = 10.0  # that associations may go on when the node ends
 DAMAGED = "its file is damaged: it cannot be read, or is no DICOM file"
@@ -81,8 +83,8 @@ def listening(
         entity.add_supported_context(uid, list(SYNTAXES))
     entity.add_supported_context(VERIFICATION)
     node = _Node(spool, partners, limits, events, title)
-    checks = [(evt.EVT_REQUESTED, node.check), (evt.EVT_DATA_RECV, _limit_size)]
-    handlers: list[Any] = [*checks, (evt.EVT_C_STORE, node.store)]
+    checks = [(evt.EVT_CONN_OPEN, _limit_connection), (evt.EVT_REQUESTED, node.check), (evt.EVT_DATA_RECV, _limit_size)]
+    handlers: list[Any] = [*checks, (evt.EVT_REJECTED, node.rejected), (evt.EVT_C_STORE, node.store)]
     server = entity.make_server(address, evt_handlers=handlers, server_class=_Server, node=node)
     thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="listener", daemon=True)
     thread.start()
@@ -154,6 +156,16 @@ class _Node:
         event.assoc.acse.send_reject(1, 1, diagnostic)
         event.assoc.is_rejected = True
         event.assoc.kill()
+
+    def rejected(self, event: evt.Event) -> None:
+        """Notes an association that the library rejected, which it does for one reason."""
+        peer = event.assoc.requestor
+        self.events.note(
+            "rejected",
+            calling=cast(A_ASSOCIATE, peer.primitive).calling_ae_title.strip(),
+            address=peer.address,
+            reason=f"too many associations at once, more than {ASSOCIATIONS}",
+        )
 
     def store(self, event: evt.Event) -> int:
         """Keeps an object, or says why not; the status of the answer."""
@@ -252,7 +264,7 @@ def _associate(destination: Destination, kinds: Sequence[tuple[str, str]], title
             ae_title=destination.title,
             max_pdu=PDU,
             tls_args=tls,
-            evt_handlers=[(evt.EVT_CONN_OPEN, _without_delay)],
+            evt_handlers=[(evt.EVT_CONN_OPEN, _limit_connection)],
         )
     except UnicodeError as error:
         raise ConnectionError(f"{destination.address} is no host's name") from error
@@ -262,11 +274,36 @@ def _associate(destination: Destination, kinds: Sequence[tuple[str, str]], title
     return association
 
 
-def _without_delay(event: evt.Event) -> None:
-    """A message is two short pieces, and the second would wait for the first one's receipt."""
-    cast(socket.socket, cast(AssociationSocket, event.assoc.dul.socket).socket).setsockopt(
-        socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-    )
+def _limit_connection(event: evt.Event) -> None:
+    """Lets no partner hold a connection up or fill the memory, also before it has said who it is."""
+    connection = cast(AssociationSocket, event.assoc.dul.socket)
+    opened = cast(socket.socket, connection.socket)
+    # A message is two short pieces, and the second would wait for the first one's receipt.
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    opened.settimeout(SECONDS)  # for what is sent; the library takes it away after connecting
+    connection.recv = partial(_receive, connection)
+
+
+def _receive(connection: AssociationSocket, count: int) -> bytearray:
+    """As the library's `recv` for the head or the rest of a PDU, which has a size and a time at most.
+
+    Raises OSError, which the library takes for a closed connection.
+    """
+    if count > LONGEST:
+        raise ConnectionError("longer than was negotiated")
+    opened, end, received = cast(socket.socket, connection.socket), time.monotonic() + SECONDS, bytearray()
+    try:
+        while len(received) < count:
+            opened.settimeout(max(0.001, end - time.monotonic()))
+            part = opened.recv(count - len(received))
+            if not part:
+                break
+            received += part
+            if time.monotonic() > end:
+                raise TimeoutError
+    finally:
+        opened.settimeout(SECONDS)
+    return received
 
 
 def _store(association: Association, path: Path) -> int | None:

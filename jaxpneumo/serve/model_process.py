@@ -106,8 +106,8 @@ class ModelProcess:
         """Lets the process look at an image; its results are in the folder `into` when this returns.
 
         Raises:
-          LostError: the process ended, took too long, or met an error that nobody foresaw, after which its device may be
-            lost with all that comes next. It has to be started again.
+          LostError: the process ended, took too long, or met an unforeseen error, after which it may fail with all that
+            comes next. It has to be started again.
           OSError: a result could not be written.
         """
         if self._pipe is None:
