@@ -37,7 +37,15 @@ class TestTheDelay:
         schedule.failed("a", 0.0)
         schedule.failed("b", 0.0)
         schedule.keep({"b"})
-        assert (list(schedule.failures), list(schedule.due)) == (["b"], ["b"])
+        assert (list(schedule.failures), list(schedule.due), list(schedule.since)) == (["b"], ["b"], ["b"])
+
+    def test_failures_count_from_the_first_or_from_what_holds_a_thing_up(self):
+        schedule = Schedule()
+        schedule.held_up("a", 10.0)
+        assert schedule.may_try("a", 10.0)
+        schedule.failed("a", 20.0)
+        schedule.failed("b", 20.0)
+        assert [schedule.seconds(thing, 30.0) for thing in ("a", "b", "c")] == [20.0, 10.0, 0.0]
 
 
 @pytest.fixture
@@ -153,6 +161,24 @@ def test_what_is_never_taken_becomes_a_dead_letter(spool, deliver, away):
     reason = (spool.folder / DEAD / "1.2.0/archive/sr.txt").read_text()
     assert reason == ("refused\n" if away else "it answered 0xc000\n")
     assert [line["uid"] for line in log if line["event"] == "given up"] == ["1.2.0", "1.2.1", "1.2.2"]
+
+
+def test_age_alone_makes_no_dead_letter(spool, deliver):
+    """Of a letter that a person sends again, after days without a listener, or when the clock jumps."""
+    for path in spool.waiting("archive"):
+        os.utime(path, (0, 0))
+    tries = []
+
+    def send(paths):
+        tries.append(len(paths))
+        if len(tries) < 3:
+            raise ConnectionError("refused")
+        for path in paths:
+            yield path, "it answered 0xa700" if len(tries) < 5 else ""
+
+    deliver(send)
+    assert len(spool.listed(DONE)) == 3
+    assert spool.listed(DEAD) == []
 
 
 def test_what_is_left_is_tried_once_more_at_the_end(spool, deliver):

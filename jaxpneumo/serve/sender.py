@@ -29,7 +29,8 @@ def deliver_waiting(
       send: to this destination.
       events: are told what happens.
       ending: is set to end it.
-      give_up: seconds after which a result that was not taken becomes a dead letter.
+      give_up: seconds after its first failure, or its destination's, when a result that fails becomes a dead letter.
+        They count from the start of this process, so that a listener that was off for days tries everything again.
     """
     schedule = Schedule()
     while True:
@@ -40,6 +41,9 @@ def deliver_waiting(
         due = [path for path in waiting if schedule.may_try(path, now)][:BATCH]
         if due and schedule.may_try(destination.name, now):
             _deliver(spool, destination, due, send, events, schedule, give_up)
+        if not schedule.may_try(destination.name, now):
+            for path in waiting:
+                schedule.held_up(path, now)
         if last:
             return
         if not due or not schedule.may_try(destination.name, now):
@@ -61,7 +65,7 @@ def _deliver(
     def failed(path: Path, reason: str) -> None:
         result = {"uid": path.parent.parent.name, "result": path.stem}
         try:
-            if time.time() - path.stat().st_mtime > give_up:
+            if schedule.seconds(path, time.monotonic()) > give_up:
                 spool.give_up(path, reason)
                 events.note("given up", destination.name, **result, reason=reason)
         except OSError as error:  # a full disk, or a person has moved it; the next failure comes here again
