@@ -107,6 +107,19 @@ def test_all_problems_are_said_together(read):
     assert all(words in str(caught.value) for words in ("port must be", "no IP address", "no address such as"))
 
 
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        *(("http://pacs.example.org", True), ("http://10.0.0.7:8042", True), ("https://pacs.example.org", False)),
+        *(("http://127.0.0.1:8042", False), ("http://localhost:8042", False), ("http://[::1]:8042", False)),
+    ],
+)
+def test_credentials_in_the_clear_are_warned_of(read, caplog, url, told):
+    read(WHOLE.replace("https://pacs.example.org", url))
+    assert ("[destinations.web] the credentials go to" in caplog.text) == told
+    assert "password" not in caplog.text
+
+
 def test_a_file_that_is_missing(tmp_path):
     with pytest.raises(InputError, match="cannot be read: No such file"):
         read_partners(tmp_path / "none.toml", RESULTS)
@@ -130,6 +143,10 @@ class TestTls:
         tls = read(archive).destinations[0].tls
         assert tls is not None
         assert tls.client().check_hostname
+
+    def test_need_an_encrypted_service(self, read, certificate):
+        with pytest.raises(InputError, match=r"\[destinations.web\] authorities needs an https:// url"):
+            read(f'{WHOLE.replace("https", "http")}authorities = "a.pem"\n')
 
     def test_files_that_are_none(self, read, certificate, tmp_path):
         (tmp_path / "b.key").write_text("no key")

@@ -26,6 +26,7 @@ kind "dicomweb" may have them too. Files are beside this one unless their path i
 """
 
 import ipaddress
+import logging
 import re
 import ssl
 import tomllib
@@ -39,6 +40,8 @@ from urllib.parse import urlsplit
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.ranges import did_you_mean, whole
 
+logger = logging.getLogger(__name__)
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 PORT = whole(1, 65535)
 TLS_KEYS = ("certificate", "key", "authorities")
@@ -48,6 +51,7 @@ KINDS: dict[str, dict[str, bool]] = {
     "dicomweb": {"url": True, "results": True, "credentials": False, **dict.fromkeys(TLS_KEYS, False)},
 }
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1"))
 TAKEN = ("results",)  # a destination's folder lies beside this one
 
 
@@ -218,6 +222,10 @@ def _destination(
     if files := {key: table[key] for key in TLS_KEYS if key in table}:
         needed_files = ("authorities",) if kind == "dicom" else ()
         tls = _tls(where, files, needed_files, folder, problems, Tls.client)
+    if kind == "dicomweb" and len(problems) == before and urlsplit(table["url"]).scheme == "http":
+        problems += [f"{where} {key} needs an https:// url" for key in files]
+        if credentials and not _is_loopback(host := urlsplit(table["url"]).hostname or ""):
+            logger.warning("%s the credentials go to %s without encryption; give an https:// url", where, host)
     if len(problems) > before:
         return Destination(name, kind, ())
     return Destination(
@@ -242,6 +250,11 @@ def _is_host(name: str) -> bool:
         return bool(name.encode("idna"))
     except UnicodeError:
         return False
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a host is this machine."""
+    return host == "localhost" or _lies_in(host, LOOPBACK)
 
 
 def _port_problem(port: Any) -> str:
