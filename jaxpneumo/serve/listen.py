@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jaxpneumo.predict.dicom_results import KINDS, check_installed
+from jaxpneumo.predict.dicom_results import KINDS, SR, check_installed
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.errors import InputError, Stopped
@@ -227,6 +227,9 @@ def main(arguments: Sequence[str]) -> int:
     run_report.place(options.spool)
     partners = read_partners(options.partners, KINDS)
     wanted = [kind for kind in KINDS if any(kind in each.results for each in partners.destinations)]
+    with_reports = [
+        kind for kind in wanted if all(kind in each.results for each in partners.destinations if SR in each.results)
+    ]
     settings = Settings(
         options.spool,
         options.title,
@@ -237,4 +240,4 @@ def main(arguments: Sequence[str]) -> int:
         options.seconds,
         options.give_up_hours * 3600,
     )
-    serve(settings, partners, make_look, (chosen_model.read_options(options), wanted))
+    serve(settings, partners, make_look, (chosen_model.read_options(options), wanted, with_reports))
