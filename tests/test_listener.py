@@ -358,7 +358,9 @@ class TestADestination:
         monkeypatch.setattr("jaxpneumo.serve.listener.SECONDS", 0.4)
         sending, failed = send(one, files, "PACS"), []
         next(sending)
-        associations()[1].dul.socket.socket.sendall(struct.pack(">BBL", 4, 0, 100) + b"half")
+        connection = associations()[1].dul.socket
+        assert connection is not None
+        connection.send(struct.pack(">BBL", 4, 0, 100) + b"half")
 
         def rest():
             with suppress(ConnectionError):

@@ -56,6 +56,7 @@ def spool(tmp_path):
         uid = f"1.2.{number}"
         one.receive(uid, uid, b"pixels", {})
         folder = one.begin(uid)
+        assert folder is not None
         (folder / RESULTS).mkdir()
         (folder / RESULTS / "sr.dcm").write_text(uid)
         one.publish(uid, {"archive": ("sr",)}, {})

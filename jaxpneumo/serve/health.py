@@ -47,7 +47,7 @@ def answering(port: int, problems: Callable[[], list[str]], metrics: Callable[[]
       OSError: the port cannot be bound.
     """
 
-    server = _Server((LOOPBACK, port), _handler(problems, metrics))
+    server = _HealthServer((LOOPBACK, port), _handler(problems, metrics))
     thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="health", daemon=True)
     thread.start()
     try:
@@ -58,7 +58,7 @@ def answering(port: int, problems: Callable[[], list[str]], metrics: Callable[[]
         thread.join()
 
 
-class _Server(ThreadingHTTPServer):
+class _HealthServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:

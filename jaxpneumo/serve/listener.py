@@ -284,18 +284,18 @@ def _limit_connection(event: evt.Event) -> None:
     connection.recv = partial(_receive, connection)
 
 
-def _receive(connection: AssociationSocket, count: int) -> bytearray:
+def _receive(connection: AssociationSocket, nr_bytes: int) -> bytearray:
     """As the library's `recv` for the head or the rest of a PDU, which has a size and a time at most.
 
     Raises OSError, which the library takes for a closed connection.
     """
-    if count > LONGEST:
+    if nr_bytes > LONGEST:
         raise ConnectionError("longer than was negotiated")
     opened, end, received = cast(socket.socket, connection.socket), time.monotonic() + SECONDS, bytearray()
     try:
-        while len(received) < count:
+        while len(received) < nr_bytes:
             opened.settimeout(max(0.001, end - time.monotonic()))
-            part = opened.recv(count - len(received))
+            part = opened.recv(nr_bytes - len(received))
             if not part:
                 break
             received += part
