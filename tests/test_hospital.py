@@ -6,6 +6,7 @@ import re
 import pytest
 import yaml
 from helpers import REPOSITORY
+from pydicom import dcmread
 
 from jaxpneumo.predict.dicom_results import KINDS
 from jaxpneumo.process.errors import InputError
@@ -72,6 +73,28 @@ def test_ports_are_published_on_the_loopback_interface_alone():
     published = [port for service in COMPOSE["services"].values() for port in service.get("ports", [])]
     assert published
     assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+def test_a_report_refers_to_no_segmentation_that_one_of_its_archives_does_not_get(
+    evaluated, radiographs, tmp_path, monkeypatch
+):
+    both = block("toml")
+    report_alone = both[both.index("[destinations.archive]") :].replace("archive]", "other]").replace(', "seg"', "")
+    assert '["sr"]' in report_alone
+    (tmp_path / "one.toml").write_text(both)
+    (tmp_path / "two.toml").write_text(f"{both}\n{report_alone}")
+    seen = []
+    monkeypatch.setattr(listen, "serve", lambda _settings, _partners, make, arguments: seen.append((make, arguments)))
+    for partners in ("one", "two"):
+        given = ["--workdir", str(evaluated), "--spool", str(tmp_path / "spool")]
+        listen.main([*given, "--partners", str(tmp_path / f"{partners}.toml")])
+    (make, (*_, of_one)), (_, (*others, of_two)) = seen
+    assert (of_one, of_two) == (["seg", "sr"], ["sr"])
+    look = make(*others, of_two)
+    paths, into = iter(sorted((radiographs / "dicom").rglob("*.dcm"))), tmp_path / "results"
+    while not (into / "seg.dcm").exists():
+        look(next(paths), into)
+    assert dcmread(into / "seg.dcm").SOPInstanceUID.encode() not in (into / "sr.dcm").read_bytes()
 
 
 class TestProblemsAreSaidBeforeAnythingIsBound:

@@ -4,6 +4,8 @@ import ipaddress
 import os
 import re
 import signal
+import socket
+import struct
 import threading
 from collections import Counter
 from pathlib import Path
@@ -16,6 +18,7 @@ from jaxpneumo.process.errors import STOPPED
 from jaxpneumo.process.files import read_json
 from jaxpneumo.serve import listener
 from jaxpneumo.serve.events import Events
+from jaxpneumo.serve.health import answering
 from jaxpneumo.serve.partners import Partners
 from jaxpneumo.serve.spool import ASIDE, DONE, INCOMING, OUTGOING, STATES, WORKING, Limits, Spool
 
@@ -105,6 +108,24 @@ def test_images_are_predicted_and_their_results_sent_on(archive, files, tmp_path
     assert "set aside" in told
 
 
+def test_a_client_of_the_metrics_that_hangs_up_is_no_error(capfd):
+    asked, hung_up = threading.Event(), threading.Event()
+
+    def metrics():
+        asked.set()
+        assert hung_up.wait(10)
+        return "a line\n" * 1_000_000
+
+    with answering(0, list, metrics) as port:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert asked.wait(10)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        hung_up.set()
+        wait_until(lambda: not any("process_request" in thread.name for thread in threading.enumerate()))
+    assert capfd.readouterr().err == ""
+
+
 def _bound(process: int):
     """The kernel's own table of TCP sockets that listen, those of a process."""
     sockets = set()
@@ -147,7 +168,7 @@ def test_an_image_that_crashes_or_hangs_the_model_costs_itself_alone(archive, fi
         assert one.end() == STOPPED
     assert reasons[0] == "the process of the model crashed with it"
     assert reasons[1] == "the process of the model took more than 1.5 seconds with it"
-    assert reasons[2].startswith("it cannot be predicted (KeyError in listening.py")
+    assert reasons[2].startswith("the process of the model met an unforeseen error (KeyError in listening.py")
     assert "SECRET" not in reasons[2]
 
 

@@ -8,7 +8,8 @@ import socket
 import struct
 import subprocess
 import threading
-from contextlib import closing
+import time
+from contextlib import closing, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -18,11 +19,12 @@ from listening import ROOT, radiograph
 from pydicom import dcmread, dcmwrite
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, generate_uid
 from pynetdicom import AE
+from pynetdicom.association import Association
 
 from jaxpneumo.process.files import read_json
 from jaxpneumo.serve import accepted
 from jaxpneumo.serve.events import Events
-from jaxpneumo.serve.listener import listening, send
+from jaxpneumo.serve.listener import DAMAGED, LONGEST, listening, send
 from jaxpneumo.serve.partners import Destination, Partners, Tls
 from jaxpneumo.serve.spool import ASIDE, IMAGE, INCOMING, RECORD, Limits, Spool
 
@@ -169,6 +171,47 @@ class TestWhoMayCall:
             assert answers(replace(one, address="localhost", tls=tls), files) == [""] * 4
 
 
+class TestBeforeACallerHasSaidWhoItIs:
+    @pytest.fixture
+    def hasty(self, monkeypatch):
+        monkeypatch.setattr("jaxpneumo.serve.listener.SECONDS", 0.4)
+
+    def test_it_cannot_fill_the_memory(self, node, files):
+        one = node()
+        with socket.create_connection((one.address, one.port), timeout=5) as connection:
+            connection.sendall(struct.pack(">BBL", 1, 0, LONGEST + 1))
+            assert hung_up(connection)
+        assert answers(one, files) == [""] * 4
+
+    def test_it_has_so_much_time_and_not_so_much_after_each_byte(self, hasty, node):
+        one = node()
+        with socket.create_connection((one.address, one.port), timeout=0.05) as connection:
+            connection.sendall(struct.pack(">BBL", 1, 0, 60_000))
+            for _ in range(100):
+                with suppress(TimeoutError):
+                    assert hung_up(connection)
+                    break
+                connection.sendall(b"\0")
+            else:
+                pytest.fail("it has all the time")
+
+    def test_too_many_at_once_are_noted(self, node, files, tmp_path, monkeypatch):
+        monkeypatch.setattr("jaxpneumo.serve.listener.ASSOCIATIONS", 1)
+        one = node()
+        silent = socket.create_connection((one.address, one.port))
+        with silent, pytest.raises(ConnectionError, match="rejected the association"):
+            answers(one, files)
+        assert log(tmp_path)[-1]["reason"] == "too many associations at once, more than 1"
+
+
+def hung_up(connection) -> bool:
+    """Whether the other side has ended a connection; TimeoutError if it has not said anything."""
+    try:
+        return connection.recv(1000) == b""
+    except ConnectionError:
+        return True
+
+
 def _certificate(folder, name) -> Tls:
     if not (openssl := shutil.which("openssl")):
         pytest.skip("openssl, which makes the certificates, is not installed")
@@ -284,3 +327,65 @@ class TestBadObjects:
             answers(one, [tmp_path / "big.dcm"])
         assert spool.count(INCOMING) == 0
         assert answers(one, [radiograph(tmp_path / "small.dcm", f"{ROOT}.6")]) == [""]
+
+
+class TestADestination:
+    """Whatever it does is a ConnectionError, after which the rest is sent again."""
+
+    @pytest.mark.parametrize(
+        "end",
+        [
+            lambda association: association.abort(),
+            lambda association: association.acse.send_release(),
+            lambda association: association.dul.socket.socket.shutdown(socket.SHUT_RDWR),
+        ],
+        ids=["aborts", "releases", "closes"],
+    )
+    def test_that_ends_the_association_between_two_files(self, spool, events, files, end):
+        partners = Partners({"PACS": (ipaddress.ip_network("127.0.0.1"),)}, ())
+        with listening(spool, partners, Limits(1000, 0), events, "LISTENER", ("127.0.0.1", 0)) as (host, port):
+            sending = send(Destination("node", "dicom", (), host, port, "LISTENER"), files, "PACS")
+            assert next(sending) == (files[0], "")
+            own, other = associations()
+            end(other)
+            while own.is_established:
+                time.sleep(0.01)
+            with pytest.raises(ConnectionError, match="ended the association"):
+                next(sending)
+
+    def test_that_stops_in_mid_message(self, monkeypatch, node, files):
+        one = node()  # which has its patience, unlike the sender
+        monkeypatch.setattr("jaxpneumo.serve.listener.SECONDS", 0.4)
+        sending, failed = send(one, files, "PACS"), []
+        next(sending)
+        connection = associations()[1].dul.socket
+        assert connection is not None
+        connection.send(struct.pack(">BBL", 4, 0, 100) + b"half")
+
+        def rest():
+            with suppress(ConnectionError):
+                list(sending)
+            failed.append(True)
+
+        thread = threading.Thread(target=rest)
+        thread.start()
+        thread.join(10)
+        assert failed
+
+    def test_gets_all_files_but_a_damaged_one(self, node, files):
+        whole = files[0].read_bytes()
+        for path, data in zip(files, (b"", bytes(400), whole[:200]), strict=False):
+            path.write_bytes(data)
+        one = node()
+        assert answers(one, files) == [DAMAGED] * 3 + [""]
+        assert answers(replace(one, port=1), files[:3]) == [DAMAGED] * 3
+
+    def test_whose_name_no_host_can_have(self, node, files):
+        with pytest.raises(ConnectionError, match="is no host's name"):
+            answers(replace(node(), address="pacs..example.org"), files)
+
+
+def associations() -> list[Association]:
+    """Those that are established in this process: the sender's and the node's."""
+    running = [one for one in threading.enumerate() if isinstance(one, Association) and one.is_established]
+    return sorted(running, key=lambda one: one.is_acceptor)

@@ -32,6 +32,7 @@ credentials = "web.credentials"
 @pytest.fixture
 def read(tmp_path):
     (tmp_path / "web.credentials").write_text("user:password")
+    (tmp_path / "latin.credentials").write_text("user:Schlüssel", encoding="latin-1")
 
     def read(text: str):
         (tmp_path / "partners.toml").write_text(text)
@@ -78,6 +79,10 @@ def test_who_may_send(read, title, address, known):
         ('["sr", "seg"]', '["sr", "segmentation"]', "results must be a list of sr, seg, presentation, capture"),
         ('["sr", "seg"]', '"sr"', "results must be a list"),
         ("https://pacs", "ftp://pacs", "is no address such as"),
+        ('address = "10.0.0.5"', 'address = "pacs..example.org"', "must be a host's name or IP address"),
+        ('address = "10.0.0.5"', f'address = "{"a" * 70}"', "must be a host's name or IP address"),
+        ("https://pacs.", "https://pacs..", "is no address such as"),
+        ("web.credentials", "latin.credentials", "latin.credentials is not UTF-8 text"),
         ("https://pacs", "https://me:secret@pacs", "must not hold a user or password"),
         ("web.credentials", "none", "none cannot be read (No such file or directory)"),
         ("[destinations.web]", "[destinations.results]", "needs another name"),
@@ -100,6 +105,19 @@ def test_all_problems_are_said_together(read):
     with pytest.raises(InputError) as caught:
         read(WHOLE.replace("4242", "-1").replace('"10.0.0.5", "10', '"x", "10').replace("https", "gopher"))
     assert all(words in str(caught.value) for words in ("port must be", "no IP address", "no address such as"))
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        *(("http://pacs.example.org", True), ("http://10.0.0.7:8042", True), ("https://pacs.example.org", False)),
+        *(("http://127.0.0.1:8042", False), ("http://localhost:8042", False), ("http://[::1]:8042", False)),
+    ],
+)
+def test_credentials_in_the_clear_are_warned_of(read, caplog, url, told):
+    read(WHOLE.replace("https://pacs.example.org", url))
+    assert ("[destinations.web] the credentials go to" in caplog.text) == told
+    assert "password" not in caplog.text
 
 
 def test_a_file_that_is_missing(tmp_path):
@@ -125,6 +143,10 @@ class TestTls:
         tls = read(archive).destinations[0].tls
         assert tls is not None
         assert tls.client().check_hostname
+
+    def test_need_an_encrypted_service(self, read, certificate):
+        with pytest.raises(InputError, match=r"\[destinations.web\] authorities needs an https:// url"):
+            read(f'{WHOLE.replace("https", "http")}authorities = "a.pem"\n')
 
     def test_files_that_are_none(self, read, certificate, tmp_path):
         (tmp_path / "b.key").write_text("no key")

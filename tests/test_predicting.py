@@ -10,7 +10,7 @@ import pytest
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.serve import predicting
 from jaxpneumo.serve.events import Events
-from jaxpneumo.serve.model_process import LostError, Verdict
+from jaxpneumo.serve.model_process import LostError, ModelProcess, Verdict
 from jaxpneumo.serve.spool import ASIDE, DONE, INCOMING, WORKING, Spool
 
 
@@ -93,3 +93,33 @@ def test_a_crash_is_tried_once_more_and_a_hang_is_not(spool, predict):
     predict(model)
     assert model.seen == ["1.1", "1.1", "1.2", "1.3", "1.3"]
     assert (spool.listed(ASIDE), spool.listed(DONE)) == (["1.1", "1.2"], ["1.3"])
+
+
+def make_on_device(device):
+    """A model on a device that the first image breaks: it is there while the file is."""
+
+    def look(image, into):
+        device.unlink(missing_ok=True)
+        raise RuntimeError("INTERNAL: CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    assert device.exists()
+    return look
+
+
+def test_a_lost_device_costs_no_image(spool, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxpneumo.serve.retry.FIRST", 0.002)
+    (tmp_path / "device").touch()
+    model, events = ModelProcess(make_on_device, (tmp_path / "device",), spool.folder, 60), Events(tmp_path / "log")
+    ending = threading.Event()
+    model.start()
+    thread = threading.Thread(target=predicting.predict_waiting, args=(spool, model, {}, events, ending))
+    thread.start()
+    end = time.monotonic() + 60
+    while events.counts().get(("failed", ""), 0) < 2 and time.monotonic() < end:
+        assert spool.count(ASIDE) == 0
+        time.sleep(0.01)
+    assert not model.ready, "so the listener's health is bad"
+    ending.set()
+    thread.join()
+    assert spool.count(INCOMING) == 3
+    assert events.counts()["model lost", ""] == 1

@@ -37,7 +37,15 @@ class TestTheDelay:
         schedule.failed("a", 0.0)
         schedule.failed("b", 0.0)
         schedule.keep({"b"})
-        assert (list(schedule.failures), list(schedule.due)) == (["b"], ["b"])
+        assert (list(schedule.failures), list(schedule.due), list(schedule.since)) == (["b"], ["b"], ["b"])
+
+    def test_failures_count_from_the_first_or_from_what_holds_a_thing_up(self):
+        schedule = Schedule()
+        schedule.held_up("a", 10.0)
+        assert schedule.may_try("a", 10.0)
+        schedule.failed("a", 20.0)
+        schedule.failed("b", 20.0)
+        assert [schedule.seconds(thing, 30.0) for thing in ("a", "b", "c")] == [20.0, 10.0, 0.0]
 
 
 @pytest.fixture
@@ -48,6 +56,7 @@ def spool(tmp_path):
         uid = f"1.2.{number}"
         one.receive(uid, uid, b"pixels", {})
         folder = one.begin(uid)
+        assert folder is not None
         (folder / RESULTS).mkdir()
         (folder / RESULTS / "sr.dcm").write_text(uid)
         one.publish(uid, {"archive": ("sr",)}, {})
@@ -109,6 +118,20 @@ def test_a_destination_that_is_away_gets_everything_once_when_it_is_back(spool, 
     assert waits == [0.002, 0.004, 0.008]
 
 
+def test_credentials_that_are_no_text_are_said_without_them_and_read_again(spool, deliver):
+    tries = []
+
+    def send(paths):
+        tries.append(b"user:pass\xff" if not tries else b"user:password")
+        assert tries[-1].decode()
+        for path in paths:
+            yield path, ""
+
+    log = deliver(send)
+    assert len(spool.listed(DONE)) == 3
+    assert [line["reason"] for line in log if line["event"] == "not sent"] == ["its credentials are not UTF-8 text"]
+
+
 def test_one_that_is_not_taken_does_not_hold_up_the_others(spool, deliver):
     tries = []
 
@@ -139,6 +162,24 @@ def test_what_is_never_taken_becomes_a_dead_letter(spool, deliver, away):
     reason = (spool.folder / DEAD / "1.2.0/archive/sr.txt").read_text()
     assert reason == ("refused\n" if away else "it answered 0xc000\n")
     assert [line["uid"] for line in log if line["event"] == "given up"] == ["1.2.0", "1.2.1", "1.2.2"]
+
+
+def test_age_alone_makes_no_dead_letter(spool, deliver):
+    """Of a letter that a person sends again, after days without a listener, or when the clock jumps."""
+    for path in spool.waiting("archive"):
+        os.utime(path, (0, 0))
+    tries = []
+
+    def send(paths):
+        tries.append(len(paths))
+        if len(tries) < 3:
+            raise ConnectionError("refused")
+        for path in paths:
+            yield path, "it answered 0xa700" if len(tries) < 5 else ""
+
+    deliver(send)
+    assert len(spool.listed(DONE)) == 3
+    assert spool.listed(DEAD) == []
 
 
 def test_what_is_left_is_tried_once_more_at_the_end(spool, deliver):

@@ -121,6 +121,17 @@ class TestAnImage:
         predict(spool)
         assert states(spool) == {OUTGOING: [UID]}
 
+    def test_that_a_person_puts_beside_one_in_work_is_kept_too(self, spool):
+        receive(spool)
+        spool.refuse(UID, content_digest(SYNTAX, b"others"), b"others", "it is a hand", {})
+        spool.begin(UID)
+        os.rename(spool.folder / ASIDE / UID, spool.folder / INCOMING / UID)
+        assert spool.restore() == [UID]
+        assert states(spool) == {INCOMING: [UID], ASIDE: [UID]}
+        images = {state: (spool.folder / state / UID / "image.dcm").read_bytes() for state in states(spool)}
+        assert images == {INCOMING: b"pixels", ASIDE: b"others"}
+        assert "was in work" in read_json(spool.folder / ASIDE / UID / "record.json")["reason"]
+
 
 class TestDeadLetters:
     def test_keep_result_and_reason_and_can_be_sent_again(self, spool):

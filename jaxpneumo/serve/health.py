@@ -4,6 +4,7 @@
 """
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,8 +47,7 @@ def answering(port: int, problems: Callable[[], list[str]], metrics: Callable[[]
       OSError: the port cannot be bound.
     """
 
-    server = ThreadingHTTPServer((LOOPBACK, port), _handler(problems, metrics))
-    server.daemon_threads = True
+    server = _HealthServer((LOOPBACK, port), _handler(problems, metrics))
     thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="health", daemon=True)
     thread.start()
     try:
@@ -56,6 +56,15 @@ def answering(port: int, problems: Callable[[], list[str]], metrics: Callable[[]
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _HealthServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Tells errors of this program; a client that hangs up is none."""
+        if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
+            super().handle_error(request, client_address)
 
 
 def _handler(problems: Callable[[], list[str]], metrics: Callable[[], str]) -> type[BaseHTTPRequestHandler]:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jaxpneumo.predict.dicom_results import KINDS, check_installed
+from jaxpneumo.predict.dicom_results import KINDS, SR, check_installed
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.errors import InputError, Stopped
@@ -78,7 +78,7 @@ class Settings:
       health_port: of health and metrics on the loopback interface.
       limits: from where on it takes nothing more.
       seconds: that the model may take for one image.
-      give_up: seconds after which a result that a destination does not take becomes a dead letter.
+      give_up: seconds of failures after which a result becomes a dead letter.
     """
 
     spool: Path
@@ -218,7 +218,7 @@ def main(arguments: Sequence[str]) -> int:
     add("--most-waiting", type=COUNT, default=1000, help="images that may wait; then 0xA700 (default: 1000)")
     add("--least-free", type=GIB, default=1.0, help="GiB that must be free on the disk; else 0xA700 (default: 1)")
     add("--seconds", type=SECONDS, default=300.0, help="that the model may take for one image (default: 300)")
-    add("--give-up-hours", type=HOURS, default=72.0, help="then a result becomes a dead letter (default: 72)")
+    add("--give-up-hours", type=HOURS, default=72.0, help="of failures; then a result is a dead letter (default: 72)")
     options = parser.parse_args(arguments)
 
     if problem := title_problem(options.title):
@@ -227,6 +227,9 @@ def main(arguments: Sequence[str]) -> int:
     run_report.place(options.spool)
     partners = read_partners(options.partners, KINDS)
     wanted = [kind for kind in KINDS if any(kind in each.results for each in partners.destinations)]
+    with_reports = [
+        kind for kind in wanted if all(kind in each.results for each in partners.destinations if SR in each.results)
+    ]
     settings = Settings(
         options.spool,
         options.title,
@@ -237,4 +240,4 @@ def main(arguments: Sequence[str]) -> int:
         options.seconds,
         options.give_up_hours * 3600,
     )
-    serve(settings, partners, make_look, (chosen_model.read_options(options), wanted))
+    serve(settings, partners, make_look, (chosen_model.read_options(options), wanted, with_reports))

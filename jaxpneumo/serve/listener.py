@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from socketserver import BaseServer
@@ -19,6 +20,7 @@ from typing import Any, cast
 
 from pynetdicom import _config, evt
 from pynetdicom.ae import ApplicationEntity
+from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import split_dataset
 from pynetdicom.pdu_primitives import A_ASSOCIATE
@@ -49,8 +51,10 @@ VERIFICATION = "1.2.840.10008.1.1"
 _CALLING_TITLE, _CALLED_TITLE = 3, 7
 ASSOCIATIONS = 16  # at once
 PDU = 128 << 10  # bytes of a message's parts
+LONGEST = PDU + (64 << 10)  # bytes of what a partner may send at once, also to ask for an association
 SECONDS = 30.0  # that a partner may take for an answer
 LAST_SECONDS = 10.0  # that associations may go on when the node ends
+DAMAGED = "its file is damaged: it cannot be read, or is no DICOM file"
 
 
 @contextmanager
@@ -79,8 +83,8 @@ def listening(
         entity.add_supported_context(uid, list(SYNTAXES))
     entity.add_supported_context(VERIFICATION)
     node = _Node(spool, partners, limits, events, title)
-    checks = [(evt.EVT_REQUESTED, node.check), (evt.EVT_DATA_RECV, _limit_size)]
-    handlers: list[Any] = [*checks, (evt.EVT_C_STORE, node.store)]
+    checks = [(evt.EVT_CONN_OPEN, _limit_connection), (evt.EVT_REQUESTED, node.check), (evt.EVT_DATA_RECV, _limit_size)]
+    handlers: list[Any] = [*checks, (evt.EVT_REJECTED, node.rejected), (evt.EVT_C_STORE, node.store)]
     server = entity.make_server(address, evt_handlers=handlers, server_class=_Server, node=node)
     thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="listener", daemon=True)
     thread.start()
@@ -153,6 +157,16 @@ class _Node:
         event.assoc.is_rejected = True
         event.assoc.kill()
 
+    def rejected(self, event: evt.Event) -> None:
+        """Notes an association that the library rejected, which it does for one reason."""
+        peer = event.assoc.requestor
+        self.events.note(
+            "rejected",
+            calling=cast(A_ASSOCIATE, peer.primitive).calling_ae_title.strip(),
+            address=peer.address,
+            reason=f"too many associations at once, more than {ASSOCIATIONS}",
+        )
+
     def store(self, event: evt.Event) -> int:
         """Keeps an object, or says why not; the status of the answer."""
         uid = str(cast(C_STORE, event.request).AffectedSOPInstanceUID)
@@ -212,31 +226,24 @@ def send(destination: Destination, paths: Sequence[Path], title: str) -> Iterato
     Raises:
       OSError: there is no association, or it ended; the rest was not sent.
     """
-    kinds = {path: _kind(path) for path in paths}
-    entity = _entity(title)
-    for sop_class, syntax in dict.fromkeys(kinds.values()):
-        entity.add_requested_context(sop_class, syntax)
-    tls = (destination.tls.client(), destination.address) if destination.tls else None
-    association = entity.associate(
-        destination.address,
-        destination.port,
-        ae_title=destination.title,
-        max_pdu=PDU,
-        tls_args=tls,
-        evt_handlers=[(evt.EVT_CONN_OPEN, _without_delay)],
-    )
-    if not association.is_established:
-        why = "rejected the association" if association.is_rejected else "cannot be reached, or takes no such objects"
-        raise ConnectionError(f"{destination.address}:{destination.port} {why}")
+    kinds = [(path, _kind(path)) for path in paths]
+    readable = [(path, kind) for path, kind in kinds if kind is not None]
+    for path, kind in kinds:
+        if kind is None:
+            yield path, DAMAGED
+    if not readable:
+        return
+    association = _associate(destination, [kind for _, kind in readable], title)
     try:
         taken = {(cx.abstract_syntax, cx.transfer_syntax[0]) for cx in association.accepted_contexts}
-        for path in paths:
-            if kinds[path] not in taken:
+        for path, kind in readable:
+            if kind not in taken:
                 yield path, "it takes no objects of this SOP class and transfer syntax"
                 continue
-            status = association.send_c_store(path).get("Status")
+            status = _store(association, path)
             if status is None:
-                raise ConnectionError(f"{destination.address}:{destination.port} did not answer")
+                where = f"{destination.address}:{destination.port}"
+                raise ConnectionError(f"{where} did not answer, or ended the association")
             # Warnings (0xBxxx) say that the object was stored.
             yield path, "" if status == SUCCESS or status >> 12 == 0xB else f"it answered {status:#06x}"
     finally:
@@ -244,17 +251,77 @@ def send(destination: Destination, paths: Sequence[Path], title: str) -> Iterato
             association.release()
 
 
-def _without_delay(event: evt.Event) -> None:
-    """A message is two short pieces, and the second would wait for the first one's receipt."""
-    cast(socket.socket, cast(AssociationSocket, event.assoc.dul.socket).socket).setsockopt(
-        socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-    )
+def _associate(destination: Destination, kinds: Sequence[tuple[str, str]], title: str) -> Association:
+    """An association for these SOP classes and transfer syntaxes; ConnectionError without one."""
+    entity = _entity(title)
+    for sop_class, syntax in dict.fromkeys(kinds):
+        entity.add_requested_context(sop_class, syntax)
+    tls = (destination.tls.client(), destination.address) if destination.tls else None
+    try:
+        association = entity.associate(
+            destination.address,
+            destination.port,
+            ae_title=destination.title,
+            max_pdu=PDU,
+            tls_args=tls,
+            evt_handlers=[(evt.EVT_CONN_OPEN, _limit_connection)],
+        )
+    except UnicodeError as error:
+        raise ConnectionError(f"{destination.address} is no host's name") from error
+    if not association.is_established:
+        why = "rejected the association" if association.is_rejected else "cannot be reached, or takes no such objects"
+        raise ConnectionError(f"{destination.address}:{destination.port} {why}")
+    return association
 
 
-def _kind(path: Path) -> tuple[str, str]:
-    """SOP class and transfer syntax of a file, by its header."""
-    meta, _ = split_dataset(path)
-    return str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
+def _limit_connection(event: evt.Event) -> None:
+    """Lets no partner hold a connection up or fill the memory, also before it has said who it is."""
+    connection = cast(AssociationSocket, event.assoc.dul.socket)
+    opened = cast(socket.socket, connection.socket)
+    # A message is two short pieces, and the second would wait for the first one's receipt.
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    opened.settimeout(SECONDS)  # for what is sent; the library takes it away after connecting
+    connection.recv = partial(_receive, connection)
+
+
+def _receive(connection: AssociationSocket, nr_bytes: int) -> bytearray:
+    """As the library's `recv` for the head or the rest of a PDU, which has a size and a time at most.
+
+    Raises OSError, which the library takes for a closed connection.
+    """
+    if nr_bytes > LONGEST:
+        raise ConnectionError("longer than was negotiated")
+    opened, end, received = cast(socket.socket, connection.socket), time.monotonic() + SECONDS, bytearray()
+    try:
+        while len(received) < nr_bytes:
+            opened.settimeout(max(0.001, end - time.monotonic()))
+            part = opened.recv(nr_bytes - len(received))
+            if not part:
+                break
+            received += part
+            if time.monotonic() > end:
+                raise TimeoutError
+    finally:
+        opened.settimeout(SECONDS)
+    return received
+
+
+def _store(association: Association, path: Path) -> int | None:
+    """The status that a file is answered with; None without an answer."""
+    try:
+        return association.send_c_store(path).get("Status")
+    except (RuntimeError, ValueError, AttributeError):  # the other side has ended the association
+        return None
+
+
+def _kind(path: Path) -> tuple[str, str] | None:
+    """SOP class and transfer syntax of a file, by its header; None if it has none that can be read."""
+    try:
+        meta, _ = split_dataset(path)
+        kind = str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
+    except Exception:  # of a damaged file the library raises nearly anything
+        return None
+    return kind if all(map(is_uid, (*kind, str(meta.get("MediaStorageSOPInstanceUID", ""))))) else None
 
 
 def _entity(title: str) -> ApplicationEntity:

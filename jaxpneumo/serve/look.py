@@ -10,12 +10,13 @@ from jaxpneumo.serve.chosen_model import ModelOptions, load
 from jaxpneumo.serve.model_process import Look, Verdict
 
 
-def make_look(options: ModelOptions, kinds: Sequence[str]) -> Look:
+def make_look(options: ModelOptions, kinds: Sequence[str], stored: Sequence[str]) -> Look:
     """Loads a model. Each image is a batch of its own, so that its result depends on no other image.
 
     Args:
       options: which model.
       kinds: of results to write.
+      stored: those of them that are wherever a report is, so that it may refer to them.
 
     Returns:
       The function of an image's file and of the folder to write KIND.dcm to.
@@ -42,7 +43,7 @@ def make_look(options: ModelOptions, kinds: Sequence[str]) -> Look:
             return Verdict(picture.reason)
         ((_, describe),) = predict_findings(predictor, [picture], bands)
         finding = describe()
-        written, reasons = write_dicom_results(image, finding, kinds, into, algorithm)
+        written, reasons = write_dicom_results(image, finding, kinds, into, algorithm, stored)
         if reasons and not written:
             return Verdict(next(iter(reasons.values())))
         facts = {"model": predictor.model_id, "outlined": finding.area > 0, "area": finding.area}

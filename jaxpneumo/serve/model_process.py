@@ -41,10 +41,11 @@ Look = Callable[[Path, Path], Verdict]
 
 
 class LostError(RuntimeError):
-    """The process of the model ended or took too long; the message says which.
+    """The process of the model ended, took too long or met an unforeseen error; the message says which.
 
     Attributes:
-      crashed: it ended by itself. The system may have ended it for another's memory, so a second try makes sense.
+      crashed: it did not take too long. The system may have ended it for another's memory, or the device was lost, so a
+        second try in a new process makes sense.
     """
 
     def __init__(self, why: str, crashed: bool = False):
@@ -105,7 +106,8 @@ class ModelProcess:
         """Lets the process look at an image; its results are in the folder `into` when this returns.
 
         Raises:
-          LostError: the process ended or took too long. It has to be started again.
+          LostError: the process ended, took too long, or met an unforeseen error, after which it may fail with all that
+            comes next. It has to be started again.
           OSError: a result could not be written.
         """
         if self._pipe is None:
@@ -113,7 +115,9 @@ class ModelProcess:
         with suppress(OSError):  # it has just ended, which its answer will tell
             self._pipe.send((image, into))
         answer = self._answer(self._seconds)
-        if isinstance(answer, OSError):
+        if isinstance(answer, LostError):
+            self.stop()
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
@@ -156,12 +160,12 @@ def _work(pipe: Connection, make: Callable[..., Look], arguments: tuple, lock: P
                 pipe.send(_look(look, *pipe.recv()))
 
 
-def _look(look: Look, image: Path, into: Path) -> Verdict | OSError:
+def _look(look: Look, image: Path, into: Path) -> Verdict | OSError | LostError:
     try:
         return look(image, into)
     except OSError as error:
         return error
-    except Exception as error:  # of a radiograph that is odd in a new way; its text may hold values of the header
+    except Exception as error:  # its text may hold values of the header
         last = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(last.filename).name}, line {last.lineno}"
-        return Verdict(f"it cannot be predicted ({type(error).__name__} in {place}); this is a fault of the program")
+        place = f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}"
+        return LostError(f"met an unforeseen error ({place})", crashed=True)

@@ -26,6 +26,7 @@ kind "dicomweb" may have them too. Files are beside this one unless their path i
 """
 
 import ipaddress
+import logging
 import re
 import ssl
 import tomllib
@@ -39,6 +40,8 @@ from urllib.parse import urlsplit
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.ranges import did_you_mean, whole
 
+logger = logging.getLogger(__name__)
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 PORT = whole(1, 65535)
 TLS_KEYS = ("certificate", "key", "authorities")
@@ -48,6 +51,7 @@ KINDS: dict[str, dict[str, bool]] = {
     "dicomweb": {"url": True, "results": True, "credentials": False, **dict.fromkeys(TLS_KEYS, False)},
 }
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1"))
 TAKEN = ("results",)  # a destination's folder lies beside this one
 
 
@@ -213,11 +217,15 @@ def _destination(
             problems.append(f"{where} needs {key}")
         elif needed and (problem := checks[key](table[key])):
             problems.append(f"{where} {key} {problem}")
-    credentials = _file(where, "credentials", table, folder, problems)
+    credentials = _file(where, "credentials", table, folder, problems, text=True)
     tls = None
     if files := {key: table[key] for key in TLS_KEYS if key in table}:
         needed_files = ("authorities",) if kind == "dicom" else ()
         tls = _tls(where, files, needed_files, folder, problems, Tls.client)
+    if kind == "dicomweb" and len(problems) == before and urlsplit(table["url"]).scheme == "http":
+        problems += [f"{where} {key} needs an https:// url" for key in files]
+        if credentials and not _is_loopback(host := urlsplit(table["url"]).hostname or ""):
+            logger.warning("%s the credentials go to %s without encryption; give an https:// url", where, host)
     if len(problems) > before:
         return Destination(name, kind, ())
     return Destination(
@@ -232,8 +240,21 @@ def _destination(
 
 
 def _address_problem(address: Any) -> str:
-    usable = isinstance(address, str) and re.fullmatch(r"[A-Za-z0-9.:_-]+", address)
+    usable = isinstance(address, str) and re.fullmatch(r"[A-Za-z0-9.:_-]+", address) and _is_host(address)
     return "" if usable else f"must be a host's name or IP address, not {address!r}"
+
+
+def _is_host(name: str) -> bool:
+    """Whether the parts of a name between its dots have lengths that a host's name can have."""
+    try:
+        return bool(name.encode("idna"))
+    except UnicodeError:
+        return False
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a host is this machine."""
+    return host == "localhost" or _lies_in(host, LOOPBACK)
 
 
 def _port_problem(port: Any) -> str:
@@ -249,7 +270,7 @@ def url_problem(url: Any) -> str:
     """Why a text cannot be the address of a DICOMweb service, in words; "" if it can."""
     try:
         parts = urlsplit(url if isinstance(url, str) else "")
-        named = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        named = parts.scheme in ("http", "https") and _is_host(parts.hostname or "") and (parts.port or 1) > 0
     except ValueError:
         return f"{url!r} is no address such as https://pacs.example.org/dicom-web"
     if not named or parts.query or parts.fragment:
@@ -284,8 +305,10 @@ def _tls(
     return tls
 
 
-def _file(where: str, key: str, table: Mapping[str, Any], folder: Path, problems: list[str]) -> Path | None:
-    """A file that the table names, which has to be readable."""
+def _file(
+    where: str, key: str, table: Mapping[str, Any], folder: Path, problems: list[str], text: bool = False
+) -> Path | None:
+    """A file that the table names, which has to be readable, and if so asked has to be UTF-8 text."""
     if key not in table:
         return None
     value = table[key]
@@ -294,9 +317,13 @@ def _file(where: str, key: str, table: Mapping[str, Any], folder: Path, problems
         if path is None:
             problems.append(f"{where} {key} must be the path of a file, not {value!r}")
         else:
-            path.open("rb").close()
+            read = path.read_bytes()
+            if text:
+                read.decode()
     except OSError as error:
         problems.append(f"{where} {key}: {path} cannot be read ({error.strerror})")
+    except UnicodeError:
+        problems.append(f"{where} {key}: {path} is not UTF-8 text")
     return path
 
 

@@ -12,7 +12,7 @@ from jaxpneumo.serve.retry import Schedule
 from jaxpneumo.serve.spool import IMAGE, INCOMING, RESULTS, Spool
 
 PAUSE = 0.2  # seconds between two looks at a folder where nothing waits
-TRIES = 2  # with an image with which the process of the model crashes
+TRIES = 2  # with an image with which the process of the model crashes or meets an unforeseen error
 
 
 def predict_waiting(

@@ -18,10 +18,12 @@ class Schedule:
     Attributes:
       failures: of each thing since its last success.
       due: when each thing that failed may be tried again.
+      since: when each thing failed first since its last success, or was first held up by another that failed.
     """
 
     failures: dict[Hashable, int] = field(default_factory=dict)
     due: dict[Hashable, float] = field(default_factory=dict)
+    since: dict[Hashable, float] = field(default_factory=dict)
 
     def may_try(self, thing: Hashable, now: float) -> bool:
         """Whether a thing has not failed, or has waited long enough."""
@@ -32,14 +34,24 @@ class Schedule:
         self.failures[thing] = self.failures.get(thing, 0) + 1
         seconds = delay(self.failures[thing])
         self.due[thing] = now + seconds
+        self.held_up(thing, now)
         return seconds
+
+    def held_up(self, thing: Hashable, now: float) -> None:
+        """Notes that a thing could not be done. When it may be tried stays as it is."""
+        self.since.setdefault(thing, now)
+
+    def seconds(self, thing: Hashable, now: float) -> float:
+        """For how long a thing has failed or was held up."""
+        return now - self.since.get(thing, now)
 
     def succeeded(self, thing: Hashable) -> None:
         """Forgets the failures of a thing."""
         self.failures.pop(thing, None)
         self.due.pop(thing, None)
+        self.since.pop(thing, None)
 
     def keep(self, things: Collection[Hashable]) -> None:
         """Forgets all other things."""
-        for thing in self.failures.keys() - set(things):
+        for thing in self.since.keys() - set(things):
             self.succeeded(thing)

@@ -13,7 +13,8 @@ from jaxpneumo.serve.spool import Spool
 PAUSE = 0.2  # seconds between two looks at a folder where nothing waits
 BATCH = 64  # results in one association, so that a new one of another image does not wait for ever
 
-# Sends files to a destination and gives each with "" or why it was not taken; OSError where the destination is away.
+# Sends files to a destination and gives each with "" or why it was not taken. Raises OSError where the destination is
+# away, and UnicodeError where its file of credentials is not text.
 Send = Callable[[Sequence[Path]], Iterable[tuple[Path, str]]]
 
 
@@ -28,7 +29,8 @@ def deliver_waiting(
       send: to this destination.
       events: are told what happens.
       ending: is set to end it.
-      give_up: seconds after which a result that was not taken becomes a dead letter.
+      give_up: seconds after its first failure, or its destination's, when a result that fails becomes a dead letter.
+        They count from the start of this process, so that a listener that was off for days tries everything again.
     """
     schedule = Schedule()
     while True:
@@ -39,6 +41,9 @@ def deliver_waiting(
         due = [path for path in waiting if schedule.may_try(path, now)][:BATCH]
         if due and schedule.may_try(destination.name, now):
             _deliver(spool, destination, due, send, events, schedule, give_up)
+        if not schedule.may_try(destination.name, now):
+            for path in waiting:
+                schedule.held_up(path, now)
         if last:
             return
         if not due or not schedule.may_try(destination.name, now):
@@ -60,7 +65,7 @@ def _deliver(
     def failed(path: Path, reason: str) -> None:
         result = {"uid": path.parent.parent.name, "result": path.stem}
         try:
-            if time.time() - path.stat().st_mtime > give_up:
+            if schedule.seconds(path, time.monotonic()) > give_up:
                 spool.give_up(path, reason)
                 events.note("given up", destination.name, **result, reason=reason)
         except OSError as error:  # a full disk, or a person has moved it; the next failure comes here again
@@ -70,18 +75,20 @@ def _deliver(
     try:
         for path, reason in send(due):
             left.remove(path)
-            schedule.succeeded(destination.name)
-            if reason:
+            if reason:  # which may be the file's own, so that it says nothing of the destination
                 seconds = schedule.failed(path, time.monotonic())
                 note = {"uid": path.parent.parent.name, "result": path.stem, "reason": reason}
                 events.note("not sent", destination.name, **note, next_try_seconds=seconds)
                 failed(path, reason)
             else:
+                schedule.succeeded(destination.name)
                 events.note("sent", destination.name, uid=path.parent.parent.name, result=path.stem)
                 spool.delivered(path)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         seconds = schedule.failed(destination.name, time.monotonic())
-        reason = " ".join(str(error).split())[:200]
+        # What a UnicodeError quotes can be a part of a password.
+        wrong = isinstance(error, UnicodeError)
+        reason = "its credentials are not UTF-8 text" if wrong else " ".join(str(error).split())[:200]
         events.note("not sent", destination.name, results=len(left), reason=reason, next_try_seconds=seconds)
         for path in left:
             failed(path, reason)

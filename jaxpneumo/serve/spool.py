@@ -146,12 +146,17 @@ class Spool:
         return self.folder / WORKING / uid
 
     def take_back(self, uid: str) -> None:
-        """Lets an image in work wait again, without what was made of it."""
-        folder = self.folder / WORKING / uid
+        """Lets an image in work wait again, without what was made of it.
+
+        What a person has put into its place in the meantime is set aside.
+        """
+        folder, target = self.folder / WORKING / uid, self.folder / INCOMING / uid
         if folder.is_dir():
             _leave_only(folder, IMAGE, RECORD)
             with self._lock:
-                os.rename(folder, self.folder / INCOMING / uid)
+                if target.exists():
+                    self._keep_aside(target, uid, self._digest(target), "the image of this UID was in work")
+                os.rename(folder, target)
 
     def set_aside(self, uid: str, reason: str) -> None:
         """Sets an image in work aside."""
