@@ -7,7 +7,6 @@ taken over only if they keep to the rules. Private elements and pixels are left 
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import pydicom.config
 from pydicom.datadict import dictionary_description, dictionary_VR, tag_for_keyword
@@ -70,23 +69,24 @@ class Origin:
         return str(self.dataset.SOPInstanceUID)
 
 
-def read_origin(path: Path, shape: tuple[int, ...]) -> Origin:
+def read_origin(data: bytes, shape: tuple[int, ...]) -> Origin:
     """Reads from a radiograph's header what results take over.
 
     Args:
-      path: the file, a radiograph that `dicom.read_image` can read.
-      shape: (H, W) of its image.
+      data: the whole file, a radiograph that `dicom.parse_image` can read.
+      shape: (H, W) of the mask that was found in it.
 
     Raises:
       NoResultError: the file is not DICOM, or it lacks a UID that results refer to.
-      OSError: it cannot be read.
+      InputError: its image has another size.
     """
-    data = path.read_bytes()
     if not dicom.is_dicom(data):
         raise NoResultError("it is not a DICOM file, so it does not say to whom they would belong.")
     header = dicom.read_header(data)
     identity = tuple(filter(None, (_raw(header, keyword) for keyword in (*IDENTITY, *ALSO))))
     elements = Elements(header)
+    if (size := (elements.whole("Rows"), elements.whole("Columns"))) != shape:
+        raise InputError(f"the radiograph has {size[0]} x {size[1]} pixels and its mask {shape[0]} x {shape[1]}.")
     uids = {keyword: elements.text(keyword) for keyword in UIDS}
     for keyword, uid in uids.items():
         if not re.fullmatch(r"[0-9.]{1,64}", uid):

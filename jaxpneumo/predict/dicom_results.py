@@ -18,6 +18,7 @@ from jaxpneumo.predict.captions import OUTLINED, captioned, white
 from jaxpneumo.predict.finding import Finding
 from jaxpneumo.predict.outputs import Output
 from jaxpneumo.predict.pictures import overlay
+from jaxpneumo.predict.reading import read_again
 from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import printable
@@ -95,8 +96,9 @@ def write_dicom_results(
       the reason in a sentence.
 
     Raises:
-      InputError: the file is no longer the radiograph that it was, or highdicom is not installed.
-      OSError: the file cannot be read, or a result cannot be written.
+      InputError: the file cannot be read, it is no longer the radiograph that was predicted (by its checksum, if the
+        finding has one, else by its size), or highdicom is not installed.
+      OSError: a result cannot be written.
     """
     from jaxpneumo.dicom.origin import NoResultError, read_origin
     from jaxpneumo.dicom.outcome import ImageOutcome
@@ -106,7 +108,9 @@ def write_dicom_results(
     outcome = ImageOutcome(finding.mask, finding.score, finding.side)
     name = printable(source.name)
     try:
-        origin = read_origin(source, outcome.mask.shape)
+        # All results are of the bytes that were predicted; who replaces the file changes none of them.
+        data = read_again(source, finding.picture.sha256 if isinstance(finding, Finding) else "")
+        origin = read_origin(data, outcome.mask.shape)
     except NoResultError as error:
         return {}, dict.fromkeys(kinds, f"{name} has no DICOM results: {error}")
     segmented = functools.cache(lambda: segmentation(origin, outcome, algorithm))  # the report refers to it
@@ -114,7 +118,7 @@ def write_dicom_results(
     for kind in kinds:
         path = folder / f"{kind}.dcm"
         try:
-            made = _make(kind, source, origin, outcome, kinds if stored is None else stored, algorithm, segmented)
+            made = _make(kind, data, origin, outcome, kinds if stored is None else stored, algorithm, segmented)
         except NoResultError as error:
             made, reasons[kind] = None, f"{name} has no {kind}: {error}"
         if made is None:
@@ -135,7 +139,7 @@ def _write(
 
 def _make(
     kind: str,
-    source: Path,
+    data: bytes,
     origin: "Origin",
     outcome: "ImageOutcome",
     stored: Collection[str],
@@ -144,7 +148,7 @@ def _make(
 ) -> bytes | None:
     """The file of a result; None where a negative outcome has none of its kind."""
     from jaxpneumo.dicom.capture import capture
-    from jaxpneumo.dicom.dicom import as_file, read_image
+    from jaxpneumo.dicom.dicom import as_file, parse_image
     from jaxpneumo.dicom.outcome import remarks
     from jaxpneumo.dicom.presentation import presentation
     from jaxpneumo.dicom.structured_report import report
@@ -159,7 +163,7 @@ def _make(
     elif kind == PRESENTATION:
         made = presentation(origin, outcome, algorithm)
     else:
-        picture = overlay(read_image(source).image, outcome.mask)
+        picture = overlay(parse_image(data, origin.uid).image, outcome.mask)
         said = [white(sentence) for sentence in remarks(origin, algorithm)]
         made = capture(origin, captioned(picture, said, [OUTLINED]), algorithm)
     return as_file(made)

@@ -23,7 +23,7 @@ from jaxpneumo.predict.certainty import Bands
 from jaxpneumo.predict.finding import Finding, predict_findings
 from jaxpneumo.predict.manifest import RESEARCH_USE, SYNTHETIC_NOTE
 from jaxpneumo.predict.png import write_png
-from jaxpneumo.predict.reading import Picture
+from jaxpneumo.predict.reading import Picture, read_again
 from jaxpneumo.process import workers
 from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
@@ -76,10 +76,11 @@ def overlays_output(predictor: "Predictor", most: int | None) -> Output:
     note = note_of(predictor)
 
     def write(path: Path, finding: Finding, source: Path) -> None:
-        from jaxpneumo.dicom.dicom import read_image
+        from jaxpneumo.dicom.dicom import parse_image
 
         # Decodes the file again. Keeping all radiographs in memory until their masks are ready would cost more.
-        picture = explained(read_image(source).image, finding.mask, caption(finding, predictor), note)
+        radiograph = parse_image(read_again(source, finding.picture.sha256), printable(source.name))
+        picture = explained(radiograph.image, finding.mask, caption(finding, predictor), note)
         # Without an outline all of it is grey, and takes a third of the time and of the disk.
         write_png(path, picture if finding.area else picture[..., 0], note)
 

@@ -22,6 +22,7 @@ from jaxpneumo.data.resize import resize_to_squares
 from jaxpneumo.dicom import frontal
 from jaxpneumo.dicom.radiograph import Radiograph, RadiographError, read_file
 from jaxpneumo.process import workers
+from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import printable, stamp_if_there
 from jaxpneumo.process.machine import cores
 from jaxpneumo.process.runtime import one_thread_each
@@ -154,6 +155,26 @@ def read(reading: Reading, source: str) -> Picture:
         return picture
     uid = ingest.own_id(radiograph, data, source, printable(ids.name_of(source, reading.repeated)))
     return replace(picture, uid=uid)
+
+
+def read_again(path: Path, sha256: str) -> bytes:
+    """The bytes of a radiograph's file that was read before.
+
+    Args:
+      path: of the file.
+      sha256: of its bytes at that time; "" where it is not known, and nothing is compared.
+
+    Raises:
+      InputError: it cannot be read any more, or it holds other bytes now.
+    """
+    name = printable(path.name)
+    try:
+        data, _ = read_file(path, name)
+    except OSError as error:
+        raise InputError(f"the radiograph {name} cannot be read any more: {error.strerror}.") from error
+    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+        raise InputError(f"{name} is no longer the radiograph that was predicted: its file was changed. Predict again.")
+    return data
 
 
 def shrink_radiograph(reading: Reading, file: Picture, radiograph: Radiograph) -> Picture:
