@@ -66,7 +66,15 @@ def dicom_outputs(predictor: "Predictor", kinds: Sequence[str]) -> list[Output]:
     check_installed()
     write = functools.partial(_write, algorithm_of(predictor), tuple(kinds))
     return [
-        Output(FOLDER, f"/{kind}.dcm", functools.partial(write, kind), keeps=False, plain_python=True) for kind in kinds
+        Output(
+            FOLDER,
+            f"/{kind}.dcm",
+            functools.partial(write, kind),
+            keeps=False,
+            of_negatives=kind == SR,
+            plain_python=True,
+        )
+        for kind in kinds
     ]
 
 

@@ -48,7 +48,8 @@ class Output:
         cannot be written; the next start then tries again.
       most: largest number of files; None writes one for each image.
       needs_probability: whether `write` needs `Finding.probability`.
-      keeps: whether a file that is newer than its image is kept; else it is written anew.
+      keeps: whether a file that an earlier start has written is kept; else it is written anew.
+      of_negatives: whether there is one of an image with nothing outlined.
       plain_python: whether `write` is slow Python code, of which a process runs only one thread at a time. Processes
         call it then where there are many files, and it has to be picklable.
     """
@@ -59,6 +60,7 @@ class Output:
     most: int | None = None
     needs_probability: bool = False
     keeps: bool = True
+    of_negatives: bool = True
     plain_python: bool = False
 
     @property
@@ -135,6 +137,27 @@ def note_of(predictor: "Predictor") -> str:
     return f"{RESEARCH_USE}. {SYNTHETIC_NOTE}" if predictor.synthetic else RESEARCH_USE
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """What holds of a job's images when it starts or goes on.
+
+    Attributes:
+      first: by an image's id the first of its files, by path, that is known: outputs are written of that file alone.
+        Files that are predicted are added.
+      written: keys of the outputs that earlier starts wrote of a file which is to be predicted again, by file.
+    """
+
+    first: dict[str, str] = field(default_factory=dict)
+    written: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def is_first(self, uid: str, source: str) -> bool:
+        """Whether no earlier file of this image is known; then this one is the first from now on."""
+        first = self.first.get(uid, source) >= source
+        if first:
+            self.first[uid] = source
+        return first
+
+
 @dataclass(frozen=True, eq=False)
 class Written:
     """A finding whose outputs are on the disk.
@@ -144,12 +167,14 @@ class Written:
       code: run-length code of the mask.
       outputs: keys of the outputs that are done.
       failed: why an output was not written, by its key. One that the image cannot have is done.
+      second: the image has another file that is used, so there are no outputs of this one.
     """
 
     finding: Finding
     code: str
     outputs: tuple[str, ...] = ()
     failed: dict[str, str] = field(default_factory=dict)
+    second: bool = False
 
 
 def predict_and_write(
@@ -159,6 +184,7 @@ def predict_and_write(
     bands: Bands,
     to: Path,
     outputs: Sequence[Output],
+    earlier: Earlier,
     team: int = 0,
 ) -> Iterator[Written]:
     """Predicts radiographs and writes their outputs.
@@ -170,6 +196,7 @@ def predict_and_write(
       bands: the result of `certainty.bands_of`.
       to: output folder.
       outputs: what to write for each image.
+      earlier: what earlier starts have left; `is_first` is asked of each picture.
       team: number of processes for outputs in plain Python; 0 is for threads of this process.
 
     Yields:
@@ -179,31 +206,34 @@ def predict_and_write(
       OSError: the disk is full.
     """
 
-    def finish(describe: Callable[[], Finding], missing: Sequence[Output], there: tuple[str, ...]) -> Written:
+    def finish(describe: Callable[[], Finding], missing: Sequence[Output], there: list[str], second: bool) -> Written:
         finding = describe()
         code = rle.encode(finding.mask) if finding.area else rle.EMPTY
         tried = {output.key: _write(output, to, finding, folder, processes) for output in missing}
         failed = {key: reason for key, (reason, _) in tried.items() if reason}
         done = {key for key, (_, done) in tried.items() if done}
-        return Written(replace(finding, probability=None), code, tuple(sorted({*there, *done})), failed)
+        return Written(replace(finding, probability=None), code, tuple(sorted({*there, *done})), failed, second)
 
     room = {output.key: _room(output, to) for output in outputs}
     needs_probability = any(output.needs_probability for output in outputs)
     slow = team > 0 and any(output.plain_python for output in outputs)
     with workers.pool(team) if slow else nullcontext() as processes, ThreadPoolExecutor(cores()) as pool:
-        waiting: deque[tuple[str, Future[Written]]] = deque()
+        waiting: deque[Future[Written]] = deque()
         for picture, describe in predict_findings(predictor, pictures, bands, needs_probability):
-            # A second file of an image that is under way does not write to the same places.
-            under_way = any(uid == picture.uid for uid, _ in waiting)
-            there = [output for output in outputs if under_way or _is_kept(output, to, picture)]
-            missing = [output for output in outputs if output not in there and room[output.key] > 0]
-            for output in missing:
-                room[output.key] -= 1
-            waiting.append((picture.uid, pool.submit(finish, describe, missing, tuple(one.key for one in there))))
-            while len(waiting) > 2 * predictor.settings.batch_size or (waiting and waiting[0][1].done()):
-                yield waiting.popleft()[1].result()
+            second = not earlier.is_first(picture.uid, picture.source)
+            there, missing = [], []
+            for output in () if second else outputs:
+                exists = output.path(to, picture.uid).exists()
+                if exists and output.keeps and output.key in earlier.written.get(picture.source, ()):
+                    there.append(output.key)
+                elif exists or room[output.key] > 0:
+                    room[output.key] -= not exists
+                    missing.append(output)
+            waiting.append(pool.submit(finish, describe, missing, there, second))
+            while len(waiting) > 2 * predictor.settings.batch_size or (waiting and waiting[0].done()):
+                yield waiting.popleft().result()
         while waiting:
-            yield waiting.popleft()[1].result()
+            yield waiting.popleft().result()
 
 
 def _room(output: Output, to: Path) -> float:
@@ -238,8 +268,3 @@ def _call(
         with suppress(BrokenProcessPool):
             return processes.submit(output.write, path, replace(finding, probability=None), source).result()
     return output.write(path, finding, source)
-
-
-def _is_kept(output: Output, to: Path, picture: Picture) -> bool:
-    path = output.path(to, picture.uid)
-    return output.keeps and path.exists() and path.stat().st_mtime_ns >= picture.stamp[1]

@@ -80,6 +80,10 @@ class Reading:
     repeated: frozenset[str] = frozenset()
     any_image: bool = False
 
+    def name_of(self, source: str) -> str:
+        """What an image is called whose header does not say it."""
+        return printable(ids.name_of(source, self.repeated))
+
 
 def read_ahead(
     reading: Reading, sources: Sequence[str], team: int | None = None, seconds: float = SECONDS
@@ -153,7 +157,7 @@ def read(reading: Reading, source: str) -> Picture:
     picture = shrink_radiograph(reading, file, radiograph)
     if picture.reason:
         return picture
-    uid = ingest.own_id(radiograph, data, source, printable(ids.name_of(source, reading.repeated)))
+    uid = ingest.own_id(radiograph, data, source, reading.name_of(source))
     return replace(picture, uid=uid)
 
 
