@@ -14,11 +14,11 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import SecondaryCaptureImageStorage
-from pydicom.valuerep import validate_value
+from pydicom.valuerep import DA, TM, validate_value
 
 from jaxpneumo.dicom import dicom
 from jaxpneumo.dicom.elements import Elements
-from jaxpneumo.dicom.radiograph import SYNTHETIC
+from jaxpneumo.dicom.radiograph import SYNTHETIC, is_spacing
 from jaxpneumo.process.errors import InputError
 
 UIDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
@@ -31,6 +31,7 @@ OPTIONAL = ("PatientAge", "PatientIdentityRemoved", "BodyPartExamined", "Lateral
 CODES = {"PatientSex": ("F", "M", "O"), "PatientIdentityRemoved": ("YES", "NO"), "Laterality": ("L", "R")}
 # Dates of the radiograph; the first that is known is also the result's.
 DATES = ("Content", "Acquisition", "Series", "Study")
+POINTS = {"DA": DA, "TM": TM}  # of time: a range of them is none, and a 30 February neither
 NO_DATE, MIDNIGHT = "19000101", "000000"
 
 
@@ -110,7 +111,7 @@ def read_origin(data: bytes, shape: tuple[int, ...]) -> Origin:
         sop_class=uids["SOPClassUID"],
         date=date,
         time=time,
-        pixel_spacing=(spacing[0], spacing[1]) if len(spacing) == 2 and min(spacing) > 0 else None,
+        pixel_spacing=(spacing[0], spacing[1]) if is_spacing(spacing) else None,
         header=header,
         synthetic=elements.text("DerivationDescription") == SYNTHETIC,
     )
@@ -118,9 +119,14 @@ def read_origin(data: bytes, shape: tuple[int, ...]) -> Origin:
 
 def is_valid(keyword: str, text: str) -> bool:
     """Whether a text is a single value that keeps to the rules of an element."""
+    vr = dictionary_VR(keyword)
     try:
-        validate_value(dictionary_VR(keyword), text, pydicom.config.RAISE)
+        validate_value(vr, text, pydicom.config.RAISE)
+        if vr in POINTS:
+            POINTS[vr](text)
     except ValueError:
+        return False
+    if vr in POINTS and "-" in text:
         return False
     return "\\" not in text and text in CODES.get(keyword, (text,))
 

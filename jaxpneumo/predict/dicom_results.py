@@ -7,7 +7,8 @@ medical device.
 import argparse
 import functools
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,9 +117,10 @@ def write_dicom_results(
     outcome = ImageOutcome(finding.mask, finding.score, finding.side)
     name = printable(source.name)
     try:
-        # All results are of the bytes that were predicted; who replaces the file changes none of them.
-        data = read_again(source, finding.picture.sha256 if isinstance(finding, Finding) else "")
-        origin = read_origin(data, outcome.mask.shape)
+        with _nothing_unforeseen(name):
+            # All results are of the bytes that were predicted; who replaces the file changes none of them.
+            data = read_again(source, finding.picture.sha256 if isinstance(finding, Finding) else "")
+            origin = read_origin(data, outcome.mask.shape)
     except NoResultError as error:
         return {}, dict.fromkeys(kinds, f"{name} has no DICOM results: {error}")
     segmented = functools.cache(lambda: segmentation(origin, outcome, algorithm))  # the report refers to it
@@ -126,7 +128,8 @@ def write_dicom_results(
     for kind in kinds:
         path = folder / f"{kind}.dcm"
         try:
-            made = _make(kind, data, origin, outcome, kinds if stored is None else stored, algorithm, segmented)
+            with _nothing_unforeseen(name):
+                made = _make(kind, data, origin, outcome, kinds if stored is None else stored, algorithm, segmented)
         except NoResultError as error:
             made, reasons[kind] = None, f"{name} has no {kind}: {error}"
         if made is None:
@@ -136,6 +139,17 @@ def write_dicom_results(
             file.write(made)
         written[kind] = path
     return written, reasons
+
+
+@contextmanager
+def _nothing_unforeseen(name: str) -> Iterator[None]:
+    """Makes an InputError of what an odd header lets pydicom and highdicom raise, often with its values in the text."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        raise InputError(f"no DICOM results can be made of {name} ({type(error).__name__}).") from None
 
 
 def _write(

@@ -161,6 +161,8 @@ def _look(look: Look, image: Path, into: Path) -> Verdict | OSError:
         return look(image, into)
     except OSError as error:
         return error
+    except InputError as error:
+        return Verdict(str(error))
     except Exception as error:  # of a radiograph that is odd in a new way; its text may hold values of the header
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(last.filename).name}, line {last.lineno}"
