@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,11 @@ import pytest
 from archives import entries
 
 from jaxpneumo.dicom import dicom
-from jaxpneumo.predict import predict
+from jaxpneumo.predict import outputs, predict
 from jaxpneumo.predict.dicom_results import dicom_outputs
 from jaxpneumo.predict.infer import load_predictor
 from jaxpneumo.predict.manifest import MANIFEST
-from jaxpneumo.predict.outputs import masks_output
+from jaxpneumo.predict.outputs import Output, masks_output
 from jaxpneumo.predict.png import write_png
 from jaxpneumo.predict.predict import predict_folder
 from jaxpneumo.predict.submission import read_submission
@@ -80,24 +81,24 @@ def picture_of(film: Path, path: Path) -> None:
     write_png(path, dicom.read(film).image)
 
 
-def start(predictor, folder: Path, *outputs, overlays: int | None = 0):
+def start(predictor, folder: Path, *asked, overlays: int | None = 0):
     """One start of a job with these outputs beside the submission."""
-    return predict_folder(predictor, folder, folder.with_name("out"), overlays, workers=0, quiet=True, outputs=outputs)
+    return predict_folder(predictor, folder, folder.with_name("out"), overlays, workers=0, quiet=True, outputs=asked)
 
 
 def test_results_are_never_of_a_file_that_took_the_radiographs_place(predictor, films, folder, after_reading, as_read):
     pytest.importorskip("highdicom", reason="highdicom is not installed: pip install 'jaxpneumo[dicom]'")
-    outputs = dicom_outputs(predictor, ["sr", "seg"])
+    asked = dicom_outputs(predictor, ["sr", "seg"])
     positive, negative = films
     shutil.copyfile(positive, folder / "a.dcm")
     after_reading(lambda: shutil.copyfile(negative, folder / "a.dcm"))
-    report = start(predictor, folder, *outputs, overlays=None)
+    report = start(predictor, folder, *asked, overlays=None)
     assert report.unwritten == {"overlays": 1, "dicom_results/sr.dcm": 1, "dicom_results/seg.dcm": 1}
     assert not list(folder.with_name("out").rglob("*.dcm"))
     reasons = entries(folder.with_name("out"))["a.dcm"]["unwritten"]
     assert all("a.dcm is no longer the radiograph that was predicted" in reason for reason in reasons.values())
     as_read()
-    assert start(predictor, folder, *outputs, overlays=None).complete
+    assert start(predictor, folder, *asked, overlays=None).complete
     (results,) = (folder.with_name("out") / "dicom_results").iterdir()
     assert results.name == dicom.read(negative).uid
     assert sorted(path.name for path in results.iterdir()) == ["sr.dcm"]
@@ -168,7 +169,7 @@ def test_what_was_deleted_is_made_again_and_nothing_else(predictor, films, folde
     shutil.copyfile(positive, folder / "a.dcm")
     shutil.copyfile(negative, folder / "b.dcm")
     picture_of(positive, folder / "film.png")
-    outputs, output = [masks_output(predictor), *dicom_outputs(predictor, ["sr", "seg"])], folder.with_name("out")
+    asked, output = [masks_output(predictor), *dicom_outputs(predictor, ["sr", "seg"])], folder.with_name("out")
 
     def written() -> dict[str, int]:
         return {
@@ -177,15 +178,15 @@ def test_what_was_deleted_is_made_again_and_nothing_else(predictor, films, folde
             if path.is_file() and path.parent != output
         }
 
-    start(predictor, folder, *outputs)
+    start(predictor, folder, *asked)
     first = written()
     assert len(first) == 3 + 3
-    start(predictor, folder, *outputs)
+    start(predictor, folder, *asked)
     assert written() == first
     gone = [name for name in first if name == "masks/film.png" or name.endswith("seg.dcm")]
     for name in gone:
         (output / name).unlink()
-    start(predictor, folder, *outputs)
+    start(predictor, folder, *asked)
     assert written().keys() == first.keys()
     kept = [
         name for name in first if dicom.read(negative).uid in name or name == f"masks/{dicom.read(positive).uid}.png"
@@ -207,10 +208,10 @@ def test_results_are_those_of_the_file_that_is_used(predictor, films, folder):
     twin.save_as(folder / "z.dcm")
     for number in range(6):
         picture_of(negative, folder / f"m{number}.png")
-    outputs, output = [masks_output(predictor), *dicom_outputs(predictor, ["sr", "seg"])], folder.with_name("out")
+    asked, output = [masks_output(predictor), *dicom_outputs(predictor, ["sr", "seg"])], folder.with_name("out")
 
     def check(found: bool) -> None:
-        start(predictor, folder, *outputs)
+        start(predictor, folder, *asked)
         assert (read_submission(output / "submission.csv")[uid] != "-1") == found
         assert (output / f"dicom_results/{uid}/seg.dcm").exists() == found
         assert masks_of(output)[f"{uid}.png"] == found
@@ -222,3 +223,27 @@ def test_results_are_those_of_the_file_that_is_used(predictor, films, folder):
     check(False)
     folder.with_name("a.dcm").rename(folder / "a.dcm")
     check(True)
+
+
+# Stops
+
+
+def test_after_a_stop_nothing_more_is_begun(predictor, films, folder, monkeypatch):
+    """Ctrl-C while one thread writes and others wait for it."""
+    begun, real = [], predict.read_ahead
+
+    def write(path, finding, source):
+        begun.append(source)
+        time.sleep(0.3)
+
+    def read_ahead(*arguments):
+        yield from real(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "read_ahead", read_ahead)
+    monkeypatch.setattr(outputs, "cores", lambda: 1)
+    for number in range(6):
+        picture_of(films[0], folder / f"{number}.png")
+    with pytest.raises(KeyboardInterrupt):
+        start(predictor, folder, Output("masks", ".png", write))
+    assert len(begun) == 1

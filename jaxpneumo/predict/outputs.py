@@ -6,10 +6,10 @@ a full disk ends the job.
 
 import errno
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -24,7 +24,7 @@ from jaxpneumo.predict.finding import Finding, predict_findings
 from jaxpneumo.predict.manifest import RESEARCH_USE, SYNTHETIC_NOTE
 from jaxpneumo.predict.png import write_png
 from jaxpneumo.predict.reading import Picture, read_again
-from jaxpneumo.process import workers
+from jaxpneumo.process import run_report, workers
 from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import printable, safe_name
@@ -186,8 +186,8 @@ def predict_and_write(
     outputs: Sequence[Output],
     earlier: Earlier,
     team: int = 0,
-) -> Iterator[Written]:
-    """Predicts radiographs and writes their outputs.
+) -> Generator[Written, None, None]:
+    """Predicts radiographs and writes their outputs. Left or closed early, it ends with the files under way.
 
     Args:
       predictor: the result of `load_predictor`.
@@ -217,7 +217,11 @@ def predict_and_write(
     room = {output.key: _room(output, to) for output in outputs}
     needs_probability = any(output.needs_probability for output in outputs)
     slow = team > 0 and any(output.plain_python for output in outputs)
-    with workers.pool(team) if slow else nullcontext() as processes, ThreadPoolExecutor(cores()) as pool:
+    with (
+        workers.pool(team) if slow else nullcontext() as processes,
+        ThreadPoolExecutor(cores()) as pool,
+        _dropped_on_errors(pool, processes),
+    ):
         waiting: deque[Future[Written]] = deque()
         for picture, describe in predict_findings(predictor, pictures, bands, needs_probability):
             second = not earlier.is_first(picture.uid, picture.source)
@@ -234,6 +238,17 @@ def predict_and_write(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+@contextmanager
+def _dropped_on_errors(*pools: Executor | None) -> Iterator[None]:
+    """Drops what pools have not begun if the block is left early, as by Ctrl-C or SIGTERM: nobody would use it."""
+    try:
+        yield
+    except BaseException:
+        for pool in filter(None, pools):
+            pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def _room(output: Output, to: Path) -> float:
@@ -266,5 +281,8 @@ def _call(
     if output.plain_python and processes is not None:
         # The system ends processes when memory runs out. Then this one does their work, and the job goes on.
         with suppress(BrokenProcessPool):
-            return processes.submit(output.write, path, replace(finding, probability=None), source).result()
+            reason = processes.submit(output.write, path, replace(finding, probability=None), source).result()
+            if path.is_file():  # that process knows nothing of this one's report
+                run_report.wrote(path)
+            return reason
     return output.write(path, finding, source)

@@ -11,6 +11,7 @@ import os
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,11 +182,14 @@ def predict_files(
                 else:
                     yield picture
 
-        with progress_bar(None, total=len(sources), description="predict", quiet=quiet) as bar:
+        team = team_for(len(left), workers)
+        with (
+            progress_bar(None, total=len(sources), description="predict", quiet=quiet) as bar,
+            closing(predict_and_write(predictor, root, usable(), bands, folder, asked, earlier, team)) as results,
+        ):
             bar.update(len(sources) - len(left))
             bar.set_postfix_str(COMPILING if left else "")
-            team = team_for(len(left), workers)
-            for written in predict_and_write(predictor, root, usable(), bands, folder, asked, earlier, team):
+            for written in results:
                 bar.set_postfix_str("", refresh=False)
                 for key, reason in written.failed.items():
                     if key not in written.outputs:
