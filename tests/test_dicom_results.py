@@ -165,7 +165,7 @@ def test_lines_of_a_presentation_state_enclose_exactly_the_mask(files):
 def test_a_capture_is_the_outlined_picture_between_captions(files, source):
     capture = pydicom.dcmread(files["capture"])
     said = [white("Research use only; not a medical device.")]
-    top = caption_height(said, SHAPE[1])
+    top = caption_height(said, SHAPE[1], SHAPE[0])
     picture = overlay(dicom.read_image(source).image, outlined())
     np.testing.assert_array_equal(capture.pixel_array[top : top + SHAPE[0]], picture)
     np.testing.assert_array_equal(capture.pixel_array[:top], captioned(picture, said, [])[:top])
