@@ -323,7 +323,8 @@ def _checked(radiograph: Radiograph) -> Radiograph:
             f"the image of radiograph {radiograph.uid} is {image.dtype} {image.shape}, not uint8 (height, width). Give "
             "the array itself, which is converted, or the result of read_radiograph."
         )
-    check_size(*image.shape, radiograph.uid)
+    height, width = image.shape
+    check_size(height, width, radiograph.uid)
     return radiograph
 
 

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pydicom
 import pytest
 from archives import entries
+from pydicom.uid import UID
 
 from jaxpneumo.dicom import dicom
 from jaxpneumo.predict import outputs, predict
@@ -73,7 +75,7 @@ def outlined(output: Path) -> dict[str, bool]:
 
 def masks_of(output: Path) -> dict[str, bool]:
     """The same by the masks that lie on the disk, by the name of their files."""
-    return {path.name: bool(cv2.imread(str(path), 0).any()) for path in (output / "masks").iterdir()}
+    return {path.name: bool(np.any(cv2.imread(str(path), 0))) for path in (output / "masks").iterdir()}
 
 
 def picture_of(film: Path, path: Path) -> None:
@@ -204,7 +206,7 @@ def test_results_are_those_of_the_file_that_is_used(predictor, films, folder):
     positive, negative = films
     shutil.copyfile(positive, folder / "a.dcm")
     twin = pydicom.dcmread(negative)
-    twin.SOPInstanceUID = twin.file_meta.MediaStorageSOPInstanceUID = uid = dicom.read(positive).uid
+    twin.SOPInstanceUID = twin.file_meta.MediaStorageSOPInstanceUID = uid = UID(dicom.read(positive).uid)
     twin.save_as(folder / "z.dcm")
     for number in range(6):
         picture_of(negative, folder / f"m{number}.png")

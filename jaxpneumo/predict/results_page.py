@@ -35,6 +35,9 @@ def write_page(path: Path, rows: Iterable[ResultRow], header: Mapping[str, Any],
       rows: the result of `results_table.write_table`; all are taken.
       header: the first line of the manifest.
       folders: for each manifest its folder, which has the pictures with outlines below `overlays`.
+
+    Raises:
+      InputError: a result is not a number, as in a manifest of an earlier version.
     """
     counts: Counter[str] = Counter()
 
