@@ -22,7 +22,7 @@ import numpy as np
 from jaxpneumo.data import finder, ids
 from jaxpneumo.data.reconcile import NOT_FRONTAL
 from jaxpneumo.dicom import arrays
-from jaxpneumo.dicom.radiograph import Radiograph
+from jaxpneumo.dicom.radiograph import Radiograph, check_size
 from jaxpneumo.predict import saved_thresholds
 from jaxpneumo.predict.captions import explained, found, title
 from jaxpneumo.predict.certainty import Bands, bands_of
@@ -311,8 +311,21 @@ def _read(reading: Reading, source: str, of_folder: bool) -> Picture:
 
 def _shrink(reading: Reading, image: Any, name: str) -> Picture:
     """The picture of a radiograph or an array."""
-    radiograph = image if isinstance(image, Radiograph) else arrays.from_array(image, name)
+    radiograph = _checked(image) if isinstance(image, Radiograph) else arrays.from_array(image, name)
     return replace(_used(shrink_radiograph(reading, Picture(radiograph.uid), radiograph)), source="")
+
+
+def _checked(radiograph: Radiograph) -> Radiograph:
+    """A radiograph that the user may have made; InputError where its image is none."""
+    image = np.asarray(radiograph.image)
+    if image.dtype != np.uint8 or image.ndim != 2:
+        raise InputError(
+            f"the image of radiograph {radiograph.uid} is {image.dtype} {image.shape}, not uint8 (height, width). Give "
+            "the array itself, which is converted, or the result of read_radiograph."
+        )
+    height, width = image.shape
+    check_size(height, width, radiograph.uid)
+    return radiograph
 
 
 def _used(picture: Picture) -> Picture:

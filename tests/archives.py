@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from jaxpneumo.dicom import dicom
+from jaxpneumo.predict.manifest import MANIFEST, read_entries
 
 # Runs `jaxpneumo predict` and kills it (SIGKILL) as soon as so many lines are in the manifest, before the next.
 KILLED = """
@@ -30,6 +31,11 @@ def open_manifest(*arguments):
 predict.open_manifest = open_manifest
 sys.exit(predict.main(sys.argv[2:]))
 """
+
+
+def entries(output: Path) -> dict[str, dict]:
+    """The entries of the manifest in an output folder, by file."""
+    return {entry["file"]: entry for entry in read_entries(output / MANIFEST) if "file" in entry}
 
 
 def write_archive(folder: Path, originals: list[Path], count: int, corrupt: int) -> None:

@@ -165,7 +165,7 @@ def test_lines_of_a_presentation_state_enclose_exactly_the_mask(files):
 def test_a_capture_is_the_outlined_picture_between_captions(files, source):
     capture = pydicom.dcmread(files["capture"])
     said = [white("Research use only; not a medical device.")]
-    top = caption_height(said, SHAPE[1])
+    top = caption_height(said, SHAPE[1], SHAPE[0])
     picture = overlay(dicom.read_image(source).image, outlined())
     np.testing.assert_array_equal(capture.pixel_array[top : top + SHAPE[0]], picture)
     np.testing.assert_array_equal(capture.pixel_array[:top], captioned(picture, said, [])[:top])
@@ -330,7 +330,34 @@ def test_dates_are_the_radiographs(tmp_path):
     assert pydicom.dcmread(written["presentation"]).PresentationCreationDate == "20200229"
 
 
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        *(("PatientBirthDate", value) for value in ("19500230", "19500101-19500102")),
+        *(("StudyDate", value) for value in ("00000101", "20200101-", "20201301")),
+        *(("StudyTime", value) for value in ("1200-1300", "236060")),
+        ("PixelSpacing", [1e300, 1e300]),
+    ],
+)
+def test_a_value_that_cannot_be_is_left_out(tmp_path, keyword, value):
+    film = radiograph(tmp_path / "a.dcm", **{keyword: value})
+    assert dicom.read(film).pixel_spacing == (None if keyword == "PixelSpacing" else (0.139, 0.139))
+    written, _ = write_dicom_results(film, positive(), KINDS, tmp_path, ALGORITHM)
+    assert tuple(written) == KINDS
+    assert all(not pydicom.dcmread(path).get(keyword) for path in written.values())
+
+
 # Which there cannot be
+
+
+def test_what_nobody_foresaw_costs_the_file_and_quotes_nothing(source, tmp_path):
+    with pytest.raises(InputError, match=r"^no DICOM results can be made of a\.dcm \(ValueError\)\.$"):
+        write_dicom_results(source, ImageOutcome(outlined(), float("inf")), ["sr"], tmp_path, ALGORITHM)
+
+
+def test_a_mask_of_another_size_is_refused(source, tmp_path):
+    with pytest.raises(InputError, match="the radiograph has 91 x 75 pixels and its mask 75 x 91"):
+        write_dicom_results(source, ImageOutcome(outlined().T.copy(), 0.9), ["sr"], tmp_path, ALGORITHM)
 
 
 @pytest.mark.parametrize(

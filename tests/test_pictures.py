@@ -83,7 +83,7 @@ def test_text_names_the_outline_where_there_is_one_and_covers_nothing():
     image, nothing, mask = np.full((1024, 1024), 90, np.uint8), np.zeros((1024, 1024)), disc(1024, 500, 500, 90)
     lines = [title("1.2.3"), found(0, None, 0.1, None)]
     without, outlined = explained(image, nothing, lines, "research use"), explained(image, mask, lines, "research use")
-    top = caption_height(lines, 1024)
+    top = caption_height(lines, 1024, 1024)
     np.testing.assert_array_equal(without[top : top + 1024], np.repeat(image[..., None], 3, axis=-1))
     np.testing.assert_array_equal(outlined[top : top + 1024], overlay(image, mask))
     assert not pixels_of(without, "prediction").any()
@@ -126,11 +126,17 @@ def test_the_smallest_finding_stays_in_a_thumbnail():
 def test_a_long_note_is_all_on_the_picture():
     image, mask = np.full((512, 512), 90, np.uint8), disc(512, 256, 256, 100)
     note = "These outlines say nothing about patients. " * 8
-    below = explained(image, mask, [], note)[caption_height([], 512) + 512 :]
+    below = explained(image, mask, [], note)[caption_height([], 512, 512) + 512 :]
     rows, columns = np.nonzero((below > 100).any(axis=-1))
     assert rows.max() > 40  # three lines or more
     assert columns.min() > 0
     assert columns.max() < 511
+
+
+def test_text_beside_a_picture_that_is_all_width_stays_small():
+    lines = [title("1.2.3"), found(0, None, 0.1, None)]
+    assert caption_height(lines, 100_000, 16) == caption_height(lines, 500, 500)
+    assert caption_height(lines, 2048, 1024) == caption_height(lines, 2048, 2048)
 
 
 def test_what_is_no_image_or_no_mask_of_it_is_refused():

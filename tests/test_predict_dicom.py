@@ -19,7 +19,7 @@ from jaxpneumo.dicom import dicom
 from jaxpneumo.predict.infer import load_predictor
 from jaxpneumo.predict.outputs import Output
 from jaxpneumo.predict.predict import main, predict_folder
-from jaxpneumo.process import errors
+from jaxpneumo.process import errors, run_report
 from jaxpneumo.process.errors import DONE, FAILED, PARTIAL
 from jaxpneumo.process.jsonl import read
 
@@ -95,8 +95,11 @@ def test_that_there_can_be_no_results_is_said_once_and_not_tried_again(evaluated
 
 
 def test_processes_make_the_same_results(evaluated, films, output, tmp_path):
-    assert start(evaluated, films, tmp_path / "out", "seg,sr", *LOW, "--workers", "2") == PARTIAL
+    report = run_report.Report("predict", [])
+    with run_report.under_way(report):
+        assert start(evaluated, films, tmp_path / "out", "seg,sr", *LOW, "--workers", "2") == PARTIAL
     assert results(tmp_path / "out") == results(output)
+    assert {str(tmp_path / "out/dicom_results" / name) for name in results(output)} < report.written.paths.keys()
     assert entries(tmp_path / "out") == entries(output)
 
 

@@ -129,7 +129,7 @@ def test_the_other_form_of_probabilities_is_written_on_a_second_start(output, ar
     folder = shutil.copytree(output, tmp_path / "out")
     caplog.set_level("INFO", "jaxpneumo")
     assert predict.main([*arguments, "--probabilities", "npz", "--output", str(folder)]) == PARTIAL
-    assert "9 files were predicted without probabilities/.npz before" in caplog.text
+    assert "8 files were predicted without probabilities/.npz before" in caplog.text
     for path in (folder / "probabilities").glob("*.npz"):
         with np.load(path) as file:
             assert (file["probability"].dtype, file["probability"].shape) == (np.float32, (32, 32))
@@ -156,14 +156,14 @@ def test_captions_are_added_and_cover_nothing():
     picture = np.random.default_rng(0).integers(0, 256, (50, 300, 3), np.uint8)
     above, below = [white("1.2.276.0.7230010." * 5), white("nothing found")], [white("not a medical device")]
     whole = captioned(picture, above, below)
-    top = caption_height(above, 300)
-    assert whole.shape == (top + 50 + caption_height(below, 300), 300, 3)
+    top = caption_height(above, 300, 50)
+    assert whole.shape == (top + 50 + caption_height(below, 300, 50), 300, 3)
     np.testing.assert_array_equal(whole[top : top + 50], picture)
     for strip in (whole[:top], whole[top + 50 :]):
         written = np.argwhere((strip > 100).any(axis=-1))
         assert len(written) > 100
         assert written[:, 1].max() < 297  # all of it is on the strip
-    assert caption_height(above, 300) > caption_height(above, 3000) * 300 / 3000  # long lines are broken
+    assert caption_height(above, 300, 300) > caption_height(above, 3000, 3000) * 300 / 3000  # long lines are broken
     assert white("Привет, 张")[0].isascii()
 
 

@@ -126,22 +126,41 @@ def test_memory_is_kept_for_the_next_task():
     assert dict(workers.run(count_page_faults, [0], 1, start, (0,), 20.0))[0] > 5000
 
 
-def test_a_pool_ends_with_the_process_that_started_it(tmp_path):
-    """Also if that is killed, as by the system when memory runs out: nothing is left behind."""
+POOL = """
+import os
+from jaxpneumo.process import workers
+if __name__ == "__main__":
+    print(workers.pool(1).submit(os.getpid).result(), flush=True)
+    os.kill(os.getpid(), 9)
+"""
+HANGING = """
+import os, time
+from jaxpneumo.process import workers
+def start():
+    pass
+def hang(parent):
+    print(os.getpid(), flush=True)
+    os.kill(parent, 9)
+    time.sleep(60)
+if __name__ == "__main__":
+    list(workers.run(hang, [os.getpid()], 1, start, (), 60))
+"""
+
+
+@pytest.mark.parametrize("text", [POOL, HANGING])
+def test_processes_end_with_the_one_that_started_them(tmp_path, text):
+    """Also if that is killed, as by the system when memory runs out: nothing is left behind, not even what hangs."""
     script = tmp_path / "script.py"
-    script.write_text(
-        "import os\n"
-        "from jaxpneumo.process import workers\n"
-        "if __name__ == '__main__':\n"
-        "    print(workers.pool(1).submit(os.getpid).result(), flush=True)\n"
-        "    os.kill(os.getpid(), 9)\n"
-    )
-    first = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    script.write_text(text)
+    with open(tmp_path / "told", "w") as told:  # no pipe, which a process that lives on would keep open
+        first = subprocess.run([sys.executable, script], stdout=told, check=False)
     assert first.returncode == -signal.SIGKILL
+    process = int((tmp_path / "told").read_text())
     for _ in range(100):
         try:
-            os.kill(int(first.stdout), 0)
+            os.kill(process, 0)
         except ProcessLookupError:
             return
         time.sleep(0.1)
-    raise AssertionError("the process of the pool lives on")
+    os.kill(process, signal.SIGKILL)
+    raise AssertionError("the process lives on")

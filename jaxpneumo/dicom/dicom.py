@@ -36,12 +36,14 @@ from jaxpneumo.dicom import codestream, display, fast_header, grey, picture
 from jaxpneumo.dicom.elements import Elements
 from jaxpneumo.dicom.radiograph import (
     MAX_BYTES,
+    SPACING,
     SYNTHETIC,
     Radiograph,
     RadiographError,
     check_size,
     file_id,
     header_fields,
+    is_spacing,
 )
 from jaxpneumo.dicom.stored import check_header, read_stored
 from jaxpneumo.process.atomic import write_atomically
@@ -356,8 +358,8 @@ def _spacing(elements: Elements) -> list[float]:
     """Row and column distance in mm; empty where they are unknown."""
     for keyword, words in (("PixelSpacing", "Pixel Spacing"), ("ImagerPixelSpacing", "Imager Pixel Spacing")):
         spacing = elements.numbers(keyword)
-        if len(spacing) == 2 and min(spacing) > 0:
+        if is_spacing(spacing):
             return spacing
         if spacing:
-            elements.remark(f"{words} is not a pair of numbers above 0; it is ignored")
+            elements.remark(f"{words} is not a pair of numbers from {SPACING[0]:g} to {SPACING[1]:g}; it is ignored")
     return []

@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from jaxpneumo.dicom.radiograph import header_fields
+from jaxpneumo.dicom.radiograph import header_fields, is_spacing
 
 PIXEL_DATA = 0x7FE00010
 _JPEG_BASELINE = b"1.2.840.10008.1.2.4.50"
@@ -127,7 +127,7 @@ def _read(data: bytes, found: dict[int, tuple[bytes, bytes]], place: int) -> Pla
         return None
     text = _text(found, 0x00280030, b"DS", _SPACING)
     spacing = [float(value) for value in text.split("\\")] if text else []
-    if spacing and min(spacing) <= 0:
+    if len(spacing) == 2 and not is_spacing(spacing):
         return None
     fields = header_fields(
         uid=_text(found, 0x00080018, b"UI", _UID),

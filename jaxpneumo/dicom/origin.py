@@ -7,7 +7,6 @@ taken over only if they keep to the rules. Private elements and pixels are left 
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import pydicom.config
 from pydicom.datadict import dictionary_description, dictionary_VR, tag_for_keyword
@@ -15,11 +14,11 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import SecondaryCaptureImageStorage
-from pydicom.valuerep import validate_value
+from pydicom.valuerep import DA, TM, validate_value
 
 from jaxpneumo.dicom import dicom
 from jaxpneumo.dicom.elements import Elements
-from jaxpneumo.dicom.radiograph import SYNTHETIC
+from jaxpneumo.dicom.radiograph import SYNTHETIC, is_spacing
 from jaxpneumo.process.errors import InputError
 
 UIDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
@@ -32,6 +31,7 @@ OPTIONAL = ("PatientAge", "PatientIdentityRemoved", "BodyPartExamined", "Lateral
 CODES = {"PatientSex": ("F", "M", "O"), "PatientIdentityRemoved": ("YES", "NO"), "Laterality": ("L", "R")}
 # Dates of the radiograph; the first that is known is also the result's.
 DATES = ("Content", "Acquisition", "Series", "Study")
+POINTS = {"DA": DA, "TM": TM}  # of time: a range of them is none, and a 30 February neither
 NO_DATE, MIDNIGHT = "19000101", "000000"
 
 
@@ -70,23 +70,24 @@ class Origin:
         return str(self.dataset.SOPInstanceUID)
 
 
-def read_origin(path: Path, shape: tuple[int, ...]) -> Origin:
+def read_origin(data: bytes, shape: tuple[int, ...]) -> Origin:
     """Reads from a radiograph's header what results take over.
 
     Args:
-      path: the file, a radiograph that `dicom.read_image` can read.
-      shape: (H, W) of its image.
+      data: the whole file, a radiograph that `dicom.parse_image` can read.
+      shape: (H, W) of the mask that was found in it.
 
     Raises:
       NoResultError: the file is not DICOM, or it lacks a UID that results refer to.
-      OSError: it cannot be read.
+      InputError: its image has another size.
     """
-    data = path.read_bytes()
     if not dicom.is_dicom(data):
         raise NoResultError("it is not a DICOM file, so it does not say to whom they would belong.")
     header = dicom.read_header(data)
     identity = tuple(filter(None, (_raw(header, keyword) for keyword in (*IDENTITY, *ALSO))))
     elements = Elements(header)
+    if (size := (elements.whole("Rows"), elements.whole("Columns"))) != shape:
+        raise InputError(f"the radiograph has {size[0]} x {size[1]} pixels and its mask {shape[0]} x {shape[1]}.")
     uids = {keyword: elements.text(keyword) for keyword in UIDS}
     for keyword, uid in uids.items():
         if not re.fullmatch(r"[0-9.]{1,64}", uid):
@@ -110,7 +111,7 @@ def read_origin(path: Path, shape: tuple[int, ...]) -> Origin:
         sop_class=uids["SOPClassUID"],
         date=date,
         time=time,
-        pixel_spacing=(spacing[0], spacing[1]) if len(spacing) == 2 and min(spacing) > 0 else None,
+        pixel_spacing=(spacing[0], spacing[1]) if is_spacing(spacing) else None,
         header=header,
         synthetic=elements.text("DerivationDescription") == SYNTHETIC,
     )
@@ -118,9 +119,14 @@ def read_origin(path: Path, shape: tuple[int, ...]) -> Origin:
 
 def is_valid(keyword: str, text: str) -> bool:
     """Whether a text is a single value that keeps to the rules of an element."""
+    vr = dictionary_VR(keyword)
     try:
-        validate_value(dictionary_VR(keyword), text, pydicom.config.RAISE)
+        validate_value(vr, text, pydicom.config.RAISE)
+        if vr in POINTS:
+            POINTS[vr](text)
     except ValueError:
+        return False
+    if vr in POINTS and "-" in text:
         return False
     return "\\" not in text and text in CODES.get(keyword, (text,))
 

@@ -1,6 +1,7 @@
 """The radiograph as all other modules know it, and the error for a file that is not a usable radiograph."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from jaxpneumo.process.files import stamp
 MIN_SIDE = 16
 MAX_PIXELS = 64 * 2**20  # the largest detectors give 20 megapixels; more is a broken header, not a radiograph
 MAX_BYTES = 4 * MAX_PIXELS  # of a file, and of what a deflated one unfolds to
+SPACING = (0.001, 1000.0)  # mm; what is beyond is a broken header
 UNREADABLE = "unreadable image"
 WRONG_SIZE = "wrong size"
 SEVERAL_FRAMES = "several frames"
@@ -98,6 +100,11 @@ def one_grey(name: Path | str) -> RadiographError:
     return RadiographError(f"{name} is a single grey: its pixels all have the same value. Export it again.", ONE_GREY)
 
 
+def is_spacing(numbers: Sequence[float]) -> bool:
+    """Whether numbers can be a radiograph's row and column distance in mm: a pair within SPACING."""
+    return len(numbers) == 2 and SPACING[0] <= min(numbers) and max(numbers) <= SPACING[1]
+
+
 def header_fields(
     uid: str,
     patient_id: str,
@@ -118,7 +125,7 @@ def header_fields(
         "sex": patients.sex(sex) or "",
         "age": _years(age),
         "view": patients.view(view),
-        "pixel_spacing": tuple(pixel_spacing) if len(pixel_spacing) == 2 and min(pixel_spacing) > 0 else None,
+        "pixel_spacing": tuple(pixel_spacing) if is_spacing(pixel_spacing) else None,
         "synthetic": derivation == SYNTHETIC,
         "modality": modality.strip().upper(),
         "body_part": body_part.strip().upper(),

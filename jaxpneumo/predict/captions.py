@@ -57,14 +57,15 @@ def captioned(picture: np.ndarray, above: Sequence[Line], below: Sequence[Line])
       above, below: lines with their colours.
 
     Returns:
-      uint8 (H', W, 3) with H' > H. The picture is in it unchanged, from row `caption_height(above, W)` on.
+      uint8 (H', W, 3) with H' > H. The picture is in it unchanged, from row `caption_height(above, W, H)` on.
     """
-    return np.concatenate([_strip(above, picture.shape[1]), picture, _strip(below, picture.shape[1])])
+    height, width = picture.shape[:2]
+    return np.concatenate([_strip(above, width, height), picture, _strip(below, width, height)])
 
 
-def caption_height(lines: Sequence[Line], width: int) -> int:
-    """Rows of the strip with these lines for a picture of this width."""
-    scale = _scale(width)
+def caption_height(lines: Sequence[Line], width: int, height: int) -> int:
+    """Rows of the strip with these lines for a picture of this size."""
+    scale = _scale(width, height)
     return round(14 * scale) + round(30 * scale) * len(_broken(lines, width, scale))
 
 
@@ -78,9 +79,9 @@ def grey(text: str) -> Line:
     return white(text)[0], GREY
 
 
-def _strip(lines: Sequence[Line], width: int) -> np.ndarray:
-    scale = _scale(width)
-    strip = np.full((caption_height(lines, width), width, 3), GROUND, np.uint8)
+def _strip(lines: Sequence[Line], width: int, height: int) -> np.ndarray:
+    scale = _scale(width, height)
+    strip = np.full((caption_height(lines, width, height), width, 3), GROUND, np.uint8)
     for number, (text, color) in enumerate(_broken(lines, width, scale)):
         place = _margin(scale), round(7 * scale) + round(30 * scale) * number + round(22 * scale)
         cv2.putText(strip, text, place, FONT, scale, color, _thickness(scale), cv2.LINE_AA)
@@ -112,8 +113,9 @@ def _broken(lines: Sequence[Line], width: int, scale: float) -> list[Line]:
     return broken
 
 
-def _scale(width: int) -> float:
-    return max(SMALLEST_TEXT, 0.6 * width / 1024)
+def _scale(width: int, height: int) -> float:
+    """The text grows with the picture's width, but not without bounds where that is far more than its height."""
+    return max(SMALLEST_TEXT, 0.6 * min(width, 4 * height) / 1024)
 
 
 def _margin(scale: float) -> int:

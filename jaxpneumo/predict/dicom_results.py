@@ -7,7 +7,8 @@ medical device.
 import argparse
 import functools
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from jaxpneumo.predict.captions import OUTLINED, captioned, white
 from jaxpneumo.predict.finding import Finding
 from jaxpneumo.predict.outputs import Output
 from jaxpneumo.predict.pictures import overlay
+from jaxpneumo.predict.reading import read_again
 from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import printable
@@ -65,7 +67,15 @@ def dicom_outputs(predictor: "Predictor", kinds: Sequence[str]) -> list[Output]:
     check_installed()
     write = functools.partial(_write, algorithm_of(predictor), tuple(kinds))
     return [
-        Output(FOLDER, f"/{kind}.dcm", functools.partial(write, kind), keeps=False, plain_python=True) for kind in kinds
+        Output(
+            FOLDER,
+            f"/{kind}.dcm",
+            functools.partial(write, kind),
+            keeps=False,
+            of_negatives=kind == SR,
+            plain_python=True,
+        )
+        for kind in kinds
     ]
 
 
@@ -95,8 +105,9 @@ def write_dicom_results(
       the reason in a sentence.
 
     Raises:
-      InputError: the file is no longer the radiograph that it was, or highdicom is not installed.
-      OSError: the file cannot be read, or a result cannot be written.
+      InputError: the file cannot be read, it is no longer the radiograph that was predicted (by its checksum, if the
+        finding has one, else by its size), or highdicom is not installed.
+      OSError: a result cannot be written.
     """
     from jaxpneumo.dicom.origin import NoResultError, read_origin
     from jaxpneumo.dicom.outcome import ImageOutcome
@@ -106,7 +117,10 @@ def write_dicom_results(
     outcome = ImageOutcome(finding.mask, finding.score, finding.side)
     name = printable(source.name)
     try:
-        origin = read_origin(source, outcome.mask.shape)
+        with _nothing_unforeseen(name):
+            # All results are of the bytes that were predicted; who replaces the file changes none of them.
+            data = read_again(source, finding.picture.sha256 if isinstance(finding, Finding) else "")
+            origin = read_origin(data, outcome.mask.shape)
     except NoResultError as error:
         return {}, dict.fromkeys(kinds, f"{name} has no DICOM results: {error}")
     segmented = functools.cache(lambda: segmentation(origin, outcome, algorithm))  # the report refers to it
@@ -114,7 +128,8 @@ def write_dicom_results(
     for kind in kinds:
         path = folder / f"{kind}.dcm"
         try:
-            made = _make(kind, source, origin, outcome, kinds if stored is None else stored, algorithm, segmented)
+            with _nothing_unforeseen(name):
+                made = _make(kind, data, origin, outcome, kinds if stored is None else stored, algorithm, segmented)
         except NoResultError as error:
             made, reasons[kind] = None, f"{name} has no {kind}: {error}"
         if made is None:
@@ -126,6 +141,17 @@ def write_dicom_results(
     return written, reasons
 
 
+@contextmanager
+def _nothing_unforeseen(name: str) -> Iterator[None]:
+    """Makes an InputError of what an odd header lets pydicom and highdicom raise, often with its values in the text."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        raise InputError(f"no DICOM results can be made of {name} ({type(error).__name__}).") from None
+
+
 def _write(
     algorithm: "Algorithm", stored: Sequence[str], kind: str, path: Path, finding: Finding, source: Path
 ) -> str | None:
@@ -135,7 +161,7 @@ def _write(
 
 def _make(
     kind: str,
-    source: Path,
+    data: bytes,
     origin: "Origin",
     outcome: "ImageOutcome",
     stored: Collection[str],
@@ -144,7 +170,7 @@ def _make(
 ) -> bytes | None:
     """The file of a result; None where a negative outcome has none of its kind."""
     from jaxpneumo.dicom.capture import capture
-    from jaxpneumo.dicom.dicom import as_file, read_image
+    from jaxpneumo.dicom.dicom import as_file, parse_image
     from jaxpneumo.dicom.outcome import remarks
     from jaxpneumo.dicom.presentation import presentation
     from jaxpneumo.dicom.structured_report import report
@@ -159,7 +185,7 @@ def _make(
     elif kind == PRESENTATION:
         made = presentation(origin, outcome, algorithm)
     else:
-        picture = overlay(read_image(source).image, outcome.mask)
+        picture = overlay(parse_image(data, origin.uid).image, outcome.mask)
         said = [white(sentence) for sentence in remarks(origin, algorithm)]
         made = capture(origin, captioned(picture, said, [OUTLINED]), algorithm)
     return as_file(made)

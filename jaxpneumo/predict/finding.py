@@ -4,6 +4,7 @@ Research use only; not a medical device.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
@@ -14,6 +15,8 @@ import numpy as np
 from jaxpneumo.predict.certainty import Bands, Certainty, judge
 from jaxpneumo.predict.postprocess import remove_small
 from jaxpneumo.predict.reading import Picture
+from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.files import printable
 
 if TYPE_CHECKING:  # what needs JAX is imported where it is used
     from jaxpneumo.predict.infer import Predictor
@@ -105,7 +108,16 @@ def make_finding(
     bands: Bands,
     probability: np.ndarray | None = None,
 ) -> Finding:
-    """Removes small components, if that is the rule, and measures what is left. For arguments see `Finding`."""
+    """Removes small components, if that is the rule, and measures what is left. For arguments see `Finding`.
+
+    Raises:
+      InputError: the score is not a finite number.
+    """
+    if not math.isfinite(score):
+        raise InputError(
+            f"the network's score of {printable(picture.source) or picture.uid} is {score}, which is no result: its "
+            "weights are damaged, or its training failed. Predict with another run."
+        )
     if mask.area:
         kept = remove_small(mask.unpack(), settings.removal_threshold, settings.removal_rule)
         bits, area, largest = np.packbits(kept, axis=-1), int(np.count_nonzero(kept)), largest_component(kept)

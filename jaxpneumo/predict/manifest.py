@@ -7,6 +7,7 @@ The checksum of a file's path decides its part. So every machine finds the files
 do not change the parts of other files.
 """
 
+import functools
 import hashlib
 import os
 import shutil
@@ -67,17 +68,21 @@ def open_manifest(
     root: Path,
     sources: Sequence[str],
     is_complete: Callable[[dict[str, Any]], bool] = lambda entry: True,
+    is_called_so: Callable[[dict[str, Any]], bool] = lambda entry: True,
 ) -> Iterator[tuple[list[str], Callable[[dict[str, Any]], None]]]:
     """Opens a folder's manifest. It continues an older manifest with the same model and settings.
 
-    It drops the entries of files that have changed or no longer exist, and those that are not complete.
+    It drops the entries of files that have changed, are called otherwise or no longer exist, and those that are not
+    complete. Other files of an image that a dropped entry was of are predicted again: what was written of the image
+    may be of the dropped file.
 
     Args:
       folder: folder of the manifest; created if it is missing.
       header: the result of `make_header`.
       root: folder that holds the sources.
       sources: paths of the files, sorted.
-      is_complete: whether a file with this entry need not be predicted again.
+      is_complete: whether a file with this entry need not be predicted again. It is asked only of entries that hold.
+      is_called_so: whether the image of an entry still has that id.
 
     Yields:
       The sources that have no result yet, and a function that adds an entry: {"file", "stamp", "state", ...}.
@@ -92,19 +97,26 @@ def open_manifest(
         jsonl.lock(lock, folder)
         done = bytearray(len(sources))
         with write_atomically(path, "wb") as file:
-            older = read_entries(path) if path.exists() else iter(())
-            before = next(older, None)
+            before = next(_entries(path), None)
             _compare(before, header, folder)
+            place_of = functools.partial(_place, sources)
+            holds, dropped = bytearray(len(sources)), set()
+            for entry in _entries(path):
+                place = place_of(entry)
+                if place is not None and is_called_so(entry) and _unchanged(root / sources[place], entry):
+                    holds[place] = True
+                elif "uid" in entry:
+                    dropped.add(entry["uid"])
             # The note depends only on the model, which is the same. The notes of older manifests are shorter. A later
             # evaluation of the model may have changed the bands.
             file.write(jsonl.line({**(before or header), "note": header["note"], "bands": header["bands"]}))
-            for entry in older:
-                source = str(entry.get("file", ""))
-                place = bisect_left(sources, source)
-                if place < len(sources) and sources[place] == source and not done[place]:
-                    done[place] = _unchanged(root / sources[place], entry) and is_complete(entry)
-                    if done[place]:
-                        file.write(jsonl.line(entry))
+            for entry in _entries(path):
+                place = place_of(entry)
+                if place is None or done[place] or not holds[place] or entry.get("uid") in dropped:
+                    continue
+                done[place] = is_complete(entry)
+                if done[place]:
+                    file.write(jsonl.line(entry))
         with open(path, "ab") as file:
             writer = jsonl.Writer(file, GROUP)
 
@@ -116,11 +128,22 @@ def open_manifest(
         os.close(lock)
 
 
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    return read_entries(path) if path.exists() else iter(())
+
+
+def _place(sources: Sequence[str], entry: dict[str, Any]) -> int | None:
+    """The place of an entry's file among the sorted sources; None if it is not among them."""
+    source = str(entry.get("file", ""))
+    place = bisect_left(sources, source)
+    return place if place < len(sources) and sources[place] == source else None
+
+
 def discard_other(folder: Path, header: dict[str, Any]) -> None:
     """Removes the predictions of another model or other settings from a folder."""
     path = folder / MANIFEST
     try:
-        _compare(next(read_entries(path), None) if path.exists() else None, header, folder)
+        _compare(next(_entries(path), None), header, folder)
     except InputError:
         for name in OUTPUT_FOLDERS:
             shutil.rmtree(folder / name, ignore_errors=True)

@@ -6,10 +6,10 @@ a full disk ends the job.
 
 import errno
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -23,8 +23,8 @@ from jaxpneumo.predict.certainty import Bands
 from jaxpneumo.predict.finding import Finding, predict_findings
 from jaxpneumo.predict.manifest import RESEARCH_USE, SYNTHETIC_NOTE
 from jaxpneumo.predict.png import write_png
-from jaxpneumo.predict.reading import Picture
-from jaxpneumo.process import workers
+from jaxpneumo.predict.reading import Picture, read_again
+from jaxpneumo.process import run_report, workers
 from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import printable, safe_name
@@ -48,7 +48,8 @@ class Output:
         cannot be written; the next start then tries again.
       most: largest number of files; None writes one for each image.
       needs_probability: whether `write` needs `Finding.probability`.
-      keeps: whether a file that is newer than its image is kept; else it is written anew.
+      keeps: whether a file that an earlier start has written is kept; else it is written anew.
+      of_negatives: whether there is one of an image with nothing outlined.
       plain_python: whether `write` is slow Python code, of which a process runs only one thread at a time. Processes
         call it then where there are many files, and it has to be picklable.
     """
@@ -59,6 +60,7 @@ class Output:
     most: int | None = None
     needs_probability: bool = False
     keeps: bool = True
+    of_negatives: bool = True
     plain_python: bool = False
 
     @property
@@ -76,10 +78,11 @@ def overlays_output(predictor: "Predictor", most: int | None) -> Output:
     note = note_of(predictor)
 
     def write(path: Path, finding: Finding, source: Path) -> None:
-        from jaxpneumo.dicom.dicom import read_image
+        from jaxpneumo.dicom.dicom import parse_image
 
         # Decodes the file again. Keeping all radiographs in memory until their masks are ready would cost more.
-        picture = explained(read_image(source).image, finding.mask, caption(finding, predictor), note)
+        radiograph = parse_image(read_again(source, finding.picture.sha256), printable(source.name))
+        picture = explained(radiograph.image, finding.mask, caption(finding, predictor), note)
         # Without an outline all of it is grey, and takes a third of the time and of the disk.
         write_png(path, picture if finding.area else picture[..., 0], note)
 
@@ -134,6 +137,27 @@ def note_of(predictor: "Predictor") -> str:
     return f"{RESEARCH_USE}. {SYNTHETIC_NOTE}" if predictor.synthetic else RESEARCH_USE
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """What holds of a job's images when it starts or goes on.
+
+    Attributes:
+      first: by an image's id the first of its files, by path, that is known: outputs are written of that file alone.
+        Files that are predicted are added.
+      written: keys of the outputs that earlier starts wrote of a file which is to be predicted again, by file.
+    """
+
+    first: dict[str, str] = field(default_factory=dict)
+    written: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def is_first(self, uid: str, source: str) -> bool:
+        """Whether no earlier file of this image is known; then this one is the first from now on."""
+        first = self.first.get(uid, source) >= source
+        if first:
+            self.first[uid] = source
+        return first
+
+
 @dataclass(frozen=True, eq=False)
 class Written:
     """A finding whose outputs are on the disk.
@@ -143,12 +167,14 @@ class Written:
       code: run-length code of the mask.
       outputs: keys of the outputs that are done.
       failed: why an output was not written, by its key. One that the image cannot have is done.
+      second: the image has another file that is used, so there are no outputs of this one.
     """
 
     finding: Finding
     code: str
     outputs: tuple[str, ...] = ()
     failed: dict[str, str] = field(default_factory=dict)
+    second: bool = False
 
 
 def predict_and_write(
@@ -158,9 +184,10 @@ def predict_and_write(
     bands: Bands,
     to: Path,
     outputs: Sequence[Output],
+    earlier: Earlier,
     team: int = 0,
-) -> Iterator[Written]:
-    """Predicts radiographs and writes their outputs.
+) -> Generator[Written, None, None]:
+    """Predicts radiographs and writes their outputs. Left or closed early, it ends with the files under way.
 
     Args:
       predictor: the result of `load_predictor`.
@@ -169,6 +196,7 @@ def predict_and_write(
       bands: the result of `certainty.bands_of`.
       to: output folder.
       outputs: what to write for each image.
+      earlier: what earlier starts have left; `is_first` is asked of each picture.
       team: number of processes for outputs in plain Python; 0 is for threads of this process.
 
     Yields:
@@ -178,31 +206,49 @@ def predict_and_write(
       OSError: the disk is full.
     """
 
-    def finish(describe: Callable[[], Finding], missing: Sequence[Output], there: tuple[str, ...]) -> Written:
+    def finish(describe: Callable[[], Finding], missing: Sequence[Output], there: list[str], second: bool) -> Written:
         finding = describe()
         code = rle.encode(finding.mask) if finding.area else rle.EMPTY
         tried = {output.key: _write(output, to, finding, folder, processes) for output in missing}
         failed = {key: reason for key, (reason, _) in tried.items() if reason}
         done = {key for key, (_, done) in tried.items() if done}
-        return Written(replace(finding, probability=None), code, tuple(sorted({*there, *done})), failed)
+        return Written(replace(finding, probability=None), code, tuple(sorted({*there, *done})), failed, second)
 
     room = {output.key: _room(output, to) for output in outputs}
     needs_probability = any(output.needs_probability for output in outputs)
     slow = team > 0 and any(output.plain_python for output in outputs)
-    with workers.pool(team) if slow else nullcontext() as processes, ThreadPoolExecutor(cores()) as pool:
-        waiting: deque[tuple[str, Future[Written]]] = deque()
+    with (
+        workers.pool(team) if slow else nullcontext() as processes,
+        ThreadPoolExecutor(cores()) as pool,
+        _dropped_on_errors(pool, processes),
+    ):
+        waiting: deque[Future[Written]] = deque()
         for picture, describe in predict_findings(predictor, pictures, bands, needs_probability):
-            # A second file of an image that is under way does not write to the same places.
-            under_way = any(uid == picture.uid for uid, _ in waiting)
-            there = [output for output in outputs if under_way or _is_kept(output, to, picture)]
-            missing = [output for output in outputs if output not in there and room[output.key] > 0]
-            for output in missing:
-                room[output.key] -= 1
-            waiting.append((picture.uid, pool.submit(finish, describe, missing, tuple(one.key for one in there))))
-            while len(waiting) > 2 * predictor.settings.batch_size or (waiting and waiting[0][1].done()):
-                yield waiting.popleft()[1].result()
+            second = not earlier.is_first(picture.uid, picture.source)
+            there, missing = [], []
+            for output in () if second else outputs:
+                exists = output.path(to, picture.uid).exists()
+                if exists and output.keeps and output.key in earlier.written.get(picture.source, ()):
+                    there.append(output.key)
+                elif exists or room[output.key] > 0:
+                    room[output.key] -= not exists
+                    missing.append(output)
+            waiting.append(pool.submit(finish, describe, missing, there, second))
+            while len(waiting) > 2 * predictor.settings.batch_size or (waiting and waiting[0].done()):
+                yield waiting.popleft().result()
         while waiting:
-            yield waiting.popleft()[1].result()
+            yield waiting.popleft().result()
+
+
+@contextmanager
+def _dropped_on_errors(*pools: Executor | None) -> Iterator[None]:
+    """Drops what pools have not begun if the block is left early, as by Ctrl-C or SIGTERM: nobody would use it."""
+    try:
+        yield
+    except BaseException:
+        for pool in filter(None, pools):
+            pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def _room(output: Output, to: Path) -> float:
@@ -235,10 +281,8 @@ def _call(
     if output.plain_python and processes is not None:
         # The system ends processes when memory runs out. Then this one does their work, and the job goes on.
         with suppress(BrokenProcessPool):
-            return processes.submit(output.write, path, replace(finding, probability=None), source).result()
+            reason = processes.submit(output.write, path, replace(finding, probability=None), source).result()
+            if path.is_file():  # that process knows nothing of this one's report
+                run_report.wrote(path)
+            return reason
     return output.write(path, finding, source)
-
-
-def _is_kept(output: Output, to: Path, picture: Picture) -> bool:
-    path = output.path(to, picture.uid)
-    return output.keeps and path.exists() and path.stat().st_mtime_ns >= picture.stamp[1]

@@ -11,11 +11,13 @@ import os
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxpneumo.data import finder, ids
+from jaxpneumo.dicom.radiograph import file_id
 from jaxpneumo.predict import dicom_results, gate, model_options, saved_thresholds, workdir_options
 from jaxpneumo.predict.certainty import Bands, bands_of
 from jaxpneumo.predict.manifest import (
@@ -30,6 +32,7 @@ from jaxpneumo.predict.manifest import (
 )
 from jaxpneumo.predict.merge import PredictedCounts, write_results
 from jaxpneumo.predict.outputs import (
+    Earlier,
     Output,
     Written,
     masks_output,
@@ -123,8 +126,8 @@ def predict_files(
 ) -> PredictedCounts:
     """Predicts radiographs with the settings `predictor.settings`.
 
-    Memory holds the paths of all files and, while the submission is written, all image ids. Nothing else in memory
-    grows with the number of files.
+    Memory holds the paths of all files and the ids of all images. Where files are predicted again for outputs that they
+    lack, it also holds the names of those that they have. Nothing else in memory grows with the number of files.
 
     Args:
       predictor: the result of `load_predictor`.
@@ -153,13 +156,21 @@ def predict_files(
     asked = [*([] if overlays == 0 else [overlays_output(predictor, overlays)]), *outputs]
     lacking: Counter[str] = Counter()
     told: set[str] = set()
+    earlier = Earlier()
 
     def is_complete(entry: dict[str, Any]) -> bool:
-        missing = _missing(entry, asked)
+        missing = _missing(entry, asked, folder)
         lacking.update(missing)
+        if missing:
+            earlier.written[entry["file"]] = _outputs_of(entry)
+        elif "uid" in entry:
+            earlier.is_first(entry["uid"], entry["file"])
         return not missing
 
-    with open_manifest(folder, header, root, sources, is_complete) as (left, append):
+    def is_called_so(entry: dict[str, Any]) -> bool:
+        return not _is_named(entry) or entry["uid"] == reading.name_of(entry["file"])
+
+    with open_manifest(folder, header, root, sources, is_complete, is_called_so) as (left, append):
         for name, count in lacking.items():
             logger.info("%d files were predicted without %s before; they are predicted again.", count, name)
 
@@ -171,11 +182,14 @@ def predict_files(
                 else:
                     yield picture
 
-        with progress_bar(None, total=len(sources), description="predict", quiet=quiet) as bar:
+        team = team_for(len(left), workers)
+        with (
+            progress_bar(None, total=len(sources), description="predict", quiet=quiet) as bar,
+            closing(predict_and_write(predictor, root, usable(), bands, folder, asked, earlier, team)) as results,
+        ):
             bar.update(len(sources) - len(left))
             bar.set_postfix_str(COMPILING if left else "")
-            team = team_for(len(left), workers)
-            for written in predict_and_write(predictor, root, usable(), bands, folder, asked, team):
+            for written in results:
                 bar.set_postfix_str("", refresh=False)
                 for key, reason in written.failed.items():
                     if key not in written.outputs:
@@ -184,7 +198,8 @@ def predict_files(
                     elif (why := reason.partition(": ")[2]) not in told:
                         told.add(why)
                         logger.warning("%s Files like it are counted at the end.", reason)
-                append(_done(written))
+                picture = written.finding.picture
+                append(_done(written, named=picture.uid == reading.name_of(picture.source)))
                 bar.update()
         append(end_entry(listed, len(sources)))
         run_report.read(root, len(left))
@@ -201,13 +216,37 @@ def predict_files(
     return report
 
 
-def _missing(entry: dict[str, Any], asked: Sequence[Output]) -> list[str]:
-    """The outputs that a predicted file lacks. Outputs of a limited number are not missed."""
-    if entry.get("state") != "done":
+def _missing(entry: dict[str, Any], asked: Sequence[Output], folder: Path) -> list[str]:
+    """The outputs that a predicted file lacks.
+
+    They were not written, or are gone. Those of a limited number are not missed, nor those that the image cannot have.
+    A second file of an image has none.
+    """
+    if entry.get("state") != "done" or entry.get("second"):
         return []
+    there = _outputs_of(entry)
+
+    def is_there(output: Output) -> bool:
+        if output.key not in there:
+            return False
+        has_none = output.key in entry.get("unwritten", ()) or not (output.of_negatives or entry["positive"])
+        return has_none or output.path(folder, entry["uid"]).exists()
+
+    return [output.key for output in asked if output.most is None and not is_there(output)]
+
+
+def _outputs_of(entry: dict[str, Any]) -> tuple[str, ...]:
+    """The outputs that an entry says were written, or that the image cannot have."""
     # Older manifests do not name their outputs: pictures were the only ones.
-    there = entry.get("outputs", [] if "undrawn" in entry else ["overlays"])
-    return [output.key for output in asked if output.most is None and output.key not in there]
+    return tuple(entry.get("outputs", [] if "undrawn" in entry else ["overlays"]))
+
+
+def _is_named(entry: dict[str, Any]) -> bool:
+    """Whether an entry's id came from the name of its file, which other files may change (`ids.name_of`)."""
+    # Older manifests do not say it: then an id that the name can give came from it.
+    source = entry["file"]
+    possible = (printable(ids.name_of(source, own)) for own in ((), (file_id(source),)))
+    return "uid" in entry and entry.get("named", entry["uid"] in possible)
 
 
 def _header(predictor: "Predictor", part: tuple[int, int] | None, any_image: bool, bands: Bands) -> dict[str, Any]:
@@ -221,8 +260,8 @@ def _entry(picture: Picture) -> dict[str, Any]:
     return {"file": picture.source, "stamp": list(picture.stamp), "sha256": picture.sha256}
 
 
-def _done(written: Written) -> dict[str, Any]:
-    """The manifest's entry of a predicted file."""
+def _done(written: Written, named: bool) -> dict[str, Any]:
+    """The manifest's entry of a predicted file; `named`: its id is the one that its name gives."""
     finding, picture = written.finding, written.finding.picture
     facts = {
         "score": round(finding.score, 6),
@@ -232,10 +271,12 @@ def _done(written: Written) -> dict[str, Any]:
         "largest": finding.largest,
         "unwritten": written.failed or None,
         "remarks": picture.remarks or None,
+        "second": written.second or None,
     }
     return {
         **_entry(picture),
         "uid": picture.uid,
+        "named": named,
         "state": "done",
         "size": [picture.height, picture.width],
         "positive": finding.area > 0,

@@ -22,6 +22,7 @@ from jaxpneumo.data.resize import resize_to_squares
 from jaxpneumo.dicom import frontal
 from jaxpneumo.dicom.radiograph import Radiograph, RadiographError, read_file
 from jaxpneumo.process import workers
+from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import printable, stamp_if_there
 from jaxpneumo.process.machine import cores
 from jaxpneumo.process.runtime import one_thread_each
@@ -78,6 +79,10 @@ class Reading:
     size: int
     repeated: frozenset[str] = frozenset()
     any_image: bool = False
+
+    def name_of(self, source: str) -> str:
+        """What an image is called whose header does not say it."""
+        return printable(ids.name_of(source, self.repeated))
 
 
 def read_ahead(
@@ -152,8 +157,28 @@ def read(reading: Reading, source: str) -> Picture:
     picture = shrink_radiograph(reading, file, radiograph)
     if picture.reason:
         return picture
-    uid = ingest.own_id(radiograph, data, source, printable(ids.name_of(source, reading.repeated)))
+    uid = ingest.own_id(radiograph, data, source, reading.name_of(source))
     return replace(picture, uid=uid)
+
+
+def read_again(path: Path, sha256: str) -> bytes:
+    """The bytes of a radiograph's file that was read before.
+
+    Args:
+      path: of the file.
+      sha256: of its bytes at that time; "" where it is not known, and nothing is compared.
+
+    Raises:
+      InputError: it cannot be read any more, or it holds other bytes now.
+    """
+    name = printable(path.name)
+    try:
+        data, _ = read_file(path, name)
+    except OSError as error:
+        raise InputError(f"the radiograph {name} cannot be read any more: {error.strerror}.") from error
+    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+        raise InputError(f"{name} is no longer the radiograph that was predicted: its file was changed. Predict again.")
+    return data
 
 
 def shrink_radiograph(reading: Reading, file: Picture, radiograph: Radiograph) -> Picture:

@@ -20,6 +20,7 @@ from urllib.parse import quote
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.predict.results_table import FOUND, NOTHING, SET_ASIDE, ResultRow
 from jaxpneumo.process.atomic import write_atomically
+from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import safe_name
 
 MOST = 20_000  # rows of the page, those with the highest scores; results.csv has all
@@ -34,6 +35,9 @@ def write_page(path: Path, rows: Iterable[ResultRow], header: Mapping[str, Any],
       rows: the result of `results_table.write_table`; all are taken.
       header: the first line of the manifest.
       folders: for each manifest its folder, which has the pictures with outlines below `overlays`.
+
+    Raises:
+      InputError: a result is not a number, as in a manifest of an earlier version.
     """
     counts: Counter[str] = Counter()
 
@@ -58,13 +62,17 @@ def write_page(path: Path, rows: Iterable[ResultRow], header: Mapping[str, Any],
         **_compact(shown),
     }
     script, style = (_read(f"results_page.{kind}") for kind in ("js", "css"))
+    try:
+        text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    except ValueError:  # of an older manifest; browsers take no NaN
+        raise InputError(f"{path}: a result is not a number. Predict again, with another --output.") from None
     page = Template(_read("results_page.html")).substitute(
         style=style,
         script=script,
         # The hash lets the page run only this script, even if a value on the page contains another one.
         script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         # "</script>" in an id would end the data.
-        data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+        data=text.replace("<", "\\u003c"),
     )
     with write_atomically(path) as file:
         file.write(page)

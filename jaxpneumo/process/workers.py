@@ -223,6 +223,7 @@ def _begin() -> None:
 def _work(pipe: Connection, function: Callable, start: Callable) -> None:
     """The life of one process: ends when it is told to, or when the one that started it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()  # while it works it does not look at the pipe
     try:
         try:
             start(*pipe.recv())

@@ -165,6 +165,8 @@ def _look(look: Look, image: Path, into: Path) -> Verdict | OSError | LostError:
         return look(image, into)
     except OSError as error:
         return error
+    except InputError as error:
+        return Verdict(str(error))
     except Exception as error:  # its text may hold values of the header
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}"
