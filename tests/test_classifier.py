@@ -97,6 +97,7 @@ def test_the_loss_by_hand():
     np.testing.assert_allclose(classification_loss(finding, mask, np.array([0.0, 0.0, 1.0])), 50.0, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_training_logs_its_loss_and_moves_its_weights(trained):
     (record,) = [json.loads(line) for line in (trained / "stage1/log.jsonl").read_text().splitlines()][-1:]
     assert np.isfinite(record["train_loss"])

@@ -99,6 +99,7 @@ def test_twice_the_same_run_and_weight_0_are_that_run(evaluated, second, images)
     np.testing.assert_array_equal(probabilities(load_ensemble([evaluated], [1.0]), images), alone)
 
 
+@pytest.mark.long
 def test_runs_of_other_networks_and_sizes_are_averaged(evaluated, larger, prepared, images):
     """Each network sees its own size: the images' means over areas. The probabilities are enlarged between pixels."""
     large = np.asarray(dataset.open_arrays(prepared, 64)[0][:4])

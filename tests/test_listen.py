@@ -157,6 +157,7 @@ def test_sigterm_finishes_the_image_in_work_and_the_next_start_goes_on(archive, 
     assert archive.events == {"received": 4 * len(KINDS)}
 
 
+@pytest.mark.long
 def test_an_image_that_crashes_or_hangs_the_model_costs_itself_alone(archive, files, tmp_path):
     parts = ("CRASH", "HANG", "ODD")
     bad = [radiograph(tmp_path / f"{part}.dcm", f"{ROOT}.9{i}", part=part) for i, part in enumerate(parts)]

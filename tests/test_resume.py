@@ -46,6 +46,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
+@pytest.mark.long
 def test_a_killed_preparation_goes_on(radiographs, tmp_path, capsys):
     """SIGKILL in the middle, to a process with workers; then the same command does the rest and no more."""
     (tmp_path / "many").mkdir()

@@ -94,6 +94,7 @@ def steps_saved(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
+@pytest.mark.long
 def test_sigterm_in_an_epoch_saves_within_it(prepared, whole, tmp_path, before_epoch):
     config = make_config(prepared)
     handler = signal.getsignal(signal.SIGTERM)
@@ -266,6 +267,7 @@ def _number(path: Path) -> int:
     return int(path.name)
 
 
+@pytest.mark.long
 def test_after_damage_the_bits_are_the_same(prepared, whole, interrupted, tmp_path, caplog):
     """First with the one before, then with none; then the result itself is damaged."""
     caplog.set_level(logging.INFO)
