@@ -145,6 +145,7 @@ def test_each_transform_gives_albumentations_picture(transform, pictures):
         assert np.abs(plain).mean() > 1
 
 
+@pytest.mark.long
 def test_the_whole_chain_gives_albumentations_picture(pictures):
     """All four groups at once. Albumentations reads the image twice then, which takes more of its noise."""
     differences, ious = compare(example(draws(**ALL), slice(0, CASES)), *pictures)

@@ -173,6 +173,7 @@ def test_an_epochs_line_is_in_the_log_before_its_checkpoint(prepared, tmp_path, 
         assert step in logged
 
 
+@pytest.mark.long
 def test_an_epoch_that_cannot_be_logged_is_not_saved(prepared, tmp_path, monkeypatch):
     """The log's file is one on a full disk."""
     write = MetricsLog.write

@@ -158,6 +158,7 @@ def test_step(tmp_path, capsys):
     assert "resnet34_preact at 32, batch 2, float32" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_work_of_the_step_is_counted_as_xla_does():
     lines = bench_step(TINY, 64, 2, 1, 1, Rates({"float32": 1e9, "bfloat16": 1e9}, 1e9))["roofline"]
     # XLA counts everything else as well; in this tiny network that is a good part.
@@ -182,6 +183,7 @@ def test_export(runtime):
     assert len(result["repeats"]) == len(result["whole"]["repeats"]) == 2
 
 
+@pytest.mark.long
 def test_profile_gives_the_time_of_kernels_to_the_modules_of_the_network(tmp_path, capsys):
     arguments = [*TINY_OPTIONS, "--repeats=1", "--rows=5", f"--output={tmp_path / 'a.json'}"]
     assert bench.main(["profile", *arguments]) == 0

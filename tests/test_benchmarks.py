@@ -101,6 +101,7 @@ def test_peer_absent_is_said(benchmarks, tmp_path, peer):
         benchmarks.PEER_NEEDS = needs
 
 
+@pytest.mark.long
 def test_without_the_peer_our_half_is_measured_and_a_failing_case_does_not_end_the_others(
     benchmarks, tmp_path, monkeypatch, capsys
 ):

@@ -61,6 +61,7 @@ def variables_of(encoder):
     return pattern(jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), IMAGE), seed=1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
 def test_the_head_adds_its_own_weights_and_changes_nothing_else(encoder):
     variables = variables_of(encoder)

@@ -73,6 +73,7 @@ def test_a_dry_run_says_it_and_changes_nothing(workdir, capsys):
     assert contents(workdir) == before
 
 
+@pytest.mark.long
 def test_a_cleaned_run_is_complete_and_serves_as_before(workdir, radiographs, tmp_path, caplog):
     folder = ["--workdir", str(workdir)]
     asked = [*folder, "--input", str(radiographs / "dicom"), "--overlays", "0"]

@@ -90,6 +90,7 @@ def test_the_network_has_smps_parameters():
     assert elements(shapes_of(attention="scse")["params"]) == PARAMETERS - UNUSED
 
 
+@pytest.mark.long
 def test_files_of_smp_load_and_no_other_decoders(case, tmp_path):
     named = {name: array.astype(np.float32) for name, array in case[0].items()}
     save_file(named, tmp_path / "unet.safetensors")

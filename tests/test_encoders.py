@@ -140,6 +140,7 @@ def test_folded_network_predicts_the_same_without_any_statistics(encoder):
     assert_close(compiled_apply(model, folded, image), compiled_apply(model, variables, image), 1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("encoder", GOLDEN)
 def test_one_step_in_bfloat16_changes_every_parameter(encoder):
     model = tiny(encoder=encoder, dtype=jnp.bfloat16, parts=rewrites_for("cpu", training=True))

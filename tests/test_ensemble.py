@@ -120,6 +120,7 @@ def test_areas_that_are_no_whole_pixels_count_by_their_share():
     assert np.abs(np.asarray(shrink_images(jax.numpy.asarray(image), 64)).astype(int) - np.stack(expected)).max() <= 1
 
 
+@pytest.mark.long
 def test_predict_takes_runs_of_other_networks(evaluated, larger, radiographs, tmp_path):
     arguments = ["--workdir", str(evaluated), "--workdir", str(larger), "--input", str(radiographs / "dicom")]
     arguments += ["--output", str(tmp_path / "out"), "--overlays", "0", "--workers", "0"]

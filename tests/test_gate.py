@@ -114,6 +114,7 @@ def outlining(of_positives, tmp_path):
     return shutil.copytree(of_positives, tmp_path / "outlining")
 
 
+@pytest.mark.long
 def test_scores_with_the_gate_stand_beside_those_without(gate, outlining, tmp_path, capsys):
     threshold = middle_threshold(gate)
     save_thresholds(gate, "half", threshold)

@@ -304,6 +304,7 @@ def test_a_folder_of_checkpoints_that_cannot_be_read(prepared, tmp_path):
         run(make_config(prepared), tmp_path)
 
 
+@pytest.mark.long
 def test_a_full_disk_is_told_and_costs_nothing(prepared, whole, tmp_path, before_epoch):
     config, limits = make_config(prepared), resource.getrlimit(resource.RLIMIT_FSIZE)
 

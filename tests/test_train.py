@@ -295,6 +295,7 @@ def fold_of(prepared, file, fold):
     return as_typed(config)
 
 
+@pytest.mark.long
 def test_each_fold_validates_once(prepared, tmp_path):
     file = tmp_path / "folds.json"
     command = ["--data", str(prepared), "--method", "patient", "--folds", "3", "--output", str(file)]
