@@ -17,7 +17,7 @@ from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import BAD_INPUT, InputError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.run.config import differences, read_config, typed
-from jaxpneumo.run.config_files import find_config_file
+from jaxpneumo.run.config_files import find_config_file, read_config_file
 from jaxpneumo.run.config_values import ALLOWED
 from jaxpneumo.train.stages import train
 
@@ -104,6 +104,23 @@ class TestNumbersOfTheConfig:
         config.stage1.epochs = 4
         with pytest.raises(InputError, match=r"stage1\.swa_epochs must be at most stage1\.epochs, 4, not 5"):
             as_typed(config)
+
+    @pytest.mark.parametrize("name", ["exp1", "exp5", "quickstart"])
+    def test_flags_set_what_another_schedule_and_another_rule_need(self, name):
+        config = read_config_file(f"configs/{name}.py")
+        before = typed(config.to_dict())
+        assert before == as_typed(load_config(name))
+        own = {"cosine": {"final_learning_rate": 1e-5}, "plateau": {"plateau_factor": 0.5, "plateau_patience": 3}}
+        other = "plateau" if config.stage1.schedule == "cosine" else "cosine"
+        config.update_from_flattened_dict({"stage1.schedule": other})
+        with pytest.raises(InputError, match=rf"stage1\.{next(iter(own[other]))} is missing"):
+            typed(config.to_dict())
+        top = {"predict.top_threshold": 0.75, "predict.top_area": 2000}
+        config.update_from_flattened_dict({f"stage1.{key}": value for key, value in own[other].items()} | top)
+        after = typed(config.to_dict())
+        assert after.stages[0] == replace(before.stages[0], schedule=other, **own[other])
+        assert after.predict == replace(before.predict, top_threshold=0.75, top_area=2000)
+        assert typed(after.to_dict()).to_dict() == after.to_dict()
 
     def test_the_encoders_are_those_of_the_network(self):
         from jaxpneumo.model.unet import ENCODERS

@@ -224,6 +224,11 @@ LATER: dict[str, Any] = {
 STAGE_LATER = {
     field.name: field.default for field in fields(Stage) if field.name in STAGE_VALUES and field.default is not MISSING
 }
+# Keys that belong to one schedule or one rule. A config has those that it uses; a flag can set each of them.
+SELDOM = {"predict.top_threshold": float, "predict.top_area": int}
+for _stage in STAGES:
+    for _name in (name for names in SCHEDULE_VALUES.values() for name in names):
+        SELDOM[f"{_stage}.{_name}"] = int if _name == "plateau_patience" else float
 
 
 def typed(values: dict[str, Any]) -> Config:
@@ -246,7 +251,7 @@ def synthetic_folders(config: Config) -> dict[str, Path]:
 
 def _problems(values: dict[str, Any]) -> list[str]:
     """What is missing and what cannot be, in words."""
-    flat = LATER | _flat(values)
+    flat = _complete(values)
     of_synthetic = [key for key in OPTIONAL if key.startswith(_SYNTHETIC)] if _is_synthetic(flat) else []
     problems = []
     for key in [*VALUES, *of_synthetic]:
@@ -270,7 +275,7 @@ def _is_synthetic(flat: dict[str, Any]) -> bool:
 
 def _config(values: dict[str, Any]) -> Config:
     """The dataclasses of values that have no problems."""
-    flat = LATER | _flat(values)
+    flat = _complete(values)
 
     def section(kind: type, prefix: str, **given: Any) -> Any:
         names = (field.name for field in fields(kind))
@@ -354,6 +359,12 @@ def _as_saved(values: dict[str, Any]) -> dict[str, Any]:
         elif value is not None or key == "momentum":
             saved[key] = list(value) if isinstance(value, tuple) else value
     return saved
+
+
+def _complete(values: dict[str, Any]) -> dict[str, Any]:
+    """All values under their full names; those of LATER where they are missing, and no SELDOM one that no flag set."""
+    flat = {key: value for key, value in _flat(values).items() if value is not None or key not in SELDOM}
+    return LATER | flat
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from ml_collections import ConfigDict, config_dict
 
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.run.config import LATER, STAGE_LATER
+from jaxpneumo.run.config import LATER, SELDOM, STAGE_LATER
 from jaxpneumo.run.config_values import ALLOWED, STAGES
 
 SHIPPED = Path(__file__).parent.parent / "configs"
@@ -36,13 +36,14 @@ def read_config_file(found: str) -> ConfigDict:
       found: of `find_config_file`.
 
     Returns:
-      The locked config: a flag can change every key, and none can make a new one.
+      The locked config: a flag can set every key that configs have, and none can make a new one.
     """
     path, colon, argument = found.partition(".py:")
     module = runpy.run_path(f"{path}.py" if colon else path)
     config = module["get_config"](*([argument] if argument else []))
     defaults = LATER | {f"{stage}.{key}": value for stage in STAGES for key, value in STAGE_LATER.items()}
-    for name, default in defaults.items():
+    places = defaults | {key: config_dict.placeholder(kind) for key, kind in SELDOM.items()}
+    for name, default in places.items():
         section, _, key = name.rpartition(".")
         values = config.get(section) if section else config
         if values is not None and key not in values:

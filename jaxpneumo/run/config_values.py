@@ -64,8 +64,8 @@ OPTIONAL = {
     "data.synthetic.test": ranges.COUNT,
     "data.synthetic.positive_fraction": ranges.PROBABILITY,
     "data.synthetic.area_scale": ranges.AREA_SCALE,
-    "predict.top_threshold": ranges.PROBABILITY,
-    "predict.top_area": ranges.AREA,
+    "predict.top_threshold": replace(ranges.PROBABILITY, word="None"),
+    "predict.top_area": replace(ranges.AREA, word="None"),
 }
 MOST_EPOCHS = 10_000
 EPOCHS = whole(1, MOST_EPOCHS)
@@ -84,8 +84,11 @@ STAGE_VALUES = {
     **{name: replace(ranges.WEIGHT, word="None") for name in LOSS_WEIGHTS},
 }
 SCHEDULE_VALUES = {
-    "cosine": {"final_learning_rate": number(0, 1)},
-    "plateau": {"plateau_factor": number(0, 1, above_low=True, below_high=True), "plateau_patience": EPOCHS},
+    "cosine": {"final_learning_rate": number(0, 1, word="None")},
+    "plateau": {
+        "plateau_factor": number(0, 1, above_low=True, below_high=True, word="None"),
+        "plateau_patience": replace(EPOCHS, word="None"),
+    },
 }
 
 # All of these under their full names.
