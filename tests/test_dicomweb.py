@@ -162,20 +162,24 @@ class TestOneQuery:
         assert sorted(sent) == sorted(str(tmp_path / "out/dicom_results" / each.uid / "sr.dcm") for each in others[:-1])
         assert len(rows(tmp_path / "out")) == 1 + len(others) - 1
 
-    def test_a_service_that_fails_three_times_in_a_row_is_away(self, service, files, tmp_path):
+    def test_a_service_that_answers_nothing_is_away(self, service, files, tmp_path):
         url, requests, answers = service
         found = [instance_of(path) for path in files]
-        client = dicomweb.connect(url)
+        answers.append(None)
+        for count in (1, len(found)):
+            before = len(requests)
+            with pytest.raises(ConnectionError):
+                pull.fetch_all(dicomweb.connect(url), found[:count], tmp_path / "out", quiet=True)
+            assert len(requests) - before == min(count, pull.MOST_UNREACHED) + 1
+
+    def test_objects_that_it_cannot_deliver_do_not_keep_the_others_back(self, service, files, tmp_path):
+        url, requests, answers = service
+        found = [instance_of(path) for path in files]
         answers.append(archive_of(files, closed=[each.uid for each in found[:3]]))
-        with pytest.raises(ConnectionError):
-            pull.fetch_all(client, found, tmp_path / "a", quiet=True)
-        assert len(requests) == pull.MOST_UNREACHED
-        answers[0] = archive_of(files, closed=[found[0].uid, found[1].uid, found[3].uid])
-        problems = pull.fetch_all(client, found, tmp_path / "b", quiet=True)
-        assert [problem.split(":")[0] for problem in problems] == [found[i].uid for i in (0, 1, 3)]
-        assert [path.stem for path in (tmp_path / "b").iterdir()] == [found[2].uid]
-        with pytest.raises(ConnectionError):
-            pull.fetch_all(client, found[:1], tmp_path / "c", quiet=True)
+        problems = pull.fetch_all(dicomweb.connect(url), found, tmp_path, quiet=True)
+        assert [problem.split(":")[0] for problem in problems] == [each.uid for each in found[:3]]
+        assert [path.stem for path in tmp_path.iterdir()] == [found[3].uid]
+        assert sum(path.endswith("/studies?limit=1") for path in requests) == 1
 
     def test_a_result_that_it_does_not_take_is_told_and_tried_again(self, service, files, tmp_path):
         url, requests, answers = service

@@ -5,7 +5,7 @@ Nothing but the service's own address is ever contacted: no proxy, and no addres
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,12 @@ def find(client: Service, study: str | None, filters: Mapping[str, str]) -> tupl
         Instance(*uids) for sop_class, *uids in found.values() if sop_class in RADIOGRAPHS and all(map(is_uid, uids))
     ]
     return wanted, len(found) - len(wanted), partial
+
+
+def reach(client: Service) -> None:
+    """Asks for one study, whichever. Raises ConnectionError if the service cannot be reached; any answer will do."""
+    with suppress(RefusedError), _told(client):
+        client.search_for_studies(limit=1)
 
 
 def fetch(client: Service, instance: Instance) -> bytes:

@@ -32,7 +32,7 @@ from jaxpneumo.serve.partners import Tls, url_problem
 IMAGES, STORED, SERVICE = "images", "stored.jsonl", "service.json"
 DEFAULT = ("sr", "seg")
 VARIABLE = "JAXPNEUMO_DICOMWEB"
-# One object that a service cannot deliver or take is set aside; where so many in a row fail, the service is away.
+# An object that a service cannot deliver or take is set aside. After so many in a row the service itself is asked for.
 MOST_UNREACHED = 3
 # What may be asked for. Command lines are recorded, so they must not name patients.
 FILTERS = ("StudyDate", "StudyTime", "Modality", "ModalitiesInStudy", "BodyPartExamined", "SeriesInstanceUID")
@@ -92,7 +92,7 @@ def fetch_all(client: Any, found: Sequence[Any], folder: Path, quiet: bool = Fal
         return ""
 
     with progress_bar(missing, description="fetch", quiet=quiet) as bar:
-        return _one_by_one(((each.uid, each) for each in bar), fetch, len(found))
+        return _one_by_one(client, ((each.uid, each) for each in bar), fetch, len(found))
 
 
 def store_all(client: Any, paths: Sequence[Path], journal: Path, quiet: bool = False) -> list[str]:
@@ -129,22 +129,23 @@ def store_all(client: Any, paths: Sequence[Path], journal: Path, quiet: bool = F
             return reason
 
         with progress_bar(missing, description="store", unit="result", quiet=quiet) as bar:
-            return _one_by_one(((str(path), path) for path in bar), store, len(paths))
+            return _one_by_one(client, ((str(path), path) for path in bar), store, len(paths))
 
 
-def _one_by_one(named: Iterable[tuple[str, T]], act: Callable[[T], str], count: int) -> list[str]:
+def _one_by_one(client: Any, named: Iterable[tuple[str, T]], act: Callable[[T], str], count: int) -> list[str]:
     """Does something with each of `count` things, by name, some of which may be left out as they are done.
 
     Args:
+      client: of the service.
       named: name and thing.
-      act: says why it failed, or "". It raises ConnectionError where the service cannot be reached.
-      count: of all things; where each of them fails, the service is away, however few they are.
+      act: says why it failed, or "". It raises ConnectionError where the connection fails.
+      count: of all things; where each of them fails, the service is asked for, however few they are.
 
     Returns:
       For each that failed, its name and why.
 
     Raises:
-      ConnectionError: of the last of MOST_UNREACHED in a row.
+      ConnectionError: after MOST_UNREACHED in a row the service does not answer anything else either.
     """
     problems, unreached = [], 0
     for name, thing in named:
@@ -153,7 +154,8 @@ def _one_by_one(named: Iterable[tuple[str, T]], act: Callable[[T], str], count: 
         except ConnectionError as error:
             reason, unreached = str(error), unreached + 1
             if unreached >= min(MOST_UNREACHED, count):
-                raise
+                library("dicomweb").reach(client)
+                unreached = 0
         if reason:
             problems.append(f"{name}: {reason}")
     return problems
