@@ -34,6 +34,17 @@ def convolve_with_explicit_gradients(x: jax.Array, kernel: jax.Array, stride: in
     return plain_convolve(x, kernel, stride, padding)
 
 
+def _convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
+    """`plain_convolve` at stride 1. XLA takes fifty times as long for a 2x2 map as for a 3x3 one, so it gets a 3x3 one.
+
+    The last row and column of zeros stand where the padding's stood. The barrier keeps XLA from seeing that.
+    """
+    if x.shape[1:3] != (2, 2) or len(kernel) != 3 or padding != 1:
+        return plain_convolve(x, kernel, 1, padding)
+    enlarged = jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))))
+    return plain_convolve(enlarged, kernel, 1, padding)[:, :2, :2]
+
+
 def _convolve_groups_together(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     """A convolution in groups as few ones without, of several groups each; between groups the kernel is zero.
 
@@ -59,11 +70,11 @@ def _convolve_groups_together(x: jax.Array, kernel: jax.Array, stride: int, padd
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve_explicit(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
-    return plain_convolve(x, kernel, 1, padding)
+    return _convolve(x, kernel, padding)
 
 
 def _forward(x: jax.Array, kernel: jax.Array, padding: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return plain_convolve(x, kernel, 1, padding), (x, kernel)
+    return _convolve(x, kernel, padding), (x, kernel)
 
 
 def _backward(padding: int, residuals: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -78,7 +89,7 @@ _convolve_explicit.defvjp(_forward, _backward)
 
 def _input_gradient(dy: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     """A forward convolution with the flipped kernel. XLA would compute its own one for bfloat16 in float32."""
-    return plain_convolve(dy, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 1, kernel.shape[0] - 1 - padding)
+    return _convolve(dy, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), kernel.shape[0] - 1 - padding)
 
 
 def _input_gradient_by_columns(dy: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
