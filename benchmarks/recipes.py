@@ -4,10 +4,12 @@
     python benchmarks/recipes.py --seeds 0,1,2,3,4 --only exp5,sampling --output benchmarks/results/recipes.json
 
 The radiographs are drawn once. Every recipe trains from random weights on the same images for the same epochs, with
-half the papers' channels and one block in each stage of the encoder. A run is a process of its own. The output holds
-what was found so far: the same command goes on where it stopped. It ends with a table: the Dice of positive images and
-of all, mean and range over the seeds, and the difference to exp5's of the same seeds. SYNTHETIC radiographs say
-nothing about patients; they show whether a part works and what it costs. "large" takes a quarter of the steps.
+half the papers' channels and one block in each stage of the encoder; a run takes three minutes of one core. A run is a
+process of its own. The output holds what was found so far: the same command goes on where it stopped. It ends with a
+table: the Dice of positive images and of all, mean and range over the seeds, and the difference of the latter to exp5's
+of the same seeds. The rule "chosen" has each recipe's own thresholds, chosen on one half of the held-out patients and
+scored on the other half. SYNTHETIC radiographs say nothing about patients; they show whether a part works and what it
+costs. "large" takes a quarter of the steps.
 Exit codes: 0 done, 2 wrong use, 3 some runs failed.
 """
 
