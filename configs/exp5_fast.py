@@ -4,8 +4,8 @@
     python -m jaxpneumo.main --config=configs/exp5_fast.py
 
 The batches are four times as large. The learning rate is twice as high, the square root of that, and rises over the
-first epochs. Everything else is as in configs/exp5.py. Its learning curve is not measured on the challenge's data, and
-with few images it learns less: docs/decisions.md.
+first epochs. Everything else is as in configs/exp5.py. Its learning curve is not measured on the challenge's data. With
+few images, and so few steps, it learns a little less: docs/decisions.md.
 Empty predictions score Dice .7785 on the round-2 training labels.
 """
 
