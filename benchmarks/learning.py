@@ -36,9 +36,10 @@ from jaxpneumo.process.errors import BAD_INPUT, DONE, PARTIAL, InputError  # noq
 from jaxpneumo.process.files import read_json  # noqa: E402
 from jaxpneumo.process.software import software  # noqa: E402
 
-# On a CPU small images, few epochs and one type: a run of ours takes five minutes of one core (2026-11).
+# On a CPU small images and few epochs: a run of ours takes five minutes of one core (2026-11).
 PROFILES = {
-    "cpu": {"device": "cpu", "sizes": "64,96", "epochs": "40,20", "batches": "16,16", "dtypes": ("float32",)},
+    "cpu": {"device": "cpu", "sizes": "64,96", "epochs": "40,20", "batches": "16,16",
+            "dtypes": ("float32", "bfloat16")},
     "gpu": {"device": "cuda", "sizes": "256,512", "epochs": "100,70", "batches": "16,16",
             "dtypes": ("bfloat16", "float32")},
 }  # fmt: skip
