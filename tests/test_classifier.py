@@ -156,6 +156,16 @@ def test_its_threshold_empties_images_in_prediction_and_evaluation(workdir, radi
     assert any(alone[name] != "-1" for name in table["ImageId"][clear & ~kept])
 
 
+def test_its_score_does_not_hide_pixels_that_are_no_numbers(trained):
+    def damage(path, leaf):
+        return leaf * np.nan if "segmentation_head" in jax.tree_util.keystr(path) else leaf
+
+    sound = load_predictor(trained)
+    damaged = replace(sound, variables=jax.tree_util.tree_map_with_path(damage, sound.variables))
+    with pytest.raises(InputError, match="the network's probabilities are no finite numbers"):
+        list(damaged.find([("a", np.zeros((32, 32), np.uint8), (64, 64))], False))
+
+
 def counts_with(finding, seed=3, n=40):
     rng = np.random.default_rng(seed)
     truth = rng.integers(2_000, 20_000, n) * (np.arange(n) % 2)

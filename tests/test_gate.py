@@ -55,9 +55,9 @@ def predicted(radiographs, tmp_path):
     return run
 
 
-def save_thresholds(run, name, threshold):
+def save_thresholds(run, name, threshold, removal=0, rule="image"):
     """As `jaxpneumo thresholds` saves them."""
-    saved = {"threshold": threshold, "removal_threshold": 0, "removal_rule": "image", "tta": True, "size": 32}
+    saved = {"threshold": threshold, "removal_threshold": removal, "removal_rule": rule, "tta": True, "size": 32}
     (run / "thresholds").mkdir(exist_ok=True)
     (run / "thresholds" / f"{name}.json").write_text(json.dumps(saved))
 
@@ -115,6 +115,15 @@ def test_a_gate_that_cannot_be_used_is_refused(gate, of_positives, predicted, tm
         predicted("c", "--workdir", str(of_positives), "--gate", str(tmp_path))
     with pytest.raises(InputError, match="has no thresholds named absent"):
         predicted("d", "--workdir", str(of_positives), "--gate", str(gate), "--gate-thresholds", "absent")
+
+
+def test_a_gate_that_removes_components_is_refused(gate, of_positives, predicted):
+    """It decides by the area of all that it outlines, which components that are all removed would add up to."""
+    save_thresholds(gate, "parts", 0.3, removal=40_000, rule="component")
+    with pytest.raises(InputError, match=r'one by one \(rule "component"\).* --rule image`, and give'):
+        predicted("e", "--workdir", str(of_positives), "--gate", str(gate), "--gate-thresholds", "parts")
+    save_thresholds(gate, "whole", 0.3, rule="component")
+    predicted("f", "--workdir", str(of_positives), "--gate", str(gate), "--gate-thresholds", "whole")
 
 
 @pytest.fixture

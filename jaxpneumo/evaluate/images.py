@@ -14,7 +14,7 @@ from jaxpneumo.data import rle
 from jaxpneumo.data.dataset import Index
 from jaxpneumo.evaluate.modes import CLASSIFIER, GATED, IMAGE_SCORES, MODES, VIEWS, own_mode
 from jaxpneumo.predict.image_scores import image_scores, top_pixels
-from jaxpneumo.predict.infer import Batch, Predictor, kept_by, kept_by_classifier, predict_native
+from jaxpneumo.predict.infer import Batch, Predictor, kept_by_classifier, predict_native
 from jaxpneumo.predict.native import Grid, pixels_at_least, to_native
 from jaxpneumo.predict.postprocess import remove_small
 from jaxpneumo.process.progress import COMPILING, progress_bar
@@ -114,8 +114,8 @@ def measure(
         if batch.finding is not None:
             scores = [jnp.column_stack(pair) for pair in zip(found["scores"], batch.finding, strict=True)]
             found = {**found, "scores": scores}
-        if predictor.gate is not None:
-            found["by_gate"] = kept_by(predictor.gate, batch)
+        if batch.by_gate is not None:
+            found["by_gate"] = batch.by_gate
         own = kept_by_classifier(settings, batch, own_view)
         return found if own is None else {**found, "by_classifier": own}
 

@@ -30,8 +30,8 @@ def load_gate(workdir: Path | None, thresholds: str | None, settings: "Predict")
       settings: the predictions' settings.
 
     Raises:
-      InputError: the folder is no finished run or has no such thresholds, there are thresholds without a gate, or the
-        gate takes larger images than the predictions.
+      InputError: the folder is no finished run or has no such thresholds, there are thresholds without a gate, the
+        gate takes larger images than the predictions, or it removes components one by one.
     """
     if workdir is None:
         if thresholds:
@@ -45,7 +45,16 @@ def load_gate(workdir: Path | None, thresholds: str | None, settings: "Predict")
             f"--gate {workdir} predicts at size {gate.settings.size}, which is more than the {settings.size} of the "
             "images here. Take a gate of the same size or a smaller one."
         )
-    return replace(gate, settings=saved_thresholds.use(workdir, thresholds, gate.settings)) if thresholds else gate
+    if thresholds:
+        gate = replace(gate, settings=saved_thresholds.use(workdir, thresholds, gate.settings))
+    # The device decides for a gate, by areas of whole images; components are counted on the host.
+    if gate.settings.removal_rule == "component" and gate.settings.removal_threshold:
+        raise InputError(
+            f'--gate {workdir} removes components one by one (rule "component"), and a gate decides on whole images. '
+            f"Choose thresholds for it, `jaxpneumo thresholds --workdir {workdir} --rule image`, and give "
+            "--gate-thresholds image."
+        )
+    return gate
 
 
 def describe(gate: "Predictor") -> dict[str, Any]:

@@ -22,7 +22,7 @@ from jaxpneumo.model.folding import fold
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.predict.certainty import Bands
 from jaxpneumo.predict.image_scores import top_means
-from jaxpneumo.predict.native import Grid, NativeMask, native_grid, native_masks, pixels_at_least, shrink
+from jaxpneumo.predict.native import Grid, NativeMask, native_grid, native_masks, no_numbers, pixels_at_least, shrink
 from jaxpneumo.predict.views import mean_of_views
 from jaxpneumo.run.config import Config, Predict, read_config
 from jaxpneumo.run.network import make_model
@@ -106,6 +106,9 @@ class Predictor(CompiledNetwork):
         Yields:
           (key, mask as `predict_masks` makes it, score of the whole image, float32 (S, S) or None) in the order of
           `images`.
+
+        Raises:
+          InputError: a probability is not a finite number, see `predict_native`.
         """
         view = int(bool(self.settings.tta))
 
@@ -265,13 +268,12 @@ def predict_masks(
 
 def masks_of(network: CompiledNetwork, batch: "Batch", views: Iterable[int]) -> dict[int, tuple[jax.Array, ...]]:
     """The masks of a batch as `predict_masks` says: by view, a `NativeMask`'s bits and area, and finding if any."""
-    levels = _levels(network.settings, batch)
-    by_gate = None if network.gate is None else kept_by(network.gate, batch)
+    levels = _levels(network.settings, batch.sizes, len(batch.pictures))
 
     def masks(view: int) -> tuple[jax.Array, ...]:
         bits, area = network.native_masks(batch.probability[view], batch.grid, *levels)
         finding = () if batch.finding is None else (batch.finding[view],)
-        for kept in (by_gate, kept_by_classifier(network.settings, batch, view)):
+        for kept in (batch.by_gate, kept_by_classifier(network.settings, batch, view)):
             if kept is not None:
                 bits, area = jnp.where(kept[:, None, None], bits, 0), jnp.where(kept, area, 0)
         return bits, area, *finding
@@ -279,30 +281,36 @@ def masks_of(network: CompiledNetwork, batch: "Batch", views: Iterable[int]) -> 
     return {view: masks(view) for view in views}
 
 
-def _levels(settings: Predict, batch: "Batch") -> tuple[np.ndarray, np.ndarray]:
-    """For `native_masks`: the smallest areas (B, T) in native pixels, and the probability thresholds (T,)."""
+def _levels(settings: Predict, sizes: list[tuple[int, int]], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """For `native_masks`: the smallest areas (count, T) in native pixels, and the probability thresholds (T,)."""
     thresholds, areas = [settings.threshold], [settings.removal_threshold]
     if settings.top_threshold is not None and settings.top_area is not None:
         thresholds.append(settings.top_threshold)
         areas.append(settings.top_area)
-    smallest = np.zeros((len(batch.pictures), len(areas)), np.int32)
-    for i, (_, size) in enumerate(zip(batch.keys, batch.sizes, strict=True)):
+    smallest = np.zeros((count, len(areas)), np.int32)
+    for i, size in enumerate(sizes):
         smallest[i] = [pixels_at_least(area, *size) for area in areas]
     return smallest, np.array(thresholds, np.float32)
 
 
-def kept_by(gate: CompiledNetwork, batch: "Batch") -> jax.Array:
-    """Which images of a batch (B,) a gate outlines anything in, with its own size, thresholds and TTA: bool."""
+def _by_gate(gate: CompiledNetwork, pictures: jax.Array, sizes: list[tuple[int, int]]) -> tuple[jax.Array, jax.Array]:
+    """In which images (B,) a gate outlines anything, by its own size, thresholds and TTA, and `_are_numbers`: bool."""
     settings = gate.settings
-    pictures = batch.pictures
     if settings.size < pictures.shape[-1]:
         pictures = jax.jit(shrink, static_argnums=1, out_shardings=split(gate.mesh))(pictures, settings.size)
     probability, finding = gate.outputs(gate.variables, pictures, settings.tta)
-    grid = native_grid(batch.sizes, settings.size, len(pictures))
-    kept = gate.native_masks(probability[-1], grid, *_levels(settings, batch))[1] > 0
-    if finding is None or settings.classifier_threshold is None:
-        return kept
-    return kept & (finding[-1] >= settings.classifier_threshold)
+    grid = native_grid(sizes, settings.size, len(pictures))
+    kept = gate.native_masks(probability[-1], grid, *_levels(settings, sizes, len(pictures)))[1] > 0
+    if finding is not None and settings.classifier_threshold is not None:
+        kept = kept & (finding[-1] >= settings.classifier_threshold)
+    return kept, _are_numbers(probability, finding)
+
+
+@jax.jit
+def _are_numbers(probability: jax.Array, finding: jax.Array | None) -> jax.Array:
+    """Which images of `predict_outputs` (B,) have finite probabilities alone: bool."""
+    finite = jnp.isfinite(probability).all((0, 2, 3))
+    return finite if finding is None else finite & jnp.isfinite(finding).all(0)
 
 
 def kept_by_classifier(settings: Predict, batch: "Batch", view: int) -> jax.Array | None:
@@ -323,6 +331,7 @@ class Batch:
       probability: float32 (1 or 2, B, S, S), of `predict_outputs`.
       finding: float32 (1 or 2, B), of the same; None without a classifier.
       grid: the grid for the native sizes of the B images.
+      by_gate: bool (B,), the images in which the network's gate outlines anything; None without a gate.
     """
 
     keys: list[Any]
@@ -331,6 +340,7 @@ class Batch:
     probability: jax.Array
     finding: jax.Array | None
     grid: Grid
+    by_gate: jax.Array | None = None
 
 
 def predict_native(
@@ -349,6 +359,10 @@ def predict_native(
 
     Yields:
       (key, (native height, native width), the image's part of the tree as NumPy arrays) in the order of `images`.
+
+    Raises:
+      InputError: a probability of the network or of its gate is not a finite number. Comparing it with a threshold
+        would make an empty mask of it.
     """
     settings, images = network.settings, iter(images)
     pending: tuple[Batch, Any] | None = None
@@ -359,6 +373,7 @@ def predict_native(
         sizes = [size for _, _, size in group]
         placed = place(pictures, split(network.mesh))
         probability, finding = network.outputs(network.variables, placed, tta)
+        by_gate, of_gate = (None, None) if network.gate is None else _by_gate(network.gate, placed, sizes)
         batch = Batch(
             [key for key, _, _ in group],
             sizes,
@@ -366,8 +381,10 @@ def predict_native(
             probability,
             finding,
             native_grid(sizes, settings.size, settings.batch_size),
+            by_gate,
         )
-        started = batch, native(batch)
+        numbers = {"network": _are_numbers(probability, finding), "gate": of_gate}
+        started = batch, (numbers, native(batch))
         # Fetches the previous batch while the device computes this one.
         if pending is not None:
             yield from _fetch(*pending)
@@ -377,6 +394,9 @@ def predict_native(
 
 
 def _fetch(batch: Batch, tree: Any) -> Iterator[tuple[Any, tuple[int, int], Any]]:
-    host = jax.device_get(tree)
+    numbers, host = jax.device_get(tree)
+    for which, finite in numbers.items():
+        if finite is not None and not finite[: len(batch.keys)].all():
+            raise no_numbers(which)
     for i, (key, size) in enumerate(zip(batch.keys, batch.sizes, strict=True)):
         yield key, size, jax.tree.map(lambda leaf, i=i: leaf[i], host)

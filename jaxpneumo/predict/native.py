@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from jaxpneumo.predict.postprocess import NATIVE_AREA
+from jaxpneumo.process.errors import InputError
 
 # What needs JAX is in the functions that a device runs: a prediction without JAX makes its masks by the others.
 if TYPE_CHECKING:
@@ -165,6 +166,14 @@ def native_masks(
 def pixels_at_least(threshold: float, height: int, width: int) -> int:
     """Converts an area in pixels of a 1024x1024 image to native pixels, rounded up."""
     return ceil(threshold * height * width / NATIVE_AREA)
+
+
+def no_numbers(which: str) -> InputError:
+    """The error for probabilities of "network" or "gate" that are not finite: at any threshold they are empty masks."""
+    return InputError(
+        f"the {which}'s probabilities are no finite numbers, which is no result: its weights are damaged, or its "
+        "training failed. Take another run."
+    )
 
 
 def shrink(image: "jax.Array", size: int) -> "jax.Array":

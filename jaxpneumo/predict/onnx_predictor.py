@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxpneumo.predict.certainty import Bands
-from jaxpneumo.predict.native import NativeMask, pixels_at_least, to_native_on_host
+from jaxpneumo.predict.native import NativeMask, no_numbers, pixels_at_least, to_native_on_host
 from jaxpneumo.predict.onnx_session import Session, open_session, threshold_inputs
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.run.config import Config, Predict, typed
@@ -51,7 +51,7 @@ class OnnxPredictor:
     def find(
         self, images: Iterable[tuple[Any, np.ndarray, tuple[int, int]]], probability: bool
     ) -> Iterator[tuple[Any, NativeMask, float, np.ndarray | None]]:
-        """As `infer.Predictor.find`."""
+        """As `infer.Predictor.find`, errors too."""
         settings, classifier, images = self.settings, self.config.model.classifier, iter(images)
         # The model's own masks are not used: the pipeline takes other thresholds and removes components too.
         given = threshold_inputs(settings, classifier)
@@ -60,6 +60,8 @@ class OnnxPredictor:
             pictures[: len(group)] = [picture for _, picture, _ in group]
             pixels, scores = self.session.run({"image": pictures, **given}, ["probability", "score"])
             for (key, _, size), of_one, score in zip(group, pixels, scores.tolist(), strict=False):
+                if not (np.isfinite(of_one).all() and np.isfinite(score)):
+                    raise no_numbers("network")
                 finding = score if classifier else None
                 yield key, native_mask(of_one, size, settings, finding), score, of_one if probability else None
 
