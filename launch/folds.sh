@@ -19,6 +19,10 @@ config=$1 file=$2
 shift 2
 for argument in "$@"; do
     if [[ $argument != --config.* ]]; then usage; fi
+    if [[ $argument == --config.data.split=* || $argument == --config.data.fold=* ]]; then
+        echo "launch/folds.sh: leave $argument away; the folds are those of $file, and FOLDS chooses some." >&2
+        exit 2
+    fi
 done
 cd "$(dirname "$0")/.."
 if [[ ! -f $file ]]; then
