@@ -92,8 +92,7 @@ def run(config_file: ConfigDict, workdir: Path) -> int:
     check_paths(config)
     places.check_folder(workdir, "--workdir")
     _check_input(config, workdir)
-    if config.data.synthetic is None:
-        dataset.read_info(config.data.directory)
+    _check_sizes(config)
 
     from jaxpneumo.process.stop import end_on_sigterm
     from jaxpneumo.run.sharding import is_first, start_processes
@@ -135,6 +134,20 @@ def run(config_file: ConfigDict, workdir: Path) -> int:
     print(f"Everything is in {workdir}; open {workdir / 'report.html'} in a browser.")
     print(clean.words(workdir))
     return DONE if complete else PARTIAL
+
+
+def _check_sizes(config: Config) -> None:
+    """Raises InputError unless the data set has all sizes of the config. Synthetic data need not exist yet."""
+    directory = Path(config.data.directory)
+    if config.data.synthetic and not directory.is_dir():
+        return
+    sizes = sorted({config.predict.size, *(stage.size for stage in config.stages)})
+    if config.data.synthetic:
+        way_out = "Name a new folder as --config.data.directory: this command makes the data there."
+    else:
+        listed = ",".join(map(str, sizes))
+        way_out = f"Prepare into a new folder with --sizes {listed}, and give it as --config.data.directory."
+    dataset.check_sizes(directory, sizes, way_out)
 
 
 def _check_input(config: Config, workdir: Path) -> None:

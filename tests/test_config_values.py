@@ -246,6 +246,21 @@ class TestRefusedTraining:
             main.run(config, Path("run"))
         assert list(tmp_path.iterdir()) == []
 
+    def test_all_sizes_that_the_data_lack_are_named(self, prepared, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        config = load_config("exp5")
+        config.data.directory = str(prepared)
+        words = (
+            r"no arrays of size 256 or 512: it has 32, 64\. .* new folder with --sizes 256,512, and give it as --config"
+        )
+        with pytest.raises(InputError, match=words):
+            main.run(config, Path("run"))
+        drawn = load_config("quickstart")
+        drawn.data.directory, drawn.predict.input = str(prepared), ""
+        with pytest.raises(InputError, match=r"no arrays of size 96 or 128: .* Name a new folder as --config\.data"):
+            main.run(drawn, Path("run"))
+        assert list(tmp_path.iterdir()) == []
+
     def test_before_jax_is_loaded(self, tmp_path):
         code = (
             "import sys; from jaxpneumo.__main__ import main; sys.argv = ['jaxpneumo', 'train', *sys.argv[1:]]; "
