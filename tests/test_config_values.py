@@ -302,9 +302,33 @@ class TestRefusedTraining:
             assert (result.returncode, "none is not a prepared data set" in result.stderr) == (BAD_INPUT, True)
 
     @pytest.mark.parametrize(
+        ("flag", "words"),
+        [
+            ("--wrokdir=runs/x", 'there is no option --wrokdir. Did you mean "--workdir"?'),
+            ("-x", "there is no option -x."),
+            ("--config.model.widht=8", 'there is no --config.model.widht. Did you mean "--config.model.width"?'),
+            ("--config.modle.width=8", 'there is no --config.modle.width. Did you mean "--config.model.width"?'),
+            (
+                "--config.stage2.size=64",
+                "exp2.py has no stage2; add the section to a copy of the file, as in configs/exp5",
+            ),
+            ("--config.data.synthetic.train=9", "exp2.py has no data.synthetic; add the section to a copy of the file"),
+        ],
+    )
+    def test_a_flag_that_is_not_there_does_not_blame_the_config_file(self, flag, words):
+        with pytest.raises(InputError, match=re.escape(words)) as refusal:
+            main.main([f"--config={REPOSITORY}/configs/exp2.py", flag])
+        assert "cannot be used" not in str(refusal.value)
+
+    @pytest.mark.parametrize("flag", ["--config.model.remat", "--noconfig.model.remat", "--config.stage1.epochs=9"])
+    def test_flags_of_the_config_are_taken(self, flag):
+        with pytest.raises(InputError, match="data/none is not a prepared data set"):
+            main.main([f"--config={REPOSITORY}/configs/exp2.py", flag, "--config.data.directory=data/none"])
+
+    @pytest.mark.parametrize(
         ("change", "words"),
         [
-            ("stage1.epoch=2", 'cannot be used: \'epoch\' Did you mean "epochs" instead of "epoch"?'),
+            ("stage1.epoch=2", 'jaxpneumo: there is no --config.stage1.epoch. Did you mean "--config.stage1.epochs"?'),
             ("stage1.epochs=nan", "--config.stage1.epochs=nan is not a whole number from 1 to 10000."),
             ("data.fold=1.5", "--config.data.fold=1.5 is not a whole number from 0 to 999."),
         ],
