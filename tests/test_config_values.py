@@ -261,6 +261,24 @@ class TestRefusedTraining:
             main.run(drawn, Path("run"))
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.parametrize("key", ["init_from", "stage2.start_from"])
+    def test_a_run_of_another_network_to_start_from(self, prepared, tmp_path, monkeypatch, key):
+        """Both configs tell the difference; what does not change the weights, such as the dtype, is none."""
+        monkeypatch.chdir(tmp_path)
+        Path("other").mkdir()
+        other = load_config("exp1")
+        other.model.width, other.model.dtype = 8, "float32"
+        write_json("other/config.json", as_typed(other).to_dict())
+        config = read_config_file(find_config_file("configs/exp5.py"))
+        config.update_from_flattened_dict({key: "other", "data.directory": str(prepared)})
+        words = (
+            f"--config.{key}=other is a run of another network: model.input_convolution is True there and False here; "
+            "model.width is 8 there and 64 here. Give a run of this network, or make them equal."
+        )
+        with pytest.raises(InputError, match=re.escape(words)):
+            main.run(config, Path("run"))
+        assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
     def test_before_jax_is_loaded(self, tmp_path):
         code = (
             "import sys; from jaxpneumo.__main__ import main; sys.argv = ['jaxpneumo', 'train', *sys.argv[1:]]; "
