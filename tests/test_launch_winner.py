@@ -7,11 +7,12 @@ import sys
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from helpers import REPOSITORY, load_config
+from helpers import REPOSITORY, as_typed, load_config
 from safetensors.numpy import save_file
-from test_pretrained import template
 
 from jaxpneumo.model.pretrained import torch_name
+from jaxpneumo.run.network import make_model
+from jaxpneumo.run.state import variable_shapes
 
 SCRIPT = REPOSITORY / "launch/winner.sh"
 NETWORKS = ("resnet34", "resnet50", "se_resnext50_32x4d")
@@ -43,8 +44,8 @@ def launch(tmp_path):
 
 def weights(path, encoder):
     """A file of torchvision's names, large enough for the encoder to be told from the others; returns its name."""
-    arrays = {}
-    for (_, *place), value in flatten_dict(template(encoder)).items():
+    shapes, arrays = variable_shapes(make_model(as_typed(load_config(f"winner:{encoder}")).model)), {}
+    for (_, *place), value in flatten_dict(shapes).items():
         if place[0] == "encoder":
             shape = (value.shape[3], value.shape[2], *value.shape[:2]) if len(value.shape) == 4 else value.shape
             arrays[torch_name(tuple(place)).removeprefix("encoder.")] = np.ones(shape, np.float32)
