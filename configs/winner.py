@@ -46,7 +46,8 @@ def get_config(network: str = "resnet34") -> ml_collections.ConfigDict:
     config.model.dtype = "bfloat16"
     config.model.input_convolution = False
     config.model.momentum = ml_collections.config_dict.placeholder(float)
-    # The first place starts from ImageNet weights, and its small learning rates need them: see docs/data.md.
+    # The first place starts from ImageNet weights, and its small learning rates need them: see docs/data.md
+    # and WEIGHTS in launch/winner.sh.
     config.model.pretrained = ""
     config.model.depths = (3, 4, 6, 3)
     config.model.width = 64

@@ -2,7 +2,7 @@
 
     python -m jaxpneumo.main --config=configs/quickstart.py
     python -m jaxpneumo.main --config=configs/exp5.py --config.data.directory=data/siim --workdir=runs/exp5
-    python -m jaxpneumo.main --config=configs/exp5.py --config.stage1.epochs=2 --config.model.dtype=float32
+    python -m jaxpneumo.main --config=configs/exp5.py --config.stage1.epochs=20 --config.model.dtype=float32
     python -m jaxpneumo.main --config=configs/augmentation_study.py:A1
 
 After a stop or a kill, the same command continues where it stopped. --config.a.b=value changes one value of the
@@ -17,6 +17,7 @@ see the same folders.
 """
 
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ from jaxpneumo.process import command, places, run_report
 from jaxpneumo.process.errors import DONE, PARTIAL, InputError
 from jaxpneumo.process.runtime import prepare_process
 from jaxpneumo.run.config import Config, check_paths, synthetic_folders, typed
-from jaxpneumo.run.config_files import find_config_file, read_config_file, why_refused
+from jaxpneumo.run.config_files import check_flags, check_option, find_config_file, read_config_file, why_refused
 
 # `run` imports JAX and all modules that need it, because Grain's worker processes import this module too.
 
@@ -45,15 +46,17 @@ def main(arguments: Sequence[str]) -> int:
     own = flags.FlagValues()
     workdir = flags.DEFINE_string("workdir", "", "Folder of the run.", flag_values=own)
     try:
-        config = config_flags.DEFINE_config_dict(
-            "config", read_config_file(found), flag_values=own, sys_argv=list(arguments)
-        )
-        rest = own(["jaxpneumo", *arguments])[1:]
-    except Exception as error:
-        # The config file is the user's program and can raise any exception. A wrong override can too.
+        values = read_config_file(found)
+    except Exception as error:  # the config file is the user's program and can raise any exception
         raise InputError(f"--config={config_file} cannot be used: {why_refused(error)}") from error
+    check_flags(arguments, values, config_file)
+    try:
+        config = config_flags.DEFINE_config_dict("config", values, flag_values=own, sys_argv=list(arguments))
+        rest = own(["jaxpneumo", *arguments])[1:]
+    except Exception as error:  # a wrong value can raise any exception, too
+        raise InputError(why_refused(error)) from error
     if rest:
-        raise InputError(f"{' '.join(rest)} is not understood: flags have the form --config.stage1.epochs=2.")
+        raise InputError(f"{' '.join(rest)} is not understood: flags have the form --config.stage1.epochs=20.")
     flags.FLAGS(["jaxpneumo"])  # Grain reads absl's own
     name = config_file.removesuffix(".py").replace(".py:", "_").rsplit("/", 1)[-1]
     return run(config.value, places.path(workdir.value) if workdir.value else Path(f"runs/{name}"))
@@ -68,6 +71,10 @@ def _without_config(arguments: Sequence[str]) -> tuple[str, list[str]]:
             value = value if equals else "".join(arguments[place + 1 : after])
             if value:
                 return value, [*arguments[:place], *arguments[after:]]
+    for argument in arguments:
+        check_option(argument.split(".")[0])
+        if not argument.startswith("-") and re.search(r"\.py(:|$)", argument):
+            raise InputError(f"no config: write --config={argument}.")
     raise InputError("no config: give one as --config=configs/exp5.py; --help has examples.")
 
 
@@ -92,8 +99,7 @@ def run(config_file: ConfigDict, workdir: Path) -> int:
     check_paths(config)
     places.check_folder(workdir, "--workdir")
     _check_input(config, workdir)
-    if config.data.synthetic is None:
-        dataset.read_info(config.data.directory)
+    _check_sizes(config)
 
     from jaxpneumo.process.stop import end_on_sigterm
     from jaxpneumo.run.sharding import is_first, start_processes
@@ -135,6 +141,20 @@ def run(config_file: ConfigDict, workdir: Path) -> int:
     print(f"Everything is in {workdir}; open {workdir / 'report.html'} in a browser.")
     print(clean.words(workdir))
     return DONE if complete else PARTIAL
+
+
+def _check_sizes(config: Config) -> None:
+    """Raises InputError unless the data set has all sizes of the config. Synthetic data need not exist yet."""
+    directory = Path(config.data.directory)
+    if config.data.synthetic and not directory.is_dir():
+        return
+    sizes = sorted({config.predict.size, *(stage.size for stage in config.stages)})
+    if config.data.synthetic:
+        way_out = "Name a new folder as --config.data.directory: this command makes the data there."
+    else:
+        listed = ",".join(map(str, sizes))
+        way_out = f"Prepare into a new folder with --sizes {listed}, and give it as --config.data.directory."
+    dataset.check_sizes(directory, sizes, way_out)
 
 
 def _check_input(config: Config, workdir: Path) -> None:

@@ -4,7 +4,7 @@
 #
 #   jaxpneumo split --data data/siim --method patient --folds 5 --output data/siim-folds.json
 #   launch/folds.sh configs/exp5.py data/siim-folds.json                    folders runs/exp5_fold0 .. runs/exp5_fold4
-#   launch/folds.sh configs/exp5.py data/siim-folds.json --config.stage1.epochs=2
+#   launch/folds.sh configs/exp5.py data/siim-folds.json --config.stage1.epochs=20
 #   RUNS=study NAME=first FOLDS="0 3" launch/folds.sh configs/exp5.py data/siim-folds.json
 #   sbatch --array=0-4 --gres=gpu:1 --wrap "launch/folds.sh configs/exp5.py data/siim-folds.json"
 set -euo pipefail
@@ -19,6 +19,10 @@ config=$1 file=$2
 shift 2
 for argument in "$@"; do
     if [[ $argument != --config.* ]]; then usage; fi
+    if [[ $argument == --config.data.split=* || $argument == --config.data.fold=* ]]; then
+        echo "launch/folds.sh: leave $argument away; the folds are those of $file, and FOLDS chooses some." >&2
+        exit 2
+    fi
 done
 cd "$(dirname "$0")/.."
 if [[ ! -f $file ]]; then

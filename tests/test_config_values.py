@@ -246,6 +246,39 @@ class TestRefusedTraining:
             main.run(config, Path("run"))
         assert list(tmp_path.iterdir()) == []
 
+    def test_all_sizes_that_the_data_lack_are_named(self, prepared, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        config = load_config("exp5")
+        config.data.directory = str(prepared)
+        words = (
+            r"no arrays of size 256 or 512: it has 32, 64\. .* new folder with --sizes 256,512, and give it as --config"
+        )
+        with pytest.raises(InputError, match=words):
+            main.run(config, Path("run"))
+        drawn = load_config("quickstart")
+        drawn.data.directory, drawn.predict.input = str(prepared), ""
+        with pytest.raises(InputError, match=r"no arrays of size 96 or 128: .* Name a new folder as --config\.data"):
+            main.run(drawn, Path("run"))
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("key", ["init_from", "stage2.start_from"])
+    def test_a_run_of_another_network_to_start_from(self, prepared, tmp_path, monkeypatch, key):
+        """Both configs tell the difference; what does not change the weights, such as the dtype, is none."""
+        monkeypatch.chdir(tmp_path)
+        Path("other").mkdir()
+        other = load_config("exp1")
+        other.model.width, other.model.dtype = 8, "float32"
+        write_json("other/config.json", as_typed(other).to_dict())
+        config = read_config_file(find_config_file("configs/exp5.py"))
+        config.update_from_flattened_dict({key: "other", "data.directory": str(prepared)})
+        words = (
+            f"--config.{key}=other is a run of another network: model.input_convolution is True there and False here; "
+            "model.width is 8 there and 64 here. Give a run of this network, or make them equal."
+        )
+        with pytest.raises(InputError, match=re.escape(words)):
+            main.run(config, Path("run"))
+        assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
     def test_before_jax_is_loaded(self, tmp_path):
         code = (
             "import sys; from jaxpneumo.__main__ import main; sys.argv = ['jaxpneumo', 'train', *sys.argv[1:]]; "
@@ -287,9 +320,33 @@ class TestRefusedTraining:
             assert (result.returncode, "none is not a prepared data set" in result.stderr) == (BAD_INPUT, True)
 
     @pytest.mark.parametrize(
+        ("flag", "words"),
+        [
+            ("--wrokdir=runs/x", 'there is no option --wrokdir. Did you mean "--workdir"?'),
+            ("-x", "there is no option -x."),
+            ("--config.model.widht=8", 'there is no --config.model.widht. Did you mean "--config.model.width"?'),
+            ("--config.modle.width=8", 'there is no --config.modle.width. Did you mean "--config.model.width"?'),
+            (
+                "--config.stage2.size=64",
+                "exp2.py has no stage2; add the section to a copy of the file, as in configs/exp5",
+            ),
+            ("--config.data.synthetic.train=9", "exp2.py has no data.synthetic; add the section to a copy of the file"),
+        ],
+    )
+    def test_a_flag_that_is_not_there_does_not_blame_the_config_file(self, flag, words):
+        with pytest.raises(InputError, match=re.escape(words)) as refusal:
+            main.main([f"--config={REPOSITORY}/configs/exp2.py", flag])
+        assert "cannot be used" not in str(refusal.value)
+
+    @pytest.mark.parametrize("flag", ["--config.model.remat", "--noconfig.model.remat", "--config.stage1.epochs=9"])
+    def test_flags_of_the_config_are_taken(self, flag):
+        with pytest.raises(InputError, match="data/none is not a prepared data set"):
+            main.main([f"--config={REPOSITORY}/configs/exp2.py", flag, "--config.data.directory=data/none"])
+
+    @pytest.mark.parametrize(
         ("change", "words"),
         [
-            ("stage1.epoch=2", 'cannot be used: \'epoch\' Did you mean "epochs" instead of "epoch"?'),
+            ("stage1.epoch=2", 'jaxpneumo: there is no --config.stage1.epoch. Did you mean "--config.stage1.epochs"?'),
             ("stage1.epochs=nan", "--config.stage1.epochs=nan is not a whole number from 1 to 10000."),
             ("data.fold=1.5", "--config.data.fold=1.5 is not a whole number from 0 to 999."),
         ],

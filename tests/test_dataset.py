@@ -149,7 +149,7 @@ def test_missing_data_set_is_said(tmp_path):
 
 
 def test_missing_size_is_said(folder):
-    with pytest.raises(InputError, match=r"no arrays of size 384: it has 32, 64; .*--sizes 32,64,384"):
+    with pytest.raises(InputError, match=r"no arrays of size 384: it has 32, 64\. .*new folder with --sizes 384, and"):
         dataset.open_arrays(folder, 384)
 
 

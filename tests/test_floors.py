@@ -114,6 +114,12 @@ def misplaced(path: Path) -> list[str]:
     return found
 
 
+def test_the_floors_are_told_as_they_are():
+    told = " < ".join(", ".join(floor) for floor in FLOORS)
+    for name in ("README.md", "CONTRIBUTING.md"):
+        assert told in " ".join((REPOSITORY / name).read_text(encoding="utf-8").split()), name
+
+
 def test_every_folder_has_a_floor():
     assert {part(path) for path in FILES} - {"__init__"} == set(FLOOR_OF)
 

@@ -78,6 +78,10 @@ def test_wrong_use_is_refused(launch, folds, tmp_path):
         result, calls = launch(*arguments)
         assert (result.returncode, calls) == (2, [])
         assert "usage" in result.stderr
+    for flag in ("--config.data.fold=1", "--config.data.split=patient"):
+        result, calls = launch("configs/exp5.py", folds, flag)
+        assert (result.returncode, calls) == (2, [])
+        assert f"leave {flag} away; the folds are those of {folds}" in result.stderr
     result, calls = launch("configs/exp5.py", tmp_path / "none.json")
     assert (result.returncode, calls) == (2, [])
     assert "there is no file" in result.stderr

@@ -49,7 +49,8 @@ def test_starting_up_loads_neither_jax_nor_the_network():
     [
         ([], "--config=configs/exp5.py"),
         (["--config=configs/absent.py"], "configs/absent.py"),
-        (["--config=configs/exp5.py", "--config.stage1.epoch=2"], 'Did you mean "epochs"'),
+        (["configs/exp1.py"], "jaxpneumo: no config: write --config=configs/exp1.py.\n"),
+        (["--confg=configs/exp1.py"], 'jaxpneumo: there is no option --confg. Did you mean "--config"?\n'),
         (["--config=configs/exp5.py", "--config.stage1.epochs=many"], "epochs"),
         (["--config=configs/augmentation_study.py:A9"], "A1+A2"),
         (["--config=configs/exp5.py", "epochs=2"], "--config.stage1.epochs=2"),

@@ -102,12 +102,31 @@ def test_an_image_without_mask_is_not_negative_unless_that_is_said(files, capsys
         "1.3": ("image without labels", "masks has no mask for it. Add one if its label is known."),
         "9.9": ("labels without image", "No file has this id (the mask 9.9.png)."),
     }
+    (files.folder / "masks/9.9.png").unlink()
     files.output = files.folder / "negative"
     capsys.readouterr()
-    assert masked(files, "--missing-masks", "empty") == PARTIAL
-    assert list(reasons(files)) == ["9.9"]
+    assert masked(files, "--missing-masks", "empty") == DONE
     assert "1 images have no mask file and count as negative" in capsys.readouterr().err
     assert dataset.read_index(files.output).mask_area.tolist()[2] == 0
+
+
+def test_no_image_becomes_negative_because_its_mask_is_misnamed(files, capsys):
+    masks = files.folder / "masks"
+    (masks / "1.2.png").rename(masks / "1.2_mask.png")
+    assert masked(files, "--missing-masks", "empty") == 2
+    assert (
+        "1 mask belongs to none of the images (1.2_mask.png): its image would count as negative. Rename it, or take it "
+        "away." in capsys.readouterr().err
+    )
+    (masks / "1.1.png").rename(masks / "1.1_mask.png")
+    assert masked(files, "--missing-masks", "empty") == 2
+    assert "2 masks belong to none of the images (1.1_mask.png, 1.2_mask.png)" in capsys.readouterr().err
+    assert not list(files.folder.glob("prepared*")), "nothing is left that stands in the way of the corrected start"
+    for name in ("1.1", "1.2"):
+        (masks / f"{name}_mask.png").rename(masks / f"{name}.png")
+    write(masks / "9.9.png", np.zeros((96, 128), np.uint8))
+    assert masked(files, "--missing-masks", "empty") == PARTIAL, "each image has its mask: none is taken for negative"
+    assert list(reasons(files)) == ["9.9"]
 
 
 def test_masks_may_be_called_as_the_images_files_and_lie_in_folders_below_them(files):

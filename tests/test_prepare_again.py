@@ -57,6 +57,18 @@ def test_another_command_for_a_finished_output_is_refused(files, capsys, options
     assert stamps(files.output) == before
 
 
+def test_a_file_that_only_one_of_both_commands_has_is_told_by_its_option(files, capsys):
+    people, key = files.folder / "patients.csv", files.folder / "key"
+    people.write_text("ImageId,patient\n1.1,a\n1.2,b\n1.3,b\n")
+    key.write_bytes(b"k" * 16)
+    assert files.run("--patients", str(people)) == 0
+    refused(files, capsys, "was prepared otherwise (--patients was given then, and is not now). Remove it or")
+    both = "(--patients was given then, and is not now; --patient-key was not given then, and is now; sizes [32, 64]"
+    refused(files, capsys, both, "--patient-key", str(key), "--sizes", "32")
+    people.write_text("ImageId,patient\n1.1,a\n1.2,a\n1.3,b\n")
+    refused(files, capsys, "was prepared otherwise (patients ", "--patients", str(people))
+
+
 def test_sources_that_have_changed_since_are_refused(files, capsys):
     """A label, a file's time, a file more; and a data set that has lost a file."""
     assert files.run() == 0

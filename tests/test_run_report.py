@@ -112,6 +112,24 @@ class TestReport:
         assert command.run("prepare", main, []) == 2
         assert not list(tmp_path.iterdir())
 
+    def test_a_refused_start_leaves_the_report_of_the_one_before(self, tmp_path):
+        """Whoever watches it would take what is there for failed, and its own command would be lost."""
+        report, mine = tmp_path / "run_report.json", tmp_path / "mine.json"
+
+        def refused(_):
+            run_report.place(tmp_path)
+            raise InputError("prepared otherwise")
+
+        assert command.run("predict", verb(tmp_path), ["--input", "x"]) == 0
+        before = report.read_bytes()
+        assert command.run("predict", refused, []) == 2
+        assert report.read_bytes() == before
+        assert command.run("predict", refused, [f"--run-report={mine}"]) == 2
+        assert command.run("predict", refused, [f"--run-report={mine}"]) == 2
+        assert json.loads(mine.read_text())["exit"]["code"] == 2, "a place that the user names is this command's"
+        assert command.run("predict", verb(tmp_path, ends=fail(InputError("bad file"))), ["--input", "x"]) == 2
+        assert json.loads(report.read_text())["exit"]["code"] == 2, "it had begun to write"
+
     def test_a_failure_before_the_folder_is_there_is_told_beside_it(self, tmp_path):
         def main(_):
             run_report.place(tmp_path / "out")

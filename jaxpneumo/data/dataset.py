@@ -18,7 +18,7 @@ import hashlib
 import math
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,6 +176,23 @@ def write_quarantine(directory: Path | str, rows: list[dict[str, str]], name: st
     _write_csv(Path(directory) / name, ["file", "ImageId", "reason", "detail"], rows)
 
 
+def check_sizes(directory: Path | str, sizes: Collection[int], way_out: str = "") -> None:
+    """Raises InputError, naming all missing ones, unless a prepared data set has arrays of these sizes.
+
+    Args:
+      directory: of the data set.
+      sizes: side lengths that are needed.
+      way_out: what the user can do about it; by default to prepare a new folder.
+    """
+    has = read_info(directory)["sizes"]
+    if missing := sorted(set(sizes) - set(has)):
+        needed = ",".join(map(str, sorted(set(sizes))))
+        raise InputError(
+            f"{directory} has no arrays of size {' or '.join(map(str, missing))}: it has {', '.join(map(str, has))}. "
+            + (way_out or f"Prepare into a new folder with --sizes {needed}, and name that folder instead.")
+        )
+
+
 def open_arrays(directory: Path | str, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Opens images and bit-packed masks of one size, memory-mapped and read-only.
 
@@ -185,13 +202,9 @@ def open_arrays(directory: Path | str, size: int) -> tuple[np.ndarray, np.ndarra
     Raises:
       InputError: not a prepared data set, without this size, or damaged.
     """
-    info = read_info(directory)
-    if size not in info["sizes"]:
-        has = ", ".join(map(str, info["sizes"]))
-        sizes = ",".join(map(str, sorted({*info["sizes"], size})))
-        raise InputError(f"{directory} has no arrays of size {size}: it has {has}; prepare again with --sizes {sizes}.")
+    check_sizes(directory, (size,))
     arrays = []
-    for path, shape in array_files(directory, info["counts"]["images"], (size,)):
+    for path, shape in array_files(directory, read_info(directory)["counts"]["images"], (size,)):
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # a damaged header makes NumPy raise almost anything

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jaxpneumo.data.repeat import differences
 from jaxpneumo.process import jsonl
 from jaxpneumo.process.errors import InputError
 
@@ -56,6 +57,6 @@ def _check_head(head: dict[str, Any], settings: dict[str, Any], path: Path) -> N
     if head["settings"] != settings:
         raise InputError(
             f"{path.parent} holds a preparation that was begun otherwise "
-            f"({jsonl.changes(head['settings'], settings)}). Give what it was begun with to go on, or remove the "
+            f"({differences(head['settings'], settings)}). Give what it was begun with to go on, or remove the "
             "folder to begin anew."
         )

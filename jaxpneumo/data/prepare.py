@@ -115,7 +115,8 @@ def prepare(
       on_quarantine: "warn", or "error": if anything is set aside, no data set is made.
       time_limit: seconds that one file may take.
       masks: folder of PNG masks instead of `labels` (`mask_files`).
-      missing_masks: "set-aside", or "empty": images without a file in `masks` are negative.
+      missing_masks: "set-aside", or "empty": images without a file in `masks` are negative, and each mask has to be
+        of one of the images.
 
     Raises:
       InputError: wrong arguments, a label or patients file that cannot be understood, or no usable image.
@@ -177,6 +178,8 @@ def prepare(
         strange = table.missing_are_empty and not any(outcome.image_id in table.codes for outcome in kept)
         if strange and kept:
             kept, unlabelled = [], _NO_MASK.format(masks=table.path, id=kept[0].image_id, mask=next(iter(table.codes)))
+        elif stray := _stray_masks(table, in_order, kept):
+            kept, unlabelled = [], stray
         _refuse(output, partial, len(files), images, kept, set_aside, on_quarantine, unlabelled)
         kept, patients_from = reconcile.believe_patients(
             kept, "file" if patients else "header", lambda name: label_files.pseudonym(name, key)
@@ -316,9 +319,36 @@ def _check_arguments(images: Path, output: Path, masks: Path | None, missing_mas
         raise InputError(f"--images {images} lies in --masks {masks}. Keep images and masks in folders of their own.")
 
 
+def _stray_masks(table: Labels | MaskFiles, outcomes: list[Outcome], kept: list[Outcome]) -> str:
+    """A sentence where a mask belongs to no image while images without one count as negative; else "".
+
+    Such a mask may be misnamed, and its image among those without. In a label csv that does no harm: an image without
+    a row is set aside.
+    """
+    seen = {outcome.image_id for outcome in outcomes}
+    stray = [printable(name) for image_id, files in table.codes.items() if image_id not in seen for _, name in files]
+    if not stray or not _count_without(table, kept):
+        return ""
+    names = ", ".join(stray[:3]) + (", ..." if len(stray) > 3 else "")
+    if len(stray) == 1:
+        return (
+            f"1 mask belongs to none of the images ({names}): its image would count as negative. Rename it, or take it "
+            "away."
+        )
+    return (
+        f"{len(stray)} masks belong to none of the images ({names}): their images would count as negative. Rename "
+        "them, or take them away."
+    )
+
+
+def _count_without(table: Labels | MaskFiles, kept: list[Outcome]) -> int:
+    """The number of images without a mask file; each counts as negative."""
+    return sum(outcome.image_id not in table.codes for outcome in kept)
+
+
 def _without_mask(table: Labels | MaskFiles, kept: list[Outcome]) -> str:
     """A sentence where images without a mask file count as negative; "" where there are none."""
-    count = sum(outcome.image_id not in table.codes for outcome in kept)
+    count = _count_without(table, kept)
     return f"{count} images have no mask file and count as negative, as --missing-masks empty says." if count else ""
 
 

@@ -45,7 +45,8 @@ or the disk is full; 2 wrong use or bad input, nothing was written""",
         "--missing-masks",
         choices=("set-aside", "empty"),
         default="set-aside",
-        help="images without a file in --masks: set them aside (default), or take them for negative",
+        help="images without a file in --masks: set them aside (default), or take them for negative; then each mask "
+        "has to be of one of the images",
     )
     add(
         "--output",

@@ -17,6 +17,9 @@ from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import stamp_if_there
 from jaxpneumo.process.jsonl import changes
 
+# Files that a command may have or not: --labels, --patients and so on. Their values are digests, which tell nobody.
+_FILES = ("labels", "patients", "patient key", "masks")
+
 
 def settings(
     images: Path,
@@ -77,10 +80,22 @@ def is_finished(output: Path, arguments: dict[str, Any]) -> bool:
     except (InputError, KeyError, TypeError) as error:
         raise InputError(f"{output} exists and is not an empty folder. {way_out}") from error
     if before != arguments:
-        raise InputError(f"{output} exists and was prepared otherwise ({changes(before, arguments)}). {way_out}")
+        raise InputError(f"{output} exists and was prepared otherwise ({differences(before, arguments)}). {way_out}")
     if gone := [name for name in info["sha256"] if not (output / name).is_file()]:
         raise InputError(f"{output} was prepared so, but {gone[0]} is missing there. {way_out}")
     return True
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between the `settings` of two commands, in words."""
+    words = []
+    for name in _FILES:
+        had, has = before.get(name) is not None, now.get(name) is not None
+        if had != has:
+            then, today = ("was given", "is not") if had else ("was not given", "is")
+            words.append(f"--{name.replace(' ', '-')} {then} then, and {today} now")
+            before, now = ({key: value for key, value in each.items() if key != name} for each in (before, now))
+    return "; ".join(filter(None, [*words, changes(before, now)]))
 
 
 def counts(output: Path) -> tuple[int, int, dict[str, int]]:

@@ -43,7 +43,11 @@ def _write(report: Report, started: datetime, seconds: float) -> None:
 
 
 def _write_to_its_place(report: Report, started: datetime, seconds: float) -> None:
-    """A folder that was never made, or not filled, is not made or filled for the report: it goes beside it."""
+    """A folder that was never made, or not filled, is not made or filled for the report: it goes beside it.
+
+    The report of an earlier command stays where this one was refused before it wrote anything: it still says how what
+    is there was made. The user's own place for the report is this command's in any case.
+    """
     # Here: files.py notes what it writes, and so imports this module.
 
     from jaxpneumo.process.software import software  # here: --help does without what it imports
@@ -53,6 +57,8 @@ def _write_to_its_place(report: Report, started: datetime, seconds: float) -> No
         return
     if report.process:
         path = path.with_name(f"{path.stem}_{report.process}{path.suffix}")
+    if path.exists() and report.placed and report.code == BAD_INPUT and not report.written.count:
+        return
     beside = path.parent.parent / f"{path.parent.name}.{path.name}"
     unused = report.placed and report.code not in (None, DONE, PARTIAL) and not any(path.parent.glob("*"))
     if unused or not path.parent.is_dir():

@@ -25,6 +25,8 @@ from jaxpneumo.run.config_values import (
 # Where the data lie, how they are read, how often a state is saved and what is predicted do not change what is trained.
 _FREE = ("checkpoint_seconds", "data.directory", "data.workers", "data.resident", "data.synthetic", "predict.")
 _SYNTHETIC = "data.synthetic."
+# What of the model makes another network, with other weights.
+_NETWORK = ("encoder", "input_convolution", "depths", "width", "classifier", "attention", "hypercolumns")
 
 
 @dataclass(frozen=True)
@@ -309,11 +311,13 @@ def _full_path(text: str) -> str:
 
 
 def check_paths(config: Config) -> None:
-    """Raises InputError for files and folders that a config names and that are not there."""
+    """Raises InputError for what a config names and is not there, and where a run to start from has another network."""
     starts = {"init_from": config.init_from} | {f"{stage.name}.start_from": stage.start_from for stage in config.stages}
     for name, source in starts.items():
         if source and not Path(source).is_dir():
             raise InputError(f"--config.{name}={source} is not a folder. Give the folder of a finished run.")
+        if source:
+            _check_network(config.model, source, f"--config.{name}={source}")
     if (weights := config.model.pretrained) and not Path(weights).is_file():
         raise InputError(
             f"--config.model.pretrained={weights}: no such file. docs/data.md says where ImageNet weights come from."
@@ -322,6 +326,16 @@ def check_paths(config: Config) -> None:
         raise InputError("--config.data.directory is empty. Give the folder of a prepared data set.")
     if config.data.synthetic and not Path(config.data.directory).is_dir():
         places.check_folder(Path(config.data.directory).parent, "--config.data.directory")
+
+
+def _check_network(model: Model, source: str, flag: str) -> None:
+    """Raises InputError, naming `flag` and each difference, unless a run has the network of `model`."""
+    other = read_config(source).model
+    pairs = {name: (getattr(other, name), getattr(model, name)) for name in _NETWORK}
+    different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    if different:
+        told = "; ".join(f"model.{name} is {there} there and {here} here" for name, (there, here) in different.items())
+        raise InputError(f"{flag} is a run of another network: {told}. Give a run of this network, or make them equal.")
 
 
 def read_config(workdir: Path | str) -> Config:

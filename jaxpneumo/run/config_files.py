@@ -2,11 +2,14 @@
 
 import re
 import runpy
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from jaxpneumo.process.errors import InputError
+from jaxpneumo.process.ranges import did_you_mean
 from jaxpneumo.run.config import LATER, SELDOM, STAGE_LATER
 from jaxpneumo.run.config_values import ALLOWED, STAGES
 
@@ -54,6 +57,55 @@ def read_config_file(found: str) -> ConfigDict:
             config.predict.tta = str(config.predict.tta)
     config.lock()
     return config
+
+
+def check_flags(arguments: Sequence[str], config: ConfigDict, config_file: str) -> None:
+    """Refuses flags that neither the program nor the config has, and says which one may be meant.
+
+    Args:
+      arguments: of the command line, without --config=FILE.
+      config: of `read_config_file`.
+      config_file: the file, as --config named it.
+
+    Raises:
+      InputError: there is such a flag.
+    """
+    known = set(_names(config.to_dict()))
+    for argument in arguments:
+        flag = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
+        if not flag:
+            check_option(argument)
+            continue
+        name = flag[1]
+        if name in known:
+            continue
+        sections = [key.rpartition(".")[0] for key in ALLOWED if f"{key}.".startswith(f"{name}.")]
+        section = next((each for each in sections if each and each not in known), "")
+        if section:
+            example = "quickstart" if section == "data.synthetic" else "exp5"
+            raise InputError(
+                f"{config_file} has no {section}; add the section to a copy of the file, as in configs/{example}.py: a "
+                "flag changes values only."
+            )
+        raise InputError(
+            f"there is no --config.{name}.{did_you_mean(f'--config.{name}', [f'--config.{key}' for key in known])}"
+        )
+
+
+def check_option(argument: str) -> None:
+    """Raises InputError for an argument that begins as an option does and is none of `train`."""
+    option = re.match(r"--?[A-Za-z][^=]*", argument)
+    known = ("--config", "--workdir")
+    if option and f"--{option[0].lstrip('-')}" not in known:
+        raise InputError(f"there is no option {option[0]}.{did_you_mean(option[0], known)}")
+
+
+def _names(values: dict[str, Any], before: str = "") -> Iterator[str]:
+    """The full names of all sections and values."""
+    for key, value in values.items():
+        yield before + key
+        if isinstance(value, dict):
+            yield from _names(value, f"{before}{key}.")
 
 
 def why_refused(error: Exception) -> str:
