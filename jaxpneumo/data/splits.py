@@ -23,6 +23,7 @@ from jaxpneumo.process.ranges import did_you_mean
 DRAWN = ("random", "patient")
 SIDES = ("train", "validation")
 OUT_OF_FOLD = "out of fold"  # of several runs' validation parts together
+SEEN = "validation_images_seen_before"  # of a splits file, see `split_rows`
 DESCRIPTIONS = {
     OUT_OF_FOLD: "out of fold (each image by the runs that were not trained on it)",
     "random": "split at random",
@@ -192,16 +193,18 @@ def write_splits(
     fraction: float | None,
     seed: int | None,
     file: str = "",
+    validation_images_seen_before: int = 0,
     **folds: int,
 ) -> None:
     """Writes rows as the ids of their images, so that the file outlives a new preparation.
 
     `file` names the splits file that they are from, and `folds` says of which fold they are, as `split_rows`
-    describes it: fold and folds.
+    describes it: fold and folds; so does `validation_images_seen_before`.
     """
     split = {"method": method, "seed": seed, "validation_fraction": fraction}
     split |= {"file": file} if file else {}
     split |= {"part_of": folds} if folds else {}
+    split |= {SEEN: validation_images_seen_before} if validation_images_seen_before else {}
     split |= {"train": image_id[train].tolist(), "validation": image_id[validation].tolist()}
     write_json(path, split)
 
@@ -265,7 +268,8 @@ def split_rows(
       Training rows, validation rows (int64, ascending) and a description for reports and `words`: method, seed,
       validation_fraction, fold and folds of a file that has some, file where a splits file says that it is made of
       another one, numbers of images, and validation_images_with_patient_in_training (None where patients are
-      unknown).
+      unknown). Of a run's own file also SEEN, if there are any: validation images on which a run was trained that it
+      started from.
 
     Raises:
       InputError: the file names unknown images or one twice, it has no such fold, or no patient is known for
@@ -288,6 +292,7 @@ def split_rows(
             key: file[key] for key in ("folds", "fold") if key in file
         }
         settings |= file["part_of"] if isinstance(file.get("part_of"), dict) else {}
+        settings |= {SEEN: file[SEEN]} if isinstance(file.get(SEEN), int) else {}
         settings |= {"file": Path(file["file"]).name} if isinstance(file.get("file"), str) else {}
         if isinstance(settings["method"], str):  # runs once had their file's path there
             settings["method"] = Path(settings["method"]).name
@@ -303,7 +308,7 @@ def split_rows(
 
 def origin(split: dict[str, Any]) -> dict[str, Any]:
     """What `write_splits` keeps of a split as `split_rows` describes it."""
-    kept = {key: split[key] for key in ("method", "seed", "file", "fold", "folds") if key in split}
+    kept = {key: split[key] for key in ("method", "seed", "file", "fold", "folds", SEEN) if key in split}
     return kept | {"fraction": split["validation_fraction"]}
 
 
@@ -314,6 +319,8 @@ def words(split: dict[str, Any]) -> str:
     file = split.get("file") or (method if is_file else "")
     details = [f"file {Path(file).name}"] if file else []
     details += [f"fold {split['fold']}"] if "fold" in split else []
+    if seen := split.get(SEEN):
+        details.append(f"{seen} of the validation images seen by the run that it started from")
     how = DESCRIPTIONS.get("" if is_file else method, f"split {method}")
     return f"{how} ({', '.join(details)})" if details else how
 

@@ -23,6 +23,7 @@ from jaxpneumo.run.config_values import (
 )
 
 # Where the data lie, how they are read, how often a state is saved and what is predicted do not change what is trained.
+# The probability threshold does where the best epoch is the result: IoU and Dice of the epochs are at that threshold.
 _FREE = ("checkpoint_seconds", "data.directory", "data.workers", "data.resident", "data.synthetic", "predict.")
 _SYNTHETIC = "data.synthetic."
 # What of the model makes another network, with other weights.
@@ -361,7 +362,9 @@ def read_config(workdir: Path | str) -> Config:
 def differences(old: Config, new: Config) -> list[str]:
     """Names of the values in which two configs would train differently."""
     a, b = _flat(old.to_dict()), _flat(new.to_dict())
-    return [key for key in sorted(a.keys() | b.keys()) if not key.startswith(_FREE) and a.get(key) != b.get(key)]
+    chosen = any(stage.swa_epochs == 0 for stage in new.trained_stages())
+    free = {key for key in a.keys() | b.keys() if key.startswith(_FREE)} - ({"predict.threshold"} if chosen else set())
+    return [key for key in sorted(a.keys() | b.keys()) if key not in free and a.get(key) != b.get(key)]
 
 
 def _as_saved(values: dict[str, Any]) -> dict[str, Any]:

@@ -40,10 +40,17 @@ def read_config_file(found: str) -> ConfigDict:
 
     Returns:
       The locked config: a flag can set every key that configs have, and none can make a new one.
+
+    Raises:
+      InputError: it has a key that no config has.
     """
     path, colon, argument = found.partition(".py:")
     module = runpy.run_path(f"{path}.py" if colon else path)
     config = module["get_config"](*([argument] if argument else []))
+    for name in _names(config.to_dict()):
+        known = [key for key in ALLOWED if f"{key}.".startswith(f"{name}.")]
+        if not known:
+            raise InputError(f"{found} has {name}, which no config has.{did_you_mean(name, ALLOWED)}")
     defaults = LATER | {f"{stage}.{key}": value for stage in STAGES for key, value in STAGE_LATER.items()}
     places = defaults | {key: config_dict.placeholder(kind) for key, kind in SELDOM.items()}
     for name, default in places.items():

@@ -101,8 +101,26 @@ for _stage in STAGES:
 def wrong_values(values: dict[str, Any]) -> Iterator[str]:
     """What cannot be of the values there are, flat ("stage1.size"), in words; what is missing is passed over."""
     for key, kind in ALLOWED.items():
-        if key in values and not kind.allows(values[key]):
+        # The word None stands for the value on the command line, where it has been turned into it.
+        if key in values and (not kind.allows(values[key]) or values[key] == "None"):
             yield f"{key} must be {kind}, not {values[key]!r}"
+    there = [stage for stage in STAGES if f"{stage}.size" in values]
+    if there and there[0] != "stage1":
+        yield f"stage1 is missing, and there is {there[0]}"
+    # A run starts from one set of weights.
+    first = there[1] if values.get("init_from") and len(there) > 1 else "stage1"
+    starts = [name for name in ("init_from", f"{first}.start_from", "model.pretrained") if values.get(name)]
+    if len(starts) > 1:
+        yield f"{' and '.join(starts)} are both given, and only one of them can be where the training starts"
+    for stage in there:
+        weights = [values.get(f"{stage}.{name}") for name in LOSS_WEIGHTS]
+        own = [
+            values.get(f"loss.{name}") if weight is None else weight
+            for name, weight in zip(LOSS_WEIGHTS, weights, strict=True)
+        ]
+        classifies = values.get("model.classifier") and values.get("loss.classification")
+        if all(weight == 0 for weight in own) and not classifies:
+            yield f"{stage}: all weights of its loss are 0, so it would learn nothing"
     for stage in STAGES:
         epochs = values.get(f"{stage}.epochs")
         for name in ("swa_epochs", "warmup_epochs", "frozen_encoder_epochs"):

@@ -46,8 +46,10 @@ def first_variables(config: Config) -> dict[str, Any]:
     variables = initialise(make_model(config.model), config.seed)
     if config.init_from:
         source = Path(config.init_from)
-        first = final_directory(source / "stage1").is_dir()
-        return stage_result(source, "stage1" if first else read_config(source).stages[-1].name, variables)
+        # In the place of stage 1, where there are more; a run of one stage starts from the end of the other run. A
+        # shared run has its last stage alone.
+        first = len(config.stages) > 1 and final_directory(source / "stage1").is_dir()
+        return stage_result(source, "stage1" if first else None, variables)
     if config.model.pretrained:
         return pretrained.load(config.model.pretrained, variables)
     return variables

@@ -10,17 +10,17 @@ from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.process.software import software
-from jaxpneumo.run.config import read_config
+from jaxpneumo.run.config import Config, read_config
 
 FILE = "provenance.json"
 
 
-def record_start(workdir: Path, data: Path) -> None:
+def record_start(workdir: Path, config: Config) -> None:
     """Adds this start of a run to provenance.json in its folder: when, with which software and data, on which devices.
 
     Args:
       workdir: the run's folder.
-      data: the prepared data set that it trains on.
+      config: the run's.
     """
     import jax
 
@@ -31,10 +31,22 @@ def record_start(workdir: Path, data: Path) -> None:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "devices": {kind: devices.count(kind) for kind in sorted(set(devices))},
         "processes": jax.process_count(),
-        "synthetic": bool(dataset.read_info(data).get("synthetic")),
+        "synthetic": bool(dataset.read_info(config.data.directory).get("synthetic")),
+        "data": data_checksums(config),
         **software(),
     }
     write_json(workdir / FILE, {"starts": [*read_starts(workdir), start]})
+
+
+def data_checksums(config: Config) -> dict[str, str]:
+    """The SHA-256 of what a run is trained on, by file: labels, and the arrays of its stages' sizes.
+
+    Not of index.csv, whose pseudonyms of patients are others in every preparation.
+    """
+    sums = dataset.read_info(config.data.directory)["sha256"]
+    sizes = sorted({stage.size for stage in config.stages})
+    names = ["labels.csv", *(f"{kind}_{size}.npy" for size in sizes for kind in ("images", "masks"))]
+    return {name: sums[name] for name in names if name in sums}
 
 
 def read_starts(workdir: Path) -> list[dict[str, Any]]:

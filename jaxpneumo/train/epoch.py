@@ -65,6 +65,7 @@ class Progress:
       plateau: state of the schedule "plateau".
       empty: validations in a row that outlined nothing although there were findings.
       scores: of the last validation that has been read.
+      best: the epoch with the best validation IoU so far, the newest of equals, and that IoU.
     """
 
     epoch: int
@@ -73,12 +74,17 @@ class Progress:
     plateau: Plateau
     empty: int = 0
     scores: dict[str, float] = field(default_factory=dict)
+    best: tuple[int, float] | None = None
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "Progress":
         """Reads the result of `to_json`, also of earlier versions. Other keys are ignored."""
         plateau = Plateau(**saved["plateau"])
-        return cls(saved["epoch"], saved["steps"], saved["totals"], plateau, saved.get("empty", 0))
+        best = saved.get("best")
+        return cls(
+            *(saved["epoch"], saved["steps"], saved["totals"], plateau, saved.get("empty", 0)),
+            best=best and (int(best[0]), float(best[1])),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain dictionaries and numbers; at the end of an epoch with its scores."""
@@ -105,11 +111,14 @@ class Sums:
         """Of the validation images at the stage's size, each counts once.
 
         Mean loss, IoU and Dice; and where there are images with a finding, the share of them in which anything is
-        outlined.
+        outlined. Where the loss is not a finite number, IoU and Dice are 0: probabilities that are no numbers outline
+        nothing, which would be right in every image without a finding.
         """
         means = dict(self.validation)
         count, positive, outlined = (means.pop(key) for key in ("weight", "positive", "outlined"))
         scores = {f"validation_{key}": total / count for key, total in means.items()}
+        if not math.isfinite(scores["validation_loss"]):
+            scores |= {"validation_iou": 0.0, "validation_dice": 0.0}
         return scores | ({"validation_outlined": outlined / positive} if positive else {})
 
 

@@ -7,6 +7,7 @@ A stage starts from the first of these that exists:
 """
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,7 +18,7 @@ from typing import Any
 import jax
 
 from jaxpneumo.augment import device
-from jaxpneumo.process.errors import Stopped
+from jaxpneumo.process.errors import Stopped, TrainingError
 from jaxpneumo.process.stop import sigterm_deferred
 from jaxpneumo.run import checkpoint
 from jaxpneumo.run.config import Augment, Config, Stage
@@ -69,7 +70,8 @@ def train_stage(
       the weights of the epoch with the best validation IoU.
 
     Raises:
-      TrainingError: the loss became infinite or not a number, or a checkpoint cannot be written.
+      TrainingError: the loss, or the result's validation loss, became infinite or not a number, or a checkpoint cannot
+        be written.
       Stopped: SIGTERM came; the state is saved.
     """
     name, mesh = stage.name, make_mesh()
@@ -123,7 +125,7 @@ def train_stage(
                 The checkpoint comes last and marks the epoch as done.
                 """
                 scores = sums.scores()
-                if stage.schedule == "plateau":
+                if stage.schedule == "plateau" and epoch >= stage.warmup_epochs:
                     factor, patience = stage.plateau_factor, stage.plateau_patience
                     progress.plateau = reduce_on_plateau(progress.plateau, scores["validation_loss"], factor, patience)
                 record = {
@@ -141,6 +143,8 @@ def train_stage(
                 described = "%s epoch %d/%d: loss %.4f, validation loss %.4f, IoU %.4f"
                 logger.info(described, name, epoch + 1, stage.epochs, *losses)
                 progress.scores = scores
+                if progress.best is None or scores["validation_iou"] >= progress.best[1]:
+                    progress.best = epoch + 1, scores["validation_iou"]
                 progress.empty = progress.empty + 1 if scores.get("validation_outlined") == 0 else 0
                 if progress.empty == COLLAPSED_AFTER:
                     told = f"{name} outlined nothing in {progress.empty} epochs in a row"
@@ -186,7 +190,7 @@ def train_stage(
                 work.wait()
                 checkpoint.wait(manager)
                 best, result = checkpoint.restore_best(manager, variables, everywhere)
-                chosen = {"weights": f"epoch {best // steps_per_epoch}, the best validation IoU"}
+                chosen = {"weights": _best_of(best // steps_per_epoch, progress, name)}
             sums = Sums({})
             validate(run, replace(state, **result), reader, sums)
             reader.finish()
@@ -194,11 +198,28 @@ def train_stage(
                 raise Stopped
         checkpoint.wait(manager)
         scores = sums.scores()
+        if not math.isfinite(scores["validation_loss"]):
+            raise TrainingError(
+                f"the result of {name} has a validation loss of {scores['validation_loss']}, so it is no result. Train "
+                "again in another --workdir with a lower learning_rate, or with --config.model.dtype=float32."
+            )
         checkpoint.save_final(directory, result, {"stage": name, **chosen, **scores})
         logger.info("%s is complete (%s): validation IoU %.4f", name, chosen["weights"], scores["validation_iou"])
         if scores.get("validation_outlined") == 0:
             logger.warning("%s", collapsed(f"the result of {name} outlines nothing", config))
         return result
+
+
+def _best_of(epoch: int, progress: Progress, name: str) -> str:
+    """Says which epoch a stage's result is; warns where a better one's checkpoint could not be read."""
+    if progress.best is None or progress.best[0] == epoch:
+        return f"epoch {epoch}, the best validation IoU"
+    better, iou = progress.best
+    logger.warning(
+        "%s: the result is epoch %d, the best of the checkpoints that are left. Epoch %d, with IoU %.4f, is lost.",
+        *(name, epoch, better, iou),
+    )
+    return f"epoch {epoch}, the best validation IoU of the checkpoints that are left (epoch {better} had {iou:.4f})"
 
 
 def programs(
@@ -254,8 +275,9 @@ def collapsed(what: str, config: Config) -> str:
     """The warning that a network predicts nothing, with the way out."""
     loss = "" if config.loss.dice == "batch" else "--config.loss.dice=batch, "
     return (
-        f"{what}, although validation images show pneumothorax: it may have settled on predicting nothing. Ways out: "
-        f"{loss}a lower learning rate, --config.model.pretrained, a lower --config.predict.threshold."
+        f"{what}, although validation images show pneumothorax: it may have settled on predicting nothing. Ways "
+        f"out, in another --workdir: {loss}a lower learning rate, --config.model.pretrained, a lower "
+        "--config.predict.threshold."
     )
 
 

@@ -13,12 +13,13 @@ from jaxpneumo.process import places, run_report
 from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.run import checkpoint
-from jaxpneumo.run.config import Config, check_paths, differences, read_config, synthetic_folders
+from jaxpneumo.run.config import Config, check_paths, synthetic_folders
 from jaxpneumo.run.folders import final_directory
 from jaxpneumo.run.network import first_variables, stage_result
 from jaxpneumo.run.provenance import record_start
 from jaxpneumo.run.sharding import check_batch_size, is_first
 from jaxpneumo.synthetic import radiographs
+from jaxpneumo.train import checks
 from jaxpneumo.train.feed import StageData, training_order
 from jaxpneumo.train.loop import augmentations, compile_stages, train_stage
 
@@ -42,10 +43,8 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
       TrainingError: the loss became infinite or not a number, or a checkpoint cannot be written.
       Stopped: SIGTERM came; the state is saved.
     """
-    resumed = (workdir / "config.json").is_file()
-    if resumed:
-        _check_same(config, workdir)
-    else:
+    resumed = checks.check_folder(workdir, config)
+    if not resumed:
         splits.check_name(config.data.split, "--config.data.split")
         splits.check(config.data.split, config.data.validation_fraction)
     check_paths(config)
@@ -61,9 +60,12 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
         dataset.open_arrays(config.data.directory, stage.size)
         augmentations(config.augment, stage.size)
     dataset.open_arrays(config.data.directory, config.predict.size)
+    if resumed:
+        checks.check_data(workdir, config)
     data, split = _read_split(config, workdir / "splits.json" if resumed else None)
     for stage in config.trained_stages():
         training_order(data, stage, config.seed)
+    checks.check_positives(data)
     variables = first_variables(config)
     for stage in config.trained_stages():
         if stage.batch_size > (images := len(data.train_rows)):
@@ -79,7 +81,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
         if not resumed:
             _write_split(config, workdir / "splits.json", data, split)
         write_json(workdir / "config.json", config.to_dict())
-        record_start(workdir, Path(config.data.directory))
+        record_start(workdir, config)
 
     compile_stages(
         config, [stage for stage in config.trained_stages() if not final_directory(workdir / stage.name).is_dir()], data
@@ -121,15 +123,6 @@ def make_synthetic_data(config: Config) -> None:
         prepare(source, source / "labels.csv", directory, tuple(sizes), source / "patients.csv")
 
 
-def _check_same(config: Config, workdir: Path) -> None:
-    changed = differences(read_config(workdir), config)
-    if changed:
-        raise InputError(
-            f"{workdir} holds a run with another config. The configs differ in {', '.join(changed)}. "
-            "Choose another --workdir, or repeat the first start's command to go on with it."
-        )
-
-
 def _read_split(config: Config, own: Path | None) -> tuple[StageData, dict[str, Any]]:
     """The rows of the run's own splits file or of the config's split, and the description of `splits.split_rows`."""
     settings = config.data
@@ -143,8 +136,11 @@ def _read_split(config: Config, own: Path | None) -> tuple[StageData, dict[str, 
             f"data.split={settings.split!r} leaves {len(train)} training and {len(validation)} validation images; "
             "a run needs both. Set data.validation_fraction between 0 and 1, or choose another split."
         )
-    if not own and settings.split not in splits.DRAWN:
-        description = {"file": Path(settings.split).name, **description}
+    if not own:
+        # Those of another run, if the file is a run's.
+        description.pop(splits.SEEN, None)
+        if settings.split not in splits.DRAWN:
+            description = {"file": Path(settings.split).name, **description}
     logger.info("%d training and %d validation images, %s", len(train), len(validation), splits.words(description))
     if shared := description["validation_images_with_patient_in_training"]:
         logger.warning(
@@ -152,9 +148,12 @@ def _read_split(config: Config, own: Path | None) -> tuple[StageData, dict[str, 
             "new patients. --config.data.split=patient keeps patients together.",
             *(shared, len(validation), 100 * shared / len(validation)),
         )
+    data = StageData(settings.directory, train, validation)
     if not own:
         _tell_unused_splits(config, index, validation)
-    return StageData(settings.directory, train, validation), description
+        if seen := checks.seen_before(config, data):
+            description[splits.SEEN] = seen
+    return data, description
 
 
 def _tell_unused_splits(config: Config, index: dataset.Index, validation: np.ndarray) -> None:
