@@ -18,7 +18,7 @@ from jaxpneumo.predict import outputs, predict
 from jaxpneumo.predict.dicom_results import dicom_outputs
 from jaxpneumo.predict.infer import load_predictor
 from jaxpneumo.predict.manifest import MANIFEST
-from jaxpneumo.predict.outputs import Output, masks_output
+from jaxpneumo.predict.outputs import Output, masks_output, probabilities_output
 from jaxpneumo.predict.png import write_png
 from jaxpneumo.predict.predict import predict_folder
 from jaxpneumo.predict.submission import read_submission
@@ -195,6 +195,26 @@ def test_what_was_deleted_is_made_again_and_nothing_else(predictor, films, folde
     ]
     assert len(kept) == 3
     assert all(written()[name] == first[name] for name in kept)
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_of_an_image_that_is_no_longer_in_the_results_no_file_is_left(predictor, films, folder, damaged):
+    """It was damaged, or is gone. A later start that asks for none of them removes them too."""
+    pytest.importorskip("highdicom", reason="highdicom is not installed: pip install 'jaxpneumo[dicom]'")
+    positive, negative = films
+    shutil.copyfile(positive, folder / "a.dcm")
+    shutil.copyfile(negative, folder / "b.dcm")
+    asked, output = [masks_output(predictor), probabilities_output(predictor, "npz")], folder.with_name("out")
+    start(predictor, folder, *asked, *dicom_outputs(predictor, ["sr", "seg"]), overlays=None)
+    of_image = {path for path in output.rglob("*") if dicom.read(positive).uid in str(path)}
+    assert len(of_image) == 3 + 1 + 2  # three files, and a folder with two
+    others = {*output.rglob("*")} - of_image
+    if damaged:
+        (folder / "a.dcm").write_bytes(b"damaged")
+    else:
+        (folder / "a.dcm").unlink()
+    start(predictor, folder)
+    assert {*output.rglob("*")} - {output / "quarantine.csv"} == others
 
 
 # Several files of one image

@@ -21,13 +21,13 @@ from jaxpneumo.predict import saved_thresholds
 from jaxpneumo.predict.captions import Line, explained, found, grey, title
 from jaxpneumo.predict.certainty import Bands
 from jaxpneumo.predict.finding import Finding, predict_findings
-from jaxpneumo.predict.manifest import RESEARCH_USE, SYNTHETIC_NOTE
+from jaxpneumo.predict.manifest import RESEARCH_USE, SYNTHETIC_NOTE, output_path
 from jaxpneumo.predict.png import write_png
 from jaxpneumo.predict.reading import Picture, read_again
 from jaxpneumo.process import run_report, workers
 from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.files import printable, safe_name
+from jaxpneumo.process.files import printable
 from jaxpneumo.process.machine import cores
 
 if TYPE_CHECKING:  # what needs JAX is imported where it is used
@@ -70,7 +70,7 @@ class Output:
 
     def path(self, folder: Path, uid: str) -> Path:
         """Where the file of an image lies below the output folder."""
-        return folder / self.name / f"{safe_name(uid)}{self.ending}"
+        return output_path(folder, self.key, uid)
 
 
 def overlays_output(predictor: "Predictor", most: int | None) -> Output:

@@ -27,6 +27,7 @@ from jaxpneumo.predict.manifest import (
     end_entry,
     make_header,
     open_manifest,
+    outputs_of,
     part_folder,
     part_of,
 )
@@ -162,7 +163,7 @@ def predict_files(
         missing = _missing(entry, asked, folder)
         lacking.update(missing)
         if missing:
-            earlier.written[entry["file"]] = _outputs_of(entry)
+            earlier.written[entry["file"]] = outputs_of(entry)
         elif "uid" in entry:
             earlier.is_first(entry["uid"], entry["file"])
         return not missing
@@ -224,7 +225,7 @@ def _missing(entry: dict[str, Any], asked: Sequence[Output], folder: Path) -> li
     """
     if entry.get("state") != "done" or entry.get("second"):
         return []
-    there = _outputs_of(entry)
+    there = outputs_of(entry)
 
     def is_there(output: Output) -> bool:
         if output.key not in there:
@@ -233,12 +234,6 @@ def _missing(entry: dict[str, Any], asked: Sequence[Output], folder: Path) -> li
         return has_none or output.path(folder, entry["uid"]).exists()
 
     return [output.key for output in asked if output.most is None and not is_there(output)]
-
-
-def _outputs_of(entry: dict[str, Any]) -> tuple[str, ...]:
-    """The outputs that an entry says were written, or that the image cannot have."""
-    # Older manifests do not name their outputs: pictures were the only ones.
-    return tuple(entry.get("outputs", [] if "undrawn" in entry else ["overlays"]))
 
 
 def _is_named(entry: dict[str, Any]) -> bool:
