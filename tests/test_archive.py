@@ -235,6 +235,9 @@ def test_parts_that_do_not_fit_are_refused(parts, tmp_path):
     copy(lambda lines: [{**lines[0], "settings": {}}, *lines[1:]])
     with pytest.raises(InputError, match="part 0 and part 2 are of different settings"):
         merge.merge(tmp_path, tmp_path / "out")
+    copy(lambda lines: [{**lines[0], "bands": {"low": 0.1, "high": 0.2, "calibrated": True}}, *lines[1:]])
+    with pytest.raises(InputError, match=r"part 0 and part 2 are of different limits of the certainty\. The run was"):
+        merge.merge(tmp_path, tmp_path / "out")
     copy(lambda lines: [*lines[:-1], {"end": {**lines[-1]["end"], "listed": 63, "listing": "x"}}])
     with pytest.raises(InputError, match="different listings"):
         merge.merge(tmp_path, tmp_path / "out")

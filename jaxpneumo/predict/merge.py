@@ -38,8 +38,8 @@ HELP = """\
 Joins the parts of `jaxpneumo predict --num-parts N --part-id K`. The result is the same as that of one run over all
 files.
 
-It first checks that all parts are there and complete, that they have the same model, settings and list of files, and
-that every file is in exactly one part. Then it writes to --output, a folder or a .csv file
+It first checks that all parts are there and complete, that they have the same model, settings, limits of the certainty
+and list of files, and that every file is in exactly one part. Then it writes to --output, a folder or a .csv file
   submission.csv   ImageId,EncodedPixels of all files; where several files hold one image, the first file counts
   quarantine.csv   the files that were set aside, with the reason, if there are any (exit code 3)
   results.csv      every file with its score, certainty, areas and side, or why it was set aside
@@ -202,8 +202,8 @@ def check_parts(manifests: Sequence[Path], scratch: Path) -> dict[str, Any]:
     """Checks that complete parts fit together and have every file exactly once. Returns the header of the first part.
 
     Raises:
-      InputError: the parts have different models, settings or listings, or a file is missing, occurs twice or is in a
-        wrong part.
+      InputError: the parts have different models, settings, limits of the certainty or listings, or a file is missing,
+        occurs twice or is in a wrong part.
     """
     headers, ends = [], []
     for manifest in manifests:
@@ -212,17 +212,22 @@ def check_parts(manifests: Sequence[Path], scratch: Path) -> dict[str, Any]:
             if number == 0:
                 headers.append(entry)
         ends.append(entry["end"])
-    for name, values in (
-        ("models", [header["model"] for header in headers]),
-        ("settings", [header["settings"] for header in headers]),
-        ("listings of the input folder", [(end["listing"], end["listed"]) for end in ends]),
+    same = "Predict all parts with the same settings"
+    for name, values, way_out in (
+        ("models", [header["model"] for header in headers], same),
+        ("settings", [header["settings"] for header in headers], same),
+        ("listings of the input folder", [(end["listing"], end["listed"]) for end in ends], same),
+        (
+            "limits of the certainty",
+            [header.get("bands") for header in headers],
+            "The run was evaluated between them: start `jaxpneumo predict` for each part again, which takes the new "
+            "limits and predicts nothing twice",
+        ),
     ):
         differ = [part for part, value in enumerate(values) if value != values[0]]
         if differ:
             others = ", ".join(map(str, differ))
-            raise InputError(
-                f"part 0 and part {others} are of different {name}. Predict all parts with the same settings."
-            )
+            raise InputError(f"part 0 and part {others} are of different {name}. {way_out}.")
 
     def sources() -> Iterator[tuple[str]]:
         for part, manifest in enumerate(manifests):
