@@ -15,6 +15,7 @@ from pydicom.uid import UID
 
 from jaxpneumo.dicom import dicom
 from jaxpneumo.predict import outputs, predict
+from jaxpneumo.predict.certainty import Bands
 from jaxpneumo.predict.dicom_results import dicom_outputs
 from jaxpneumo.predict.infer import load_predictor
 from jaxpneumo.predict.manifest import MANIFEST
@@ -215,6 +216,21 @@ def test_of_an_image_that_is_no_longer_in_the_results_no_file_is_left(predictor,
         (folder / "a.dcm").unlink()
     start(predictor, folder)
     assert {*output.rglob("*")} - {output / "quarantine.csv"} == others
+
+
+def test_a_picture_says_nothing_that_a_later_evaluation_changes(predictor, films, folder):
+    """The certainty of the table and the page follows the limits at once, while pictures that are there are kept."""
+    shutil.copyfile(films[0], folder / "a.dcm")
+    output, pictures = folder.with_name("out"), []
+    predictor = replace(predictor, settings=replace(predictor.settings, removal_threshold=0))
+    for bands in (Bands(0.0, 0.001, calibrated=True), Bands(0.0, 0.999, calibrated=True)):
+        start(replace(predictor, bands=bands), folder, overlays=None)
+        certainty = (output / "results.csv").read_text().splitlines()[1].split(",")[3]
+        pictures.append((certainty, [path.read_bytes() for path in (output / "overlays").iterdir()]))
+        shutil.rmtree(output / "overlays")
+    (before, one), (after, other) = pictures
+    assert (before, after) == ("likely", "uncertain")
+    assert one == other
 
 
 # Several files of one image

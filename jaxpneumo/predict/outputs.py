@@ -128,7 +128,8 @@ def caption(finding: Finding, predictor: "Predictor") -> list[Line]:
     """The lines above a radiograph: its id, what was found, and with which thresholds and model."""
     model = "+".join(one[:12] for one in predictor.model_id.split("+"))
     made = f"{saved_thresholds.words(vars(predictor.settings))}; model {model}"
-    words = found(finding.area, finding.area_mm2, finding.score, finding.side, finding.certainty.band)
+    # Without the certainty: a later evaluation of the model may change its limits, and the picture stays.
+    words = found(finding.area, finding.area_mm2, finding.score, finding.side)
     return [title(finding.picture.uid), words, grey(made)]
 
 
