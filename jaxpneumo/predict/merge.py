@@ -7,7 +7,7 @@ on the disk, not in memory.
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -83,7 +83,9 @@ class PredictedCounts:
         return not self.set_aside and not self.unwritten
 
 
-def write_results(manifests: Sequence[Path], submission: Path, folder: Path | None) -> PredictedCounts:
+def write_results(
+    manifests: Sequence[Path], submission: Path, folder: Path | None, asked: Collection[str] | None = None
+) -> PredictedCounts:
     """Writes the submission and what says more from manifests. All are sorted and written atomically.
 
     If several files hold the same image, the first file counts and the others are set aside.
@@ -93,6 +95,8 @@ def write_results(manifests: Sequence[Path], submission: Path, folder: Path | No
       submission: the csv file.
       folder: for results.csv, index.html and quarantine.csv, which is removed if no file was set aside. None writes
         none of them.
+      asked: keys of the outputs that this start asks for; what an earlier one could not write of others does not count.
+        None counts all.
     """
     header = next(read_entries(manifests[0]))
     counts = {"images": 0, "positive": 0, "set_aside": 0, "not_frontal": 0}
@@ -140,6 +144,7 @@ def write_results(manifests: Sequence[Path], submission: Path, folder: Path | No
     for entry in entries("done"):
         # Older manifests have a reason under "undrawn" where the picture could not be written.
         failed = {"overlays": entry["undrawn"]} if "undrawn" in entry else entry.get("unwritten", {})
+        failed = {key: reason for key, reason in failed.items() if asked is None or key in asked}
         unwritten.update(failed.keys())
         for reason in failed.values():
             run_report.set_aside(printable(entry["file"]), reason)

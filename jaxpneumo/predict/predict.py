@@ -205,7 +205,7 @@ def predict_files(
         append(end_entry(listed, len(sources)))
         run_report.read(root, len(left))
         run_report.skipped("files predicted by an earlier start", len(sources) - len(left))
-    report = write_results([folder / MANIFEST], folder / "submission.csv", folder)
+    report = write_results([folder / MANIFEST], folder / "submission.csv", folder, [output.key for output in asked])
     if part is None and not report.images:
         (folder / "submission.csv").unlink()
         way_out = (
