@@ -286,8 +286,23 @@ def _compare(before: dict[str, Any] | None, now: dict[str, Any], folder: Path) -
         for h in (before, now)
     )
     if old != new:
-        changed = jsonl.changes(old, new, width=12)
+        changed = jsonl.changes(_told(old, new), _told(new, old), width=200)
         raise InputError(f"{folder} holds predictions made with other settings ({changed}). Choose another --output.")
+
+
+def _told(settings: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as a message has them: short, and where both have a gate, its settings one by one."""
+    told = {name: value for name, value in settings.items() if name != "gate"}
+    gate = settings.get("gate")
+    if gate and other.get("gate"):
+        told |= {f"gate's {name}": value for name, value in gate.items()}
+    elif gate:
+        told["gate"] = gate["model"]
+    for name in {"model", "gate", "gate's model"} & told.keys():
+        told[name] = "+".join(one[:12] for one in str(told[name]).split("+"))
+    if told.get("weights"):
+        told["weights"] = [round(weight, 6) for weight in told["weights"]]
+    return told
 
 
 def _unchanged(path: Path, entry: dict[str, Any]) -> bool:
