@@ -265,10 +265,10 @@ def _write(
 ) -> tuple[str, bool]:
     """Writes an output of a finding. Returns the reason why it is not there, or "", and whether it is done."""
     path, source = output.path(to, finding.picture.uid), folder / finding.picture.source
-    if not (output.of_negatives or finding.area):
-        path.unlink(missing_ok=True)  # of an earlier finding
-        return "", True
     try:
+        if not (output.of_negatives or finding.area):
+            path.unlink(missing_ok=True)  # of an earlier finding
+            return "", True
         reason = _call(output, path, finding, source, processes)
     except InputError as error:  # such as a file that was removed or changed in the meantime; its mask is still valid
         return printable(str(error)), False

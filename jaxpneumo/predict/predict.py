@@ -93,8 +93,9 @@ examples:
   jaxpneumo predict --workdir runs/positives --gate runs/exp5 --input images --output out
   jaxpneumo predict --model exp5.onnx --runtime openvino --input archive --output out
 
-With several runs, the mean of their probabilities is used; --weights 0.7,0.3 makes it a weighted mean. All other
-settings are those of the first run, also the thresholds: `jaxpneumo thresholds --evaluation` chooses the ensemble's.
+With several runs, the mean of their probabilities is used; --weights 0.7,0.3 makes it a weighted mean. The
+images have the largest of the runs' sizes. All other settings are those of the first run, also the thresholds:
+`jaxpneumo thresholds --evaluation` chooses the ensemble's.
 
 With --gate RUN, another run decides whether there is a pneumothorax: an image stays empty where that run, with its own
 thresholds, outlines nothing.
@@ -211,9 +212,9 @@ def predict_files(
         way_out = (
             ". --any-image also predicts images that are not frontal chest radiographs." if report.not_frontal else ""
         )
-        raise InputError(
-            f"none of the {len(sources)} files below {root} could be used. The first: {report.first}{way_out}"
-        )
+        alone = f"{root / sources[0]} cannot be used: {report.first}"
+        several = f"none of the {len(sources)} files below {root} could be used. The first: {report.first}"
+        raise InputError(f"{alone if len(sources) == 1 else several}{way_out}")
     return report
 
 
@@ -321,8 +322,9 @@ def main(arguments: Sequence[str]) -> int:
         help="remove predictions of a smaller area, in pixels of a 1024x1024 image (default: the run's; 0: none)",
     )
     add("--removal-rule", choices=REMOVAL_RULES, help="remove whole images or single components (default: the run's)")
-    add("--tta", type=TTA, metavar="NAMES", help=f"test-time augmentation: {TTA} (default: the run's)")
-    add("--no-tta", action="store_const", const=False, dest="tta", help="the same as --tta False")
+    views = parser.add_mutually_exclusive_group().add_argument
+    views("--tta", type=TTA, metavar="NAMES", help=f"test-time augmentation: {TTA} (default: the run's)")
+    views("--no-tta", action="store_const", const=False, dest="tta", help="the same as --tta False")
     gate.add_arguments(parser)
     add(
         "--batch-size",
@@ -381,6 +383,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     folder = part_folder(options.output, part)
     print(saved_thresholds.origin(settings, workdirs, options.thresholds, predictor.model_id, weights, [*given]))
+    if predictor.gate is not None:
+        used = saved_thresholds.words(vars(predictor.gate.settings))
+        print(f"Gate: {options.gate} ({used}); images stay empty where it outlines nothing.")
     print(
         f"{report.images} radiographs, pneumothorax outlined in {report.positive}, {report.set_aside} files set "
         f"aside; {folder / 'submission.csv'}. {report.note}"
@@ -388,7 +393,9 @@ def main(arguments: Sequence[str]) -> int:
     if report.set_aside:
         print(f"{folder / 'quarantine.csv'} lists the files that were set aside, with the reasons.")
     if report.not_frontal:
-        print(f"{report.not_frontal} of them are not frontal chest radiographs; --any-image predicts them too.")
+        one = report.not_frontal == 1
+        what = "is not a frontal chest radiograph" if one else "are not frontal chest radiographs"
+        print(f"{report.not_frontal} of them {what}; --any-image predicts {'it' if one else 'them'} too.")
     for line in report.remarks:
         print(line)
     unwritten: dict[str, list[str]] = {}
