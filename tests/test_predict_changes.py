@@ -263,6 +263,25 @@ def test_results_are_those_of_the_file_that_is_used(predictor, films, folder):
     check(True)
 
 
+def test_no_file_is_left_of_one_that_another_comes_before(predictor, films, folder):
+    """Also if the start that finds the new one asks for nothing."""
+    pytest.importorskip("highdicom", reason="highdicom is not installed: pip install 'jaxpneumo[dicom]'")
+    positive, negative = films
+    shutil.copyfile(positive, folder / "b.dcm")
+    asked = [masks_output(predictor), probabilities_output(predictor, "npz"), *dicom_outputs(predictor, ["sr", "seg"])]
+    start(predictor, folder, *asked, overlays=None)
+    twin = pydicom.dcmread(negative)
+    twin.SOPInstanceUID = twin.file_meta.MediaStorageSOPInstanceUID = uid = UID(dicom.read(positive).uid)
+    twin.save_as(folder / "a.dcm")
+    start(predictor, folder)
+    output = folder.with_name("out")
+    assert read_submission(output / "submission.csv") == {uid: "-1"}
+    assert [path for path in output.rglob("*") if uid in path.name and path.is_file()] == []
+    assert not list(output.rglob("*.dcm"))
+    start(predictor, folder, masks_output(predictor))
+    assert masks_of(output) == {f"{uid}.png": False}
+
+
 # Stops
 
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import zlib
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,15 @@ def _remove_outputs(folder: Path, entry: Mapping[str, Any]) -> None:
         if path.parent != folder / key.partition("/")[0]:
             with suppress(OSError):  # other results are in it, or it is gone
                 path.parent.rmdir()
+
+
+def remove_others(folder: Path, uid: str, kept: Collection[Path]) -> None:
+    """Removes what any start wrote of an image, but for these files."""
+    name = safe_name(uid)
+    own = [folder / each / f"{name}{ending}" for each in OUTPUT_FOLDERS for ending in (".png", ".npz")]
+    for path in (*own, *(path for each in OUTPUT_FOLDERS for path in (folder / each / name).glob("*.dcm"))):
+        if path not in kept:
+            path.unlink(missing_ok=True)
 
 
 def discard_other(folder: Path, header: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from jaxpneumo.predict import saved_thresholds
 from jaxpneumo.predict.captions import Line, explained, found, grey, title
 from jaxpneumo.predict.certainty import Bands
 from jaxpneumo.predict.finding import Finding, predict_findings
-from jaxpneumo.predict.manifest import RESEARCH_USE, SYNTHETIC_NOTE, output_path
+from jaxpneumo.predict.manifest import RESEARCH_USE, SYNTHETIC_NOTE, output_path, remove_others
 from jaxpneumo.predict.png import write_png
 from jaxpneumo.predict.reading import Picture, read_again
 from jaxpneumo.process import run_report, workers
@@ -151,6 +151,10 @@ class Earlier:
     first: dict[str, str] = field(default_factory=dict)
     written: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
+    def replaces(self, uid: str, source: str) -> bool:
+        """Whether this file comes before the one that was the image's first until now."""
+        return source < self.first.get(uid, source)
+
     def is_first(self, uid: str, source: str) -> bool:
         """Whether no earlier file of this image is known; then this one is the first from now on."""
         first = self.first.get(uid, source) >= source
@@ -225,6 +229,9 @@ def predict_and_write(
     ):
         waiting: deque[Future[Written]] = deque()
         for picture, describe in predict_findings(predictor, pictures, bands, needs_probability):
+            if earlier.replaces(picture.uid, picture.source):
+                # What is not asked for now would stay as of the other file.
+                remove_others(to, picture.uid, [output.path(to, picture.uid) for output in outputs])
             second = not earlier.is_first(picture.uid, picture.source)
             there, missing = [], []
             for output in () if second else outputs:
