@@ -165,7 +165,7 @@ def predict_files(
         lacking.update(missing)
         if missing:
             earlier.written[entry["file"]] = outputs_of(entry)
-        elif "uid" in entry:
+        elif "uid" in entry and not entry.get("second"):
             earlier.is_first(entry["uid"], entry["file"])
         return not missing
 
