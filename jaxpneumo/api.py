@@ -11,6 +11,7 @@ Research use only; not a medical device.
 
 import functools
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,7 +43,8 @@ if TYPE_CHECKING:  # what needs JAX is imported where it is used
 __all__ = ["LoadedModel", "Result", "load", "read_radiograph", "write_png"]
 
 
-Call = Callable[[], Picture]
+PACKAGE = os.path.join(os.path.dirname(__file__), "")
+Call = tuple[Callable[[], Picture], int | None]  # what reads a picture; the folder's place in the list, if of one
 Image = str | os.PathLike[str] | Radiograph | Any  # what `LoadedModel.predict` takes; Any stands for arrays
 
 
@@ -128,7 +130,8 @@ class LoadedModel:
 
         Returns:
           A `Result` for one file or array. For a folder or a list, an iterator of results in the order of the list, in
-          a folder by path. A file of a folder that cannot be used is left out with a warning.
+          a folder by path. A file of a folder that cannot be used, or is a second one of an image, is left out with a
+          warning.
 
         Raises:
           InputError: a file or array that was given itself cannot be used, none of a folder's can, or the list is
@@ -208,12 +211,21 @@ class LoadedModel:
         from jaxpneumo.predict.native import to_native_on_host
 
         left_out: list[str] = []
+        first: dict[tuple[int, str], str] = {}  # by a folder and an image's id, its first file
+
+        def why_not(picture: Picture, folder: int | None) -> str:
+            if picture.image is None:
+                return _refusal(picture)
+            used = picture.source if folder is None else first.setdefault((folder, picture.uid), picture.source)
+            if used == picture.source:
+                return ""
+            return f"{printable(picture.source)} is a second file of image {picture.uid}; {printable(used)} is used."
 
         def usable() -> Iterator[Picture]:
-            for picture in in_threads(calls):
-                if picture.image is None:
-                    left_out.append(_refusal(picture))
-                    warn(f"Left out: {left_out[-1]}", stacklevel=2)
+            for picture, (_, folder) in zip(in_threads(call for call, _ in calls), calls, strict=True):
+                if reason := why_not(picture, folder):
+                    left_out.append(reason)
+                    _warn(f"Left out: {reason}")
                 else:
                     yield picture
             if len(left_out) == len(calls):
@@ -294,9 +306,10 @@ def _calls(image: Image, number: int, reading: Reading) -> list[Call]:
         where = Path(image).expanduser()
         found = finder.find(where)
         reading = replace(reading, folder=found.folder, repeated=ids.repeated_names(found.sources))
-        return [functools.partial(_read, reading, source, where.is_dir()) for source in found.sources]
+        folder = number if where.is_dir() else None
+        return [(functools.partial(_read, reading, source, where.is_dir()), folder) for source in found.sources]
     if isinstance(image, Radiograph) or arrays.is_array(image):
-        return [functools.partial(_shrink, reading, image, f"array_{number}")]
+        return [(functools.partial(_shrink, reading, image, f"array_{number}"), None)]
     raise InputError(
         f"image {number} is of type {type(image).__name__}. Give a path, a folder, an array (numpy.asarray makes one "
         "of a grey picture), or a list of these."
@@ -340,6 +353,14 @@ def _refusal(picture: Picture) -> str:
     if not picture.reason.startswith(NOT_FRONTAL):
         return picture.reason
     return f"{printable(picture.source)}: {picture.reason}. any_image=True predicts it all the same."
+
+
+def _warn(text: str) -> None:
+    """Warns at the line outside of this package that asked for a result, through whatever the result is made by."""
+    frame, level = sys._getframe(1), 2
+    while frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warn(text, stacklevel=level)
 
 
 def _truth(mask: Any, number: int) -> np.ndarray:

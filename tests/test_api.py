@@ -254,7 +254,7 @@ GREY = np.random.default_rng(0).integers(0, 256, (40, 48), np.uint8)
         (GREY.astype(complex), "of type complex128"),
         (GREY.astype(str), "of type <U"),
         (np.dstack([GREY, GREY, 255 - GREY]), "a colour picture"),
-        (np.dstack([GREY] * 4), r"shape \(40, 48, 4\), not \(height, width\)"),
+        (np.dstack([GREY] * 4), r"shape \(40, 48, 4\), not \(height, width\)\. It seems to be a colour"),
         (GREY[..., None], r"image\[\.\.\., 0\]"),
         (np.stack([GREY] * 5), r"predict\(list\(images\)\)"),
         (GREY[0], r"shape \(48,\)"),

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -190,14 +191,15 @@ def test_other_models_settings_and_users_are_refused(single, arguments, tmp_path
 def test_an_ensemble_is_its_runs_and_their_weights(evaluated, files, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.dcm").write_bytes((files / "000/00000.dcm").read_bytes())
-    arguments = ["--workdir", f"{evaluated},{evaluated}", "--input", str(tmp_path / "in")]
+    runs = [shutil.copytree(evaluated, tmp_path / name) for name in ("b", "c")]
+    arguments = ["--workdir", f"{evaluated},{runs[0]}", "--input", str(tmp_path / "in")]
     arguments += ["--output", str(tmp_path / "out"), "--overlays", "0"]
     assert predict.main(arguments) == DONE
     assert next(read_entries(tmp_path / "out" / MANIFEST))["settings"]["weights"] == [0.5, 0.5]
     with pytest.raises(InputError, match=r"weights \[0.5, 0.5\], now"):
         predict.main([*arguments, "--weights", "0.7,0.3"])
-    with pytest.raises(InputError, match=r"model [0-9a-f]{12}, now [0-9a-f]{12}"):
-        predict.main([*arguments, "--workdir", str(evaluated)])
+    with pytest.raises(InputError, match=r"model ([0-9a-f]{12})\+\1, now \1\+\1\+\1; weights"):
+        predict.main([*arguments, "--workdir", str(runs[1])])
 
 
 def test_a_run_predicts_anew_with_other_settings(evaluated, files, tmp_path):
@@ -234,6 +236,9 @@ def test_parts_that_do_not_fit_are_refused(parts, tmp_path):
         merge.merge(tmp_path, tmp_path / "out")
     copy(lambda lines: [{**lines[0], "settings": {}}, *lines[1:]])
     with pytest.raises(InputError, match="part 0 and part 2 are of different settings"):
+        merge.merge(tmp_path, tmp_path / "out")
+    copy(lambda lines: [{**lines[0], "bands": {"low": 0.1, "high": 0.2, "calibrated": True}}, *lines[1:]])
+    with pytest.raises(InputError, match=r"part 0 and part 2 are of different limits of the certainty\. The run was"):
         merge.merge(tmp_path, tmp_path / "out")
     copy(lambda lines: [*lines[:-1], {"end": {**lines[-1]["end"], "listed": 63, "listing": "x"}}])
     with pytest.raises(InputError, match="different listings"):

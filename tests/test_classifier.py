@@ -18,7 +18,7 @@ from jaxpneumo.evaluate import evaluate, thresholds
 from jaxpneumo.evaluate.results import read_metrics
 from jaxpneumo.model.folding import fold
 from jaxpneumo.predict import predict
-from jaxpneumo.predict.ensemble import load_ensemble
+from jaxpneumo.predict.ensemble import combine, load_ensemble
 from jaxpneumo.predict.infer import load_predictor
 from jaxpneumo.predict.submission import read_submission
 from jaxpneumo.process.atomic import write_json
@@ -227,6 +227,15 @@ def test_an_ensemble_has_the_mean_of_those_that_have_a_classifier(trained, evalu
     np.testing.assert_allclose(finding, expected, atol=1e-5)
     none = load_ensemble([evaluated, evaluated], [0.5, 0.5])
     assert none.outputs(none.variables, images, True)[1] is None
+
+
+def test_an_ensemble_without_a_classifier_has_no_use_for_its_threshold(trained, evaluated):
+    """The images that it empties would come out with their outlines, and nothing would say so."""
+    own, other = load_predictor(trained), load_predictor(evaluated)
+    own = replace(own, settings=replace(own.settings, classifier_threshold=0.5))
+    with pytest.raises(InputError, match=r"need a classifier's score \(classifier_threshold 0\.5\), and no run with"):
+        combine([own, other], [0.0, 1.0])
+    assert combine([own, other], [0.1, 0.9]).settings.classifier_threshold == 0.5
 
 
 def test_a_threshold_without_a_classifier_is_refused():

@@ -143,6 +143,10 @@ def test_weights_and_folders_of_the_command_line(tmp_path):
     assert workdir_options.read_weights(workdir_options.WEIGHTS("3,1"), 2) == [0.75, 0.25]
     with pytest.raises(InputError, match="empty name"):
         workdir_options.read_workdirs(["x,"])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with pytest.raises(InputError, match=r"link is given twice\. Name each run once; --weights gives it more weight"):
+        workdir_options.read_workdirs([f"{tmp_path / 'run'},x", str(tmp_path / "link")])
     for text in ("1,a", "1,-1", "1,nan", "1,inf", "1,,1", ""):
         with pytest.raises(ArgumentTypeError, match="cannot be used; give numbers between commas, each"):
             workdir_options.WEIGHTS(text)
@@ -298,8 +302,9 @@ def test_out_of_fold_counts_choose_the_thresholds_of_all_runs(folds, radiographs
 
 @pytest.mark.long
 def test_thresholds_refuse_runs_that_do_not_belong_together(evaluated, folds, tmp_path):
+    again = shutil.copytree(folds[0], tmp_path / "again")
     with pytest.raises(InputError, match="12 images were evaluated by more than one of the runs"):
-        thresholds.main(["--workdir", f"{folds[0]},{folds[0]}"])
+        thresholds.main(["--workdir", f"{folds[0]},{again}"])
     other = shutil.copytree(folds[1], tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     config["predict"]["tta"] = False

@@ -7,6 +7,9 @@ import subprocess
 import sys
 import weakref
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import onnx
@@ -14,7 +17,7 @@ import pytest
 from helpers import REPOSITORY
 
 from jaxpneumo.dicom.dicom import read_image
-from jaxpneumo.export import onnx_network, self_check
+from jaxpneumo.export import export, onnx_network, self_check, stablehlo
 from jaxpneumo.export.export import main
 from jaxpneumo.export.onnx_model import OUTPUTS
 from jaxpneumo.export.stablehlo import LOADER
@@ -222,6 +225,30 @@ class TestChecks:
         (tmp_path / "film.dcm").write_bytes(b"no film")
         with pytest.raises(InputError, match="none of the 1 files is a radiograph that can be used"):
             self_check.pictures(tmp_path, tmp_path)
+
+    def test_no_description_lies_beside_another_network(self, tmp_path, monkeypatch):
+        """After each step that a kill may follow: the older pair, one alone, or the new pair."""
+        network, description = tmp_path / "network", tmp_path / "network.json"
+        network.write_bytes(b"old")
+        description.write_text('"old"')
+        seen, replace, unlink = [], os.replace, Path.unlink
+
+        def state():
+            return tuple(path.read_text().strip() if path.exists() else "" for path in (network, description))
+
+        def noted(step, *arguments, **options):
+            step(*arguments, **options)
+            seen.append(state())
+
+        monkeypatch.setattr(os, "replace", partial(noted, replace))
+        monkeypatch.setattr(Path, "unlink", lambda path, **options: noted(unlink, path, **options))
+        monkeypatch.setattr(stablehlo, "to_stablehlo", lambda predictor: b"new")
+        monkeypatch.setattr(stablehlo, "from_stablehlo", lambda data, settings: None)
+        monkeypatch.setattr(stablehlo, "beside", lambda description: '"new"')
+        monkeypatch.setattr(self_check, "compare", lambda *arguments: self_check.Comparison())
+        subject = SimpleNamespace(predictor=MagicMock(), description={})
+        export._write_stablehlo(subject, network, lambda: iter(()), [])
+        assert seen == [("old", ""), ("new", ""), ("new", '"new"')]
 
     def test_memory_does_not_grow_with_the_number_of_pictures(self, predictor, own, images):
         """The run reads a few pictures ahead. What both find in a picture is gone when the next is compared."""

@@ -93,16 +93,18 @@ def test_an_image_stays_empty_where_the_gate_outlines_nothing(gate, of_positives
     assert gated == {image: code if image in kept else EMPTY for image, code in alone.items()}
 
 
-def test_the_manifest_names_the_gate_and_another_gate_does_not_go_on(gate, of_positives, predicted, tmp_path):
+def test_the_manifest_names_the_gate_and_another_gate_does_not_go_on(gate, of_positives, predicted, tmp_path, capsys):
     flags = ("--workdir", str(of_positives), "--gate", str(gate))
     predicted("out", *flags)
+    told = f"Gate: {gate} (B-TH 0.3, R-TH 20000 px (image)); images stay empty where it outlines nothing.\n"
+    assert told in capsys.readouterr().out
     named = json.loads((tmp_path / "out/manifest.jsonl").read_text().splitlines()[0])["settings"]["gate"]
     assert (named["threshold"], named["removal_threshold"], named["size"]) == (0.3, 20000, 32)
     assert len(named["model"]) == 64
     save_thresholds(gate, "other", 0.9)
-    with pytest.raises(InputError, match="gate"):
+    with pytest.raises(InputError, match=r"settings \(gate's threshold 0\.3, now 0\.9; gate's removal_threshold"):
         predicted("out", *flags, "--gate-thresholds", "other")
-    with pytest.raises(InputError, match="gate"):
+    with pytest.raises(InputError, match=rf"settings \(gate {named['model'][:12]}, now None\)"):
         predicted("out", "--workdir", str(of_positives))
 
 

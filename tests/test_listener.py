@@ -82,6 +82,13 @@ def answers(destination, files, title="PACS") -> list[str]:
     return [answer for _, answer in send(destination, files, title)]
 
 
+def test_an_event_without_facts_is_its_name_alone(events, caplog):
+    caplog.set_level("INFO", "jaxpneumo")
+    events.note("ending")
+    events.note("refused", "PACS", status="0xA700")
+    assert caplog.messages == ["ending", "refused: destination PACS, status 0xA700"]
+
+
 class TestWhatIsKept:
     def test_is_what_was_sent_bit_for_bit_in_its_transfer_syntax(self, node, spool, files):
         assert answers(node(), files) == [""] * 4

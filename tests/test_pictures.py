@@ -93,9 +93,9 @@ def test_text_names_the_outline_where_there_is_one_and_covers_nothing():
 
 
 def test_what_was_found_is_said_in_words():
-    assert found(1207, None, 0.9974, "left", "likely")[0] == "found (likely): score 0.997, 1,207 pixels, left"
+    assert found(1207, None, 0.9974, "left")[0] == "found: score 0.997, 1,207 pixels, left"
     assert found(1207, 23.2, 0.9974, None)[0] == "found: score 0.997, 23 mm2"
-    assert found(0, 0.0, 0.02, None, "unlikely")[0] == "nothing found (unlikely): score 0.020"
+    assert found(0, 0.0, 0.02, None)[0] == "nothing found: score 0.020"
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (64, 64), (256, 256), (300, 700), (1500, 1100)])

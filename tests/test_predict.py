@@ -197,6 +197,13 @@ def test_other_pictures_are_set_aside_unless_they_are_wanted(workdir, radiograph
         f"{uid}.dcm": f"not a frontal chest radiograph: View Position is {view}"
         for uid, view in (("1.2", "LL"), ("1.3", "RLD"))
     }
+    (tmp_path / "in/1.3.dcm").unlink()
+    assert predict.main([*arguments, "--output", str(tmp_path / "out")]) == PARTIAL
+    told = capsys.readouterr().out
+    assert "1 of them is not a frontal chest radiograph; --any-image predicts it too." in told
+    with pytest.raises(InputError, match=r"1\.2\.dcm cannot be used: not a frontal .* is LL\. --any-image also"):
+        predict.main(["--workdir", str(workdir), "--input", str(tmp_path / "in/1.2.dcm"), "--output", str(tmp_path)])
+    write(tmp_path / "in/1.3.dcm", image, "1.3", view="RLD")
     with pytest.raises(InputError, match=r"any_image False, now True\)\. Choose another --output"):
         predict.main([*arguments, "--output", str(tmp_path / "out"), "--any-image"])
     assert predict.main([*arguments, "--output", str(tmp_path / "any"), "--any-image"]) == DONE
@@ -311,6 +318,12 @@ def test_help_and_wrong_use_do_without_jax():
         assert ("examples:" in done.stdout) or ("nowhere is neither" in done.stderr)
 
 
+def test_with_and_without_views_is_refused(workdir, tmp_path):
+    for flags in (["--no-tta", "--tta", "flip"], ["--tta", "flip", "--no-tta"]):
+        with pytest.raises(InputError, match=r"tta: not allowed with argument --(no-)?tta\."):
+            predict.main(["--workdir", str(workdir), "--input", str(tmp_path), "--output", str(tmp_path), *flags])
+
+
 def test_options_change_the_runs_settings(workdir, radiographs, tmp_path):
     arguments = ["--workdir", str(workdir), "--input", str(radiographs / "dicom"), "--overlays", "2"]
     output = tmp_path / "all"
@@ -335,5 +348,5 @@ def test_wrong_folders_are_refused_in_words(workdir, tmp_path):
     with pytest.raises(InputError, match="no finished stage"):
         load_predictor(tmp_path)
     (tmp_path / "empty/broken.dcm").write_text("x")
-    with pytest.raises(InputError, match="none of the 1 files"):
+    with pytest.raises(InputError, match=r"empty/broken\.dcm cannot be used: broken\.dcm is not a DICOM"):
         predict.main(["--workdir", str(workdir), "--input", str(tmp_path / "empty"), "--output", str(tmp_path / "o")])

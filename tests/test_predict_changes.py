@@ -15,10 +15,11 @@ from pydicom.uid import UID
 
 from jaxpneumo.dicom import dicom
 from jaxpneumo.predict import outputs, predict
+from jaxpneumo.predict.certainty import Bands
 from jaxpneumo.predict.dicom_results import dicom_outputs
 from jaxpneumo.predict.infer import load_predictor
 from jaxpneumo.predict.manifest import MANIFEST
-from jaxpneumo.predict.outputs import Output, masks_output
+from jaxpneumo.predict.outputs import Output, masks_output, probabilities_output
 from jaxpneumo.predict.png import write_png
 from jaxpneumo.predict.predict import predict_folder
 from jaxpneumo.predict.submission import read_submission
@@ -197,6 +198,41 @@ def test_what_was_deleted_is_made_again_and_nothing_else(predictor, films, folde
     assert all(written()[name] == first[name] for name in kept)
 
 
+@pytest.mark.parametrize("damaged", [True, False])
+def test_of_an_image_that_is_no_longer_in_the_results_no_file_is_left(predictor, films, folder, damaged):
+    """It was damaged, or is gone. A later start that asks for none of them removes them too."""
+    pytest.importorskip("highdicom", reason="highdicom is not installed: pip install 'jaxpneumo[dicom]'")
+    positive, negative = films
+    shutil.copyfile(positive, folder / "a.dcm")
+    shutil.copyfile(negative, folder / "b.dcm")
+    asked, output = [masks_output(predictor), probabilities_output(predictor, "npz")], folder.with_name("out")
+    start(predictor, folder, *asked, *dicom_outputs(predictor, ["sr", "seg"]), overlays=None)
+    of_image = {path for path in output.rglob("*") if dicom.read(positive).uid in str(path)}
+    assert len(of_image) == 3 + 1 + 2  # three files, and a folder with two
+    others = {*output.rglob("*")} - of_image
+    if damaged:
+        (folder / "a.dcm").write_bytes(b"damaged")
+    else:
+        (folder / "a.dcm").unlink()
+    start(predictor, folder)
+    assert {*output.rglob("*")} - {output / "quarantine.csv"} == others
+
+
+def test_a_picture_says_nothing_that_a_later_evaluation_changes(predictor, films, folder):
+    """The certainty of the table and the page follows the limits at once, while pictures that are there are kept."""
+    shutil.copyfile(films[0], folder / "a.dcm")
+    output, pictures = folder.with_name("out"), []
+    predictor = replace(predictor, settings=replace(predictor.settings, removal_threshold=0))
+    for bands in (Bands(0.0, 0.001, calibrated=True), Bands(0.0, 0.999, calibrated=True)):
+        start(replace(predictor, bands=bands), folder, overlays=None)
+        certainty = (output / "results.csv").read_text().splitlines()[1].split(",")[3]
+        pictures.append((certainty, [path.read_bytes() for path in (output / "overlays").iterdir()]))
+        shutil.rmtree(output / "overlays")
+    (before, one), (after, other) = pictures
+    assert (before, after) == ("likely", "uncertain")
+    assert one == other
+
+
 # Several files of one image
 
 
@@ -225,6 +261,25 @@ def test_results_are_those_of_the_file_that_is_used(predictor, films, folder):
     check(False)
     folder.with_name("a.dcm").rename(folder / "a.dcm")
     check(True)
+
+
+def test_no_file_is_left_of_one_that_another_comes_before(predictor, films, folder):
+    """Also if the start that finds the new one asks for nothing."""
+    pytest.importorskip("highdicom", reason="highdicom is not installed: pip install 'jaxpneumo[dicom]'")
+    positive, negative = films
+    shutil.copyfile(positive, folder / "b.dcm")
+    asked = [masks_output(predictor), probabilities_output(predictor, "npz"), *dicom_outputs(predictor, ["sr", "seg"])]
+    start(predictor, folder, *asked, overlays=None)
+    twin = pydicom.dcmread(negative)
+    twin.SOPInstanceUID = twin.file_meta.MediaStorageSOPInstanceUID = uid = UID(dicom.read(positive).uid)
+    twin.save_as(folder / "a.dcm")
+    start(predictor, folder)
+    output = folder.with_name("out")
+    assert read_submission(output / "submission.csv") == {uid: "-1"}
+    assert [path for path in output.rglob("*") if uid in path.name and path.is_file()] == []
+    assert not list(output.rglob("*.dcm"))
+    start(predictor, folder, masks_output(predictor))
+    assert masks_of(output) == {f"{uid}.png": False}
 
 
 # Stops

@@ -94,6 +94,20 @@ def test_that_there_can_be_no_results_is_said_once_and_not_tried_again(evaluated
         assert "2 seg.dcm, 2 sr.dcm of" in capsys.readouterr().out
 
 
+def test_only_what_was_asked_for_and_is_due_counts_as_not_written(evaluated, films, tmp_path, capsys):
+    """Of an image without an outline only a report is due; a later start without --dicom asks for none."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").write_bytes((films / "picture.png").read_bytes())
+    nothing = ("--removal-threshold", str(1024 * 1024), *LOW[4:])
+    assert start(evaluated, tmp_path / "in", tmp_path / "out", "seg,sr,capture", *nothing) == PARTIAL
+    told = f"1 sr.dcm of {tmp_path / 'out/dicom_results'} could not be written"
+    assert told in capsys.readouterr().out
+    assert entries(tmp_path / "out")["a.png"]["unwritten"].keys() == {"dicom_results/sr.dcm"}
+    plain = ["--workdir", str(evaluated), "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    assert main([*plain, *nothing]) == DONE
+    assert "could not be written" not in capsys.readouterr().out
+
+
 def test_processes_make_the_same_results(evaluated, films, output, tmp_path):
     report = run_report.Report("predict", [])
     with run_report.under_way(report):

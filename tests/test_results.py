@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from helpers import REPOSITORY
 from PIL import Image
 
 import jaxpneumo
@@ -90,6 +92,18 @@ def test_every_file_has_a_row(output, files):
     assert rows["again.dcm"]["why"].endswith("0.dcm was used")
     assert "not a DICOM" in rows["broken.dcm"]["why"]
     assert rows["film.png"]["id"] == "film"
+
+
+def test_the_manual_has_every_column(output):
+    manual = (REPOSITORY / "docs/usage.md").read_text()
+    described = manual.split("| column of `results.csv` | |")[1].split("\n\n")[0]
+    named = re.findall(r"`(\w+)`", " ".join(line.split("|")[1] for line in described.splitlines()[2:]))
+    with open(output / "results.csv") as file:
+        assert set(next(csv.reader(file))) == {*named}
+    with open(output / "quarantine.csv") as file:
+        assert "`quarantine.csv` has the columns `{}`, the path below `--input`, and `{}`.".format(
+            *next(csv.reader(file))
+        ) in " ".join(manual.split())
 
 
 def test_scores_and_sides_are_those_of_the_python_way(output, files, evaluated):

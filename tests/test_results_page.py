@@ -64,6 +64,11 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return sorted(csv.DictReader(file), key=lambda row: -float(row["score"] or -1))
 
 
+def data_of(path: Path) -> dict:
+    """What the page's script draws."""
+    return json.loads(path.read_text().split('id="data">')[1].split("</script>")[0])
+
+
 def test_rows_come_by_score_with_pictures_and_words(page, path):
     rows = rows_of(path)
     assert shown(page) == [row["id"] or row["file"] for row in rows]
@@ -151,6 +156,7 @@ def test_three_thousand_rows_are_small_and_drawn_in_pages(browser, tmp_path):
     assert len(shown(browser)) == 50
     assert one(browser, ".place").text == "1 to 50 of 3,000"
     assert "not calibrated" in one(browser, ".rule").text
+    assert one(browser, ".facts").text == "model aaaaaaaaaaaa, B-TH 0.5, R-TH 2048 px (image)"
     started = browser.execute_script("return performance.now()")
     for _ in range(3):
         one(browser, ".next").click()
@@ -167,6 +173,22 @@ def test_more_rows_than_a_page_holds_are_left_to_the_table(tmp_path, monkeypatch
     monkeypatch.setattr("jaxpneumo.predict.results_page.MOST", 2)
     rows = [ResultRow(id=str(n), file=f"{n}.dcm", result="found", score=n / 10, area=1) for n in range(5)]
     write_page(tmp_path / "index.html", rows, HEADER, [tmp_path])
-    text = (tmp_path / "index.html").read_text().split('id="data">')[1].split("</script>")[0]
-    data = json.loads(text)
+    data = data_of(tmp_path / "index.html")
     assert (data["total"], [row[0] for row in data["rows"]]) == (5, ["4", "3"])
+
+
+def test_all_thresholds_and_the_gate_are_named(tmp_path):
+    """Whatever may leave an image empty."""
+    triplet = {**HEADER["settings"], "top_threshold": 0.7, "top_area": 512, "classifier_threshold": 0.4}
+    for settings, words in (
+        (HEADER["settings"], "model aaaaaaaaaaaa, B-TH 0.5, R-TH 2048 px (image)"),
+        (
+            triplet | {"removal_threshold": 0, "gate": {**HEADER["settings"], "model": "b" * 64}},
+            "model aaaaaaaaaaaa, top 0.7, area 512 px, bottom 0.5, classifier 0.4 · images stay empty where the gate "
+            "outlines nothing: model bbbbbbbbbbbb, B-TH 0.5, R-TH 2048 px (image)",
+        ),
+    ):
+        write_page(tmp_path / "index.html", [], {**HEADER, "settings": settings}, [tmp_path])
+        assert data_of(tmp_path / "index.html")["facts"] == words
+    write_page(tmp_path / "index.html", [], {**HEADER, "model": f"{'a' * 64}+{'b' * 64}", "settings": {}}, [tmp_path])
+    assert data_of(tmp_path / "index.html")["facts"] == "models aaaaaaaaaaaa, bbbbbbbbbbbb"

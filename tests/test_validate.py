@@ -99,6 +99,16 @@ def test_the_verb_counts_what_it_does_not_show(tmp_path, capsys):
     assert lines[-1].endswith("is not valid: 20 code, 1 double.")
 
 
+def test_runs_outside_the_image_may_be_of_larger_images(tmp_path, capsys):
+    """As in the submission of an archive, whose images have sizes of their own."""
+    path = tmp_path / "submission.csv"
+    path.write_text("ImageId,EncodedPixels\na,2000000 10\n")
+    assert main(["--submission", str(path)]) == BAD_INPUT
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith("is not valid: 1 range (if images are not 1024x1024: --size any).")
+    assert main(["--submission", str(path), "--size", "any"]) == DONE
+
+
 def test_unreadable_files_are_refused_in_words(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.csv cannot be read"):
         validate(tmp_path / "nowhere.csv")

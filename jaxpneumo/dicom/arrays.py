@@ -70,6 +70,10 @@ def _one_channel(array: np.ndarray, name: str) -> np.ndarray:
         return array
     if array.ndim == 3 and array.shape[2] == 1:
         way_out = "Leave out the last axis: image[..., 0]"
+    elif array.ndim == 3 and array.shape[0] == 1:
+        way_out = "Leave out the first axis: image[0]"
+    elif array.ndim == 3 and (array.shape[0] in (3, 4) or array.shape[2] == 4):
+        way_out = "It seems to be a colour picture: give the radiograph in grey; give several images as a list"
     elif array.ndim in (3, 4):
         way_out = "Give several images as a list: predict(list(images))"
     else:

@@ -179,16 +179,20 @@ def _write_stablehlo(subject: Subject, output: Path, read: "Read", own: Iterable
     from jaxpneumo.export.self_check import ROUNDED, ROUNDED_BFLOAT16, Predicted, compare
     from jaxpneumo.export.stablehlo import beside, from_stablehlo, to_stablehlo
 
-    with write_atomically(output, "wb") as file:
-        file.write(to_stablehlo(subject.predictor))
-        file.flush()
-        settings = subject.predictor.settings
-        network = from_stablehlo(Path(file.name).read_bytes(), settings)
-        theirs = (Predicted(*(each[0] for each in network(image[None]))) for image in read())
-        bound = ROUNDED if subject.predictor.config.model.dtype == "float32" else ROUNDED_BFLOAT16
-        found = compare(own, theirs, settings.threshold, bound)
-        with write_atomically(output.with_name(f"{output.name}.json")) as description:
-            description.write(beside(subject.description))
+    description = output.with_name(f"{output.name}.json")
+    # The file gets its name before its description does, and none of an older file is left by then: whatever ends the
+    # program between them, no description lies beside a network that it is not of.
+    with write_atomically(description) as text:
+        text.write(beside(subject.description))
+        with write_atomically(output, "wb") as file:
+            file.write(to_stablehlo(subject.predictor))
+            file.flush()
+            settings = subject.predictor.settings
+            network = from_stablehlo(Path(file.name).read_bytes(), settings)
+            theirs = (Predicted(*(each[0] for each in network(image[None]))) for image in read())
+            bound = ROUNDED if subject.predictor.config.model.dtype == "float32" else ROUNDED_BFLOAT16
+            found = compare(own, theirs, settings.threshold, bound)
+            description.unlink(missing_ok=True)
     return found
 
 

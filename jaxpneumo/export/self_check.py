@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxpneumo.data import dataset, finder
 from jaxpneumo.data.resize import resize_to_squares
+from jaxpneumo.dicom.frontal import not_frontal
 from jaxpneumo.dicom.radiograph import RadiographError
 from jaxpneumo.predict.certainty import bands_of
 from jaxpneumo.predict.finding import predict_findings
@@ -81,7 +82,7 @@ def pictures(data: Path, folder: Path | None) -> tuple[Read, str]:
     Args:
       data: the run's prepared data set. COUNT of its images, evenly spread, are taken at their largest size; where it
         is gone, COUNT radiographs are drawn.
-      folder: radiographs to take instead, all of them at native size.
+      folder: radiographs to take instead, at native size: all that `jaxpneumo predict` takes.
 
     Raises:
       InputError: none of the folder's files can be used.
@@ -105,10 +106,11 @@ def _of_folder(folder: Path) -> Read:
     def read() -> Iterator[np.ndarray]:
         for source in found.sources:
             try:
-                image = read_image(found.folder / source).image
+                image = read_image(found.folder / source)
             except RadiographError:
                 continue
-            yield image
+            if not not_frontal(image):
+                yield image.image
 
     if next(read(), None) is None:
         raise InputError(f"--check {folder}: none of the {len(found.sources)} files is a radiograph that can be used.")

@@ -42,10 +42,12 @@ def arguments(model: Model) -> dict[str, Any]:
     Raises:
       InputError: it has no such network; the message says what it lacks.
     """
+    other = [f"width {model.width}"] if model.width != WIDTH else []
+    other += [f"depths {model.depths}"] if model.depths != DEPTHS else []
     lacks = {
         "the pre-activation encoder resnet34_preact (of Keras' segmentation_models)": model.encoder
         == "resnet34_preact",
-        f"encoders of width {model.width} and depths {model.depths}": (model.width, model.depths) != (WIDTH, DEPTHS),
+        f"encoders of {' and '.join(other)}": bool(other),
         "hypercolumns": model.hypercolumns,
         "a learnt convolution from grey to three channels": model.input_convolution,
     }

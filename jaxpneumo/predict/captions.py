@@ -33,15 +33,12 @@ def explained(image: np.ndarray, mask: np.ndarray, above: Sequence[Line], note: 
     return captioned(overlay(image, mask), above, [*([OUTLINED] if mask.any() else []), grey(note)])
 
 
-def found(area: int, area_mm2: float | None, score: float, side: str | None, band: str = "") -> Line:
-    """What was found, such as "found (likely): score 0.997, 1,207 mm2, left"."""
+def found(area: int, area_mm2: float | None, score: float, side: str | None) -> Line:
+    """What was found, such as "found: score 0.997, 1,207 mm2, left"."""
     size = ""
     if area:
         size = f", {area:,} pixels" if area_mm2 is None else f", {area_mm2:,.0f} mm2"
-    certainty = f" ({band})" if band else ""
-    return white(
-        f"{'found' if area else 'nothing found'}{certainty}: score {score:.3f}{size}{f', {side}' if side else ''}"
-    )
+    return white(f"{'found' if area else 'nothing found'}: score {score:.3f}{size}{f', {side}' if side else ''}")
 
 
 def title(uid: str) -> Line:

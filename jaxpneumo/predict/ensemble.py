@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.predict.infer import Outputs, Predictor, jit_outputs, load_predictor, predict_outputs
 from jaxpneumo.predict.native import shrink
+from jaxpneumo.process.errors import InputError
 from jaxpneumo.run.network import make_model
 from jaxpneumo.run.sharding import replicated
 
@@ -39,7 +40,7 @@ def load_ensemble(workdirs: Sequence[Path], weights: Sequence[float], batch_size
       batch_size: see `load_predictor`.
 
     Raises:
-      InputError: a folder is not a finished run.
+      InputError: a folder is not a finished run, or as `combine`.
     """
     return combine([load_predictor(workdir, batch_size) for workdir in workdirs], weights)
 
@@ -55,11 +56,20 @@ def combine(predictors: Sequence[Predictor], weights: Sequence[float], size: int
     Returns:
       The predictor of the weighted mean. Its variables are a tuple with one tree per network and size, stacked along a
       new first axis. A single predictor that takes this size is returned as it is.
+
+    Raises:
+      InputError: the first one has a threshold of its classifier, and none with weight has a classifier.
     """
     first = predictors[0]
     size = size or max(predictor.settings.size for predictor in predictors)
     if len(predictors) == 1 and size == first.settings.size:
         return first
+    own = first.settings.classifier_threshold
+    if own is not None and not any(p.config.model.classifier for p, w in zip(predictors, weights, strict=True) if w):
+        raise InputError(
+            f"the thresholds of {first.workdir} need a classifier's score (classifier_threshold {own:g}), and no run "
+            "with weight has a classifier. Give such a run weight, or put a run without this threshold first."
+        )
     members: dict[Any, list[tuple[Predictor, float]]] = {}
     for predictor, weight in zip(predictors, weights, strict=True):
         # Initial weights and BatchNorm momentum do not matter to a prediction.

@@ -13,8 +13,8 @@ import os
 import shutil
 import zlib
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from jaxpneumo.data.finder import MANIFEST, OUTPUT_FOLDERS
 from jaxpneumo.process import jsonl
 from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.files import is_unchanged
+from jaxpneumo.process.files import is_unchanged, safe_name
 
 GROUP = 64  # number of lines that are forced to the disk together
 NOTE = "Research software, not a medical device."
@@ -73,8 +73,8 @@ def open_manifest(
     """Opens a folder's manifest. It continues an older manifest with the same model and settings.
 
     It drops the entries of files that have changed, are called otherwise or no longer exist, and those that are not
-    complete. Other files of an image that a dropped entry was of are predicted again: what was written of the image
-    may be of the dropped file.
+    complete. What was written of a file that has changed, is called otherwise or is gone is removed. Other files of its
+    image are predicted again.
 
     Args:
       folder: folder of the manifest; created if it is missing.
@@ -107,6 +107,8 @@ def open_manifest(
                     holds[place] = True
                 elif "uid" in entry:
                     dropped.add(entry["uid"])
+                    # Before the entry goes: after a kill between them, nothing would name these files any more.
+                    _remove_outputs(folder, entry)
             # The note depends only on the model, which is the same. The notes of older manifests are shorter. A later
             # evaluation of the model may have changed the bands.
             file.write(jsonl.line({**(before or header), "note": header["note"], "bands": header["bands"]}))
@@ -137,6 +139,38 @@ def _place(sources: Sequence[str], entry: dict[str, Any]) -> int | None:
     source = str(entry.get("file", ""))
     place = bisect_left(sources, source)
     return place if place < len(sources) and sources[place] == source else None
+
+
+def outputs_of(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys of the outputs that an entry says were written, or that the image cannot have."""
+    # Older manifests do not name their outputs: pictures were the only ones.
+    return tuple(entry.get("outputs", [] if "undrawn" in entry else ["overlays"]))
+
+
+def output_path(folder: Path, key: str, uid: str) -> Path:
+    """Where an image's output with this key ("masks", "probabilities/.npz", "dicom_results/seg.dcm") lies."""
+    name, _, ending = key.partition("/")
+    own = folder / name / safe_name(uid)
+    return own / ending if ending and not ending.startswith(".") else own.with_name(f"{own.name}{ending or '.png'}")
+
+
+def _remove_outputs(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Removes what was written of a file; a second file of an image has nothing of its own."""
+    for key in outputs_of(entry) if not entry.get("second") else ():
+        path = output_path(folder, key, entry["uid"])
+        path.unlink(missing_ok=True)
+        if path.parent != folder / key.partition("/")[0]:
+            with suppress(OSError):  # other results are in it, or it is gone
+                path.parent.rmdir()
+
+
+def remove_others(folder: Path, uid: str, kept: Collection[Path]) -> None:
+    """Removes what any start wrote of an image, but for these files."""
+    name = safe_name(uid)
+    own = [folder / each / f"{name}{ending}" for each in OUTPUT_FOLDERS for ending in (".png", ".npz")]
+    for path in (*own, *(path for each in OUTPUT_FOLDERS for path in (folder / each / name).glob("*.dcm"))):
+        if path not in kept:
+            path.unlink(missing_ok=True)
 
 
 def discard_other(folder: Path, header: dict[str, Any]) -> None:
@@ -261,8 +295,23 @@ def _compare(before: dict[str, Any] | None, now: dict[str, Any], folder: Path) -
         for h in (before, now)
     )
     if old != new:
-        changed = jsonl.changes(old, new, width=12)
+        changed = jsonl.changes(_told(old, new), _told(new, old), width=200)
         raise InputError(f"{folder} holds predictions made with other settings ({changed}). Choose another --output.")
+
+
+def _told(settings: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as a message has them: short, and where both have a gate, its settings one by one."""
+    told = {name: value for name, value in settings.items() if name != "gate"}
+    gate = settings.get("gate")
+    if gate and other.get("gate"):
+        told |= {f"gate's {name}": value for name, value in gate.items()}
+    elif gate:
+        told["gate"] = gate["model"]
+    for name in {"model", "gate", "gate's model"} & told.keys():
+        told[name] = "+".join(one[:12] for one in str(told[name]).split("+"))
+    if told.get("weights"):
+        told["weights"] = [round(weight, 6) for weight in told["weights"]]
+    return told
 
 
 def _unchanged(path: Path, entry: dict[str, Any]) -> bool:

@@ -7,7 +7,7 @@ on the disk, not in memory.
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -38,8 +38,8 @@ HELP = """\
 Joins the parts of `jaxpneumo predict --num-parts N --part-id K`. The result is the same as that of one run over all
 files.
 
-It first checks that all parts are there and complete, that they have the same model, settings and list of files, and
-that every file is in exactly one part. Then it writes to --output, a folder or a .csv file
+It first checks that all parts are there and complete, that they have the same model, settings, limits of the certainty
+and list of files, and that every file is in exactly one part. Then it writes to --output, a folder or a .csv file
   submission.csv   ImageId,EncodedPixels of all files; where several files hold one image, the first file counts
   quarantine.csv   the files that were set aside, with the reason, if there are any (exit code 3)
   results.csv      every file with its score, certainty, areas and side, or why it was set aside
@@ -83,7 +83,9 @@ class PredictedCounts:
         return not self.set_aside and not self.unwritten
 
 
-def write_results(manifests: Sequence[Path], submission: Path, folder: Path | None) -> PredictedCounts:
+def write_results(
+    manifests: Sequence[Path], submission: Path, folder: Path | None, asked: Collection[str] | None = None
+) -> PredictedCounts:
     """Writes the submission and what says more from manifests. All are sorted and written atomically.
 
     If several files hold the same image, the first file counts and the others are set aside.
@@ -93,6 +95,8 @@ def write_results(manifests: Sequence[Path], submission: Path, folder: Path | No
       submission: the csv file.
       folder: for results.csv, index.html and quarantine.csv, which is removed if no file was set aside. None writes
         none of them.
+      asked: keys of the outputs that this start asks for; what an earlier one could not write of others does not count.
+        None counts all.
     """
     header = next(read_entries(manifests[0]))
     counts = {"images": 0, "positive": 0, "set_aside": 0, "not_frontal": 0}
@@ -140,6 +144,7 @@ def write_results(manifests: Sequence[Path], submission: Path, folder: Path | No
     for entry in entries("done"):
         # Older manifests have a reason under "undrawn" where the picture could not be written.
         failed = {"overlays": entry["undrawn"]} if "undrawn" in entry else entry.get("unwritten", {})
+        failed = {key: reason for key, reason in failed.items() if asked is None or key in asked}
         unwritten.update(failed.keys())
         for reason in failed.values():
             run_report.set_aside(printable(entry["file"]), reason)
@@ -202,8 +207,8 @@ def check_parts(manifests: Sequence[Path], scratch: Path) -> dict[str, Any]:
     """Checks that complete parts fit together and have every file exactly once. Returns the header of the first part.
 
     Raises:
-      InputError: the parts have different models, settings or listings, or a file is missing, occurs twice or is in a
-        wrong part.
+      InputError: the parts have different models, settings, limits of the certainty or listings, or a file is missing,
+        occurs twice or is in a wrong part.
     """
     headers, ends = [], []
     for manifest in manifests:
@@ -212,17 +217,22 @@ def check_parts(manifests: Sequence[Path], scratch: Path) -> dict[str, Any]:
             if number == 0:
                 headers.append(entry)
         ends.append(entry["end"])
-    for name, values in (
-        ("models", [header["model"] for header in headers]),
-        ("settings", [header["settings"] for header in headers]),
-        ("listings of the input folder", [(end["listing"], end["listed"]) for end in ends]),
+    same = "Predict all parts with the same settings"
+    for name, values, way_out in (
+        ("models", [header["model"] for header in headers], same),
+        ("settings", [header["settings"] for header in headers], same),
+        ("listings of the input folder", [(end["listing"], end["listed"]) for end in ends], same),
+        (
+            "limits of the certainty",
+            [header.get("bands") for header in headers],
+            "The run was evaluated between them: start `jaxpneumo predict` for each part again, which takes the new "
+            "limits and predicts nothing twice",
+        ),
     ):
         differ = [part for part, value in enumerate(values) if value != values[0]]
         if differ:
             others = ", ".join(map(str, differ))
-            raise InputError(
-                f"part 0 and part {others} are of different {name}. Predict all parts with the same settings."
-            )
+            raise InputError(f"part 0 and part {others} are of different {name}. {way_out}.")
 
     def sources() -> Iterator[tuple[str]]:
         for part, manifest in enumerate(manifests):

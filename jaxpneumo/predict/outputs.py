@@ -21,13 +21,13 @@ from jaxpneumo.predict import saved_thresholds
 from jaxpneumo.predict.captions import Line, explained, found, grey, title
 from jaxpneumo.predict.certainty import Bands
 from jaxpneumo.predict.finding import Finding, predict_findings
-from jaxpneumo.predict.manifest import RESEARCH_USE, SYNTHETIC_NOTE
+from jaxpneumo.predict.manifest import RESEARCH_USE, SYNTHETIC_NOTE, output_path, remove_others
 from jaxpneumo.predict.png import write_png
 from jaxpneumo.predict.reading import Picture, read_again
 from jaxpneumo.process import run_report, workers
 from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.files import printable, safe_name
+from jaxpneumo.process.files import printable
 from jaxpneumo.process.machine import cores
 
 if TYPE_CHECKING:  # what needs JAX is imported where it is used
@@ -70,7 +70,7 @@ class Output:
 
     def path(self, folder: Path, uid: str) -> Path:
         """Where the file of an image lies below the output folder."""
-        return folder / self.name / f"{safe_name(uid)}{self.ending}"
+        return output_path(folder, self.key, uid)
 
 
 def overlays_output(predictor: "Predictor", most: int | None) -> Output:
@@ -128,7 +128,8 @@ def caption(finding: Finding, predictor: "Predictor") -> list[Line]:
     """The lines above a radiograph: its id, what was found, and with which thresholds and model."""
     model = "+".join(one[:12] for one in predictor.model_id.split("+"))
     made = f"{saved_thresholds.words(vars(predictor.settings))}; model {model}"
-    words = found(finding.area, finding.area_mm2, finding.score, finding.side, finding.certainty.band)
+    # Without the certainty: a later evaluation of the model may change its limits, and the picture stays.
+    words = found(finding.area, finding.area_mm2, finding.score, finding.side)
     return [title(finding.picture.uid), words, grey(made)]
 
 
@@ -149,6 +150,10 @@ class Earlier:
 
     first: dict[str, str] = field(default_factory=dict)
     written: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def replaces(self, uid: str, source: str) -> bool:
+        """Whether this file comes before the one that was the image's first until now."""
+        return source < self.first.get(uid, source)
 
     def is_first(self, uid: str, source: str) -> bool:
         """Whether no earlier file of this image is known; then this one is the first from now on."""
@@ -224,6 +229,9 @@ def predict_and_write(
     ):
         waiting: deque[Future[Written]] = deque()
         for picture, describe in predict_findings(predictor, pictures, bands, needs_probability):
+            if earlier.replaces(picture.uid, picture.source):
+                # What is not asked for now would stay as of the other file.
+                remove_others(to, picture.uid, [output.path(to, picture.uid) for output in outputs])
             second = not earlier.is_first(picture.uid, picture.source)
             there, missing = [], []
             for output in () if second else outputs:
@@ -265,6 +273,9 @@ def _write(
     """Writes an output of a finding. Returns the reason why it is not there, or "", and whether it is done."""
     path, source = output.path(to, finding.picture.uid), folder / finding.picture.source
     try:
+        if not (output.of_negatives or finding.area):
+            path.unlink(missing_ok=True)  # of an earlier finding
+            return "", True
         reason = _call(output, path, finding, source, processes)
     except InputError as error:  # such as a file that was removed or changed in the meantime; its mask is still valid
         return printable(str(error)), False

@@ -27,6 +27,7 @@ from jaxpneumo.predict.manifest import (
     end_entry,
     make_header,
     open_manifest,
+    outputs_of,
     part_folder,
     part_of,
 )
@@ -92,8 +93,9 @@ examples:
   jaxpneumo predict --workdir runs/positives --gate runs/exp5 --input images --output out
   jaxpneumo predict --model exp5.onnx --runtime openvino --input archive --output out
 
-With several runs, the mean of their probabilities is used; --weights 0.7,0.3 makes it a weighted mean. All other
-settings are those of the first run, also the thresholds: `jaxpneumo thresholds --evaluation` chooses the ensemble's.
+With several runs, the mean of their probabilities is used; --weights 0.7,0.3 makes it a weighted mean. The
+images have the largest of the runs' sizes. All other settings are those of the first run, also the thresholds:
+`jaxpneumo thresholds --evaluation` chooses the ensemble's.
 
 With --gate RUN, another run decides whether there is a pneumothorax: an image stays empty where that run, with its own
 thresholds, outlines nothing.
@@ -162,8 +164,8 @@ def predict_files(
         missing = _missing(entry, asked, folder)
         lacking.update(missing)
         if missing:
-            earlier.written[entry["file"]] = _outputs_of(entry)
-        elif "uid" in entry:
+            earlier.written[entry["file"]] = outputs_of(entry)
+        elif "uid" in entry and not entry.get("second"):
             earlier.is_first(entry["uid"], entry["file"])
         return not missing
 
@@ -204,15 +206,15 @@ def predict_files(
         append(end_entry(listed, len(sources)))
         run_report.read(root, len(left))
         run_report.skipped("files predicted by an earlier start", len(sources) - len(left))
-    report = write_results([folder / MANIFEST], folder / "submission.csv", folder)
+    report = write_results([folder / MANIFEST], folder / "submission.csv", folder, [output.key for output in asked])
     if part is None and not report.images:
         (folder / "submission.csv").unlink()
         way_out = (
             ". --any-image also predicts images that are not frontal chest radiographs." if report.not_frontal else ""
         )
-        raise InputError(
-            f"none of the {len(sources)} files below {root} could be used. The first: {report.first}{way_out}"
-        )
+        alone = f"{root / sources[0]} cannot be used: {report.first}"
+        several = f"none of the {len(sources)} files below {root} could be used. The first: {report.first}"
+        raise InputError(f"{alone if len(sources) == 1 else several}{way_out}")
     return report
 
 
@@ -224,7 +226,7 @@ def _missing(entry: dict[str, Any], asked: Sequence[Output], folder: Path) -> li
     """
     if entry.get("state") != "done" or entry.get("second"):
         return []
-    there = _outputs_of(entry)
+    there = outputs_of(entry)
 
     def is_there(output: Output) -> bool:
         if output.key not in there:
@@ -233,12 +235,6 @@ def _missing(entry: dict[str, Any], asked: Sequence[Output], folder: Path) -> li
         return has_none or output.path(folder, entry["uid"]).exists()
 
     return [output.key for output in asked if output.most is None and not is_there(output)]
-
-
-def _outputs_of(entry: dict[str, Any]) -> tuple[str, ...]:
-    """The outputs that an entry says were written, or that the image cannot have."""
-    # Older manifests do not name their outputs: pictures were the only ones.
-    return tuple(entry.get("outputs", [] if "undrawn" in entry else ["overlays"]))
 
 
 def _is_named(entry: dict[str, Any]) -> bool:
@@ -326,8 +322,9 @@ def main(arguments: Sequence[str]) -> int:
         help="remove predictions of a smaller area, in pixels of a 1024x1024 image (default: the run's; 0: none)",
     )
     add("--removal-rule", choices=REMOVAL_RULES, help="remove whole images or single components (default: the run's)")
-    add("--tta", type=TTA, metavar="NAMES", help=f"test-time augmentation: {TTA} (default: the run's)")
-    add("--no-tta", action="store_const", const=False, dest="tta", help="the same as --tta False")
+    views = parser.add_mutually_exclusive_group().add_argument
+    views("--tta", type=TTA, metavar="NAMES", help=f"test-time augmentation: {TTA} (default: the run's)")
+    views("--no-tta", action="store_const", const=False, dest="tta", help="the same as --tta False")
     gate.add_arguments(parser)
     add(
         "--batch-size",
@@ -386,6 +383,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     folder = part_folder(options.output, part)
     print(saved_thresholds.origin(settings, workdirs, options.thresholds, predictor.model_id, weights, [*given]))
+    if predictor.gate is not None:
+        used = saved_thresholds.words(vars(predictor.gate.settings))
+        print(f"Gate: {options.gate} ({used}); images stay empty where it outlines nothing.")
     print(
         f"{report.images} radiographs, pneumothorax outlined in {report.positive}, {report.set_aside} files set "
         f"aside; {folder / 'submission.csv'}. {report.note}"
@@ -393,7 +393,9 @@ def main(arguments: Sequence[str]) -> int:
     if report.set_aside:
         print(f"{folder / 'quarantine.csv'} lists the files that were set aside, with the reasons.")
     if report.not_frontal:
-        print(f"{report.not_frontal} of them are not frontal chest radiographs; --any-image predicts them too.")
+        one = report.not_frontal == 1
+        what = "is not a frontal chest radiograph" if one else "are not frontal chest radiographs"
+        print(f"{report.not_frontal} of them {what}; --any-image predicts {'it' if one else 'them'} too.")
     for line in report.remarks:
         print(line)
     unwritten: dict[str, list[str]] = {}

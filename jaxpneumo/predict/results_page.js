@@ -106,8 +106,7 @@
     find(".lacking").hidden = false;
     find(".lacking").textContent = `This page has the ${count(rows.length)} highest scores of ${count(data.total)} files; results.csv has all.`;
   }
-  const models = data.model.length > 1 ? `models ${data.model.join(", ")}` : `model ${data.model[0]}`;
-  find(".facts").textContent = `${models} · probability threshold ${data.threshold} · removal threshold ${data.removal} px (${data.rule})`;
+  find(".facts").textContent = data.facts;
   find(".synthetic").hidden = !data.synthetic;
   const bands = data.bands;
   find(".rule").textContent = !bands

@@ -17,6 +17,7 @@ from string import Template
 from typing import Any
 from urllib.parse import quote
 
+from jaxpneumo.predict import saved_thresholds
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.predict.results_table import FOUND, NOTHING, SET_ASIDE, ResultRow
 from jaxpneumo.process.atomic import write_atomically
@@ -48,13 +49,10 @@ def write_page(path: Path, rows: Iterable[ResultRow], header: Mapping[str, Any],
 
     # Files set aside have no score and come last; rows of one score stay in the order of their files.
     shown = heapq.nlargest(MOST, counted(), key=lambda row: -1.0 if row.score is None else row.score)
-    settings, bands = header.get("settings", {}), header.get("bands")
+    bands = header.get("bands")
     data = {
         "total": counts.total(),
-        "model": [one[:12] for one in str(header.get("model", "")).split("+")],
-        "threshold": settings.get("threshold"),
-        "removal": settings.get("removal_threshold"),
-        "rule": settings.get("removal_rule"),
+        "facts": _facts(header),
         "bands": bands and {**bands, "low": round(bands["low"], 4), "high": round(bands["high"], 4)},
         "synthetic": SYNTHETIC_NOTE in header.get("note", ""),
         "results": RESULTS,
@@ -76,6 +74,25 @@ def write_page(path: Path, rows: Iterable[ResultRow], header: Mapping[str, Any],
     )
     with write_atomically(path) as file:
         file.write(page)
+
+
+def _facts(header: Mapping[str, Any]) -> str:
+    """What made the results, in words: model, thresholds and gate."""
+    settings = header.get("settings", {})
+    facts = [f"{_models(header)}{_thresholds(settings)}"]
+    if gate := settings.get("gate"):
+        facts.append(f"images stay empty where the gate outlines nothing: {_models(gate)}{_thresholds(gate)}")
+    return " · ".join(facts)
+
+
+def _models(record: Mapping[str, Any]) -> str:
+    models = [one[:12] for one in str(record.get("model", "")).split("+")]
+    return f"{'models' if len(models) > 1 else 'model'} {', '.join(models)}"
+
+
+def _thresholds(settings: Mapping[str, Any]) -> str:
+    known = all(name in settings for name in saved_thresholds.NAMES)
+    return f", {saved_thresholds.words(settings)}" if known else ""
 
 
 def _compact(rows: Sequence[ResultRow]) -> dict[str, Any]:

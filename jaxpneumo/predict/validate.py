@@ -220,5 +220,9 @@ def main(arguments: Sequence[str]) -> int:
     if not faults:
         print(f"{options.submission} is a valid submission.")
         return DONE
-    print(f"{options.submission} is not valid: " + ", ".join(f"{count} {kind}" for kind, count in shown.items()) + ".")
+    counts = ", ".join(f"{count} {kind}" for kind, count in shown.items())
+    way_out = ""
+    if shown["range"] and options.size:
+        way_out = " (if images are not {}x{}: --size any)".format(*options.size)
+    print(f"{options.submission} is not valid: {counts}{way_out}.")
     return BAD_INPUT

@@ -29,13 +29,21 @@ def add_arguments(parser: Parser, required: bool = True) -> None:
 
 
 def read_workdirs(values: Sequence[str]) -> list[Path]:
-    """The folders of all --workdir flags. One flag may name several folders, separated by commas."""
+    """The folders of all --workdir flags. One flag may name several folders, separated by commas.
+
+    Raises:
+      InputError: a name is empty, or a folder is named twice.
+    """
     named = [part for value in values for part in ([value] if Path(value).is_dir() else value.split(","))]
     try:
-        return [places.path(part) for part in named]
+        workdirs = [places.path(part) for part in named]
     except argparse.ArgumentTypeError:
         text = f"--workdir {','.join(values)} contains an empty name. Give folders of runs: A or A,B."
         raise InputError(text) from None
+    real = [workdir.resolve() for workdir in workdirs]
+    if twice := [workdir for place, workdir in enumerate(workdirs) if real[place] in real[:place]]:
+        raise InputError(f"--workdir {twice[0]} is given twice. Name each run once; --weights gives it more weight.")
+    return workdirs
 
 
 def read_weights(weights: Sequence[float] | None, count: int) -> list[float]:

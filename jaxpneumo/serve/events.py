@@ -38,7 +38,7 @@ class Events:
         named = {"destination": destination} if destination else {}
         entry = {"event": event, **named, **{name: _text(value) for name, value in facts.items()}}
         told = ", ".join(f"{name} {value}" for name, value in entry.items() if name != "event")
-        logger.log(logging.WARNING if event in TOLD else logging.INFO, "%s: %s", event, told)
+        logger.log(logging.WARNING if event in TOLD else logging.INFO, "%s", f"{event}: {told}" if told else event)
         with self._lock:
             self._counts[event, destination] += 1
             try:
