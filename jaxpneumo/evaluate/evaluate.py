@@ -14,16 +14,15 @@ import cv2
 import numpy as np
 
 from jaxpneumo.data import dataset, rle
-from jaxpneumo.data.splits import OUT_OF_FOLD, read_splits, words
+from jaxpneumo.data.splits import OUT_OF_FOLD, read_splits
 from jaxpneumo.evaluate import parts, thresholds
-from jaxpneumo.evaluate.modes import GATED, VIEWS, own_mode, title
-from jaxpneumo.evaluate.results import nothing_found
+from jaxpneumo.evaluate.modes import GATED, VIEWS, own_mode
 from jaxpneumo.evaluate.summary import summarise
+from jaxpneumo.evaluate.summary_text import NOTE, table
 from jaxpneumo.predict import saved_thresholds, workdir_options
 from jaxpneumo.predict.gate import add_arguments as add_gate_arguments
 from jaxpneumo.predict.gate import describe as describe_gate
 from jaxpneumo.predict.gate import load_gate
-from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.predict.pictures import contact_sheet, overlay
 from jaxpneumo.predict.png import write_png
 from jaxpneumo.predict.submission import write_submission
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
     from jaxpneumo.run.config import Predict
 
 GALLERY = 12
-NOTE = "Research software, not a medical device."
 
 HELP = """\
 Scores a finished run on held-out images at their native size. Not a medical device.
@@ -201,76 +199,6 @@ def _classifier(settings: "Predict", measured: "Measured") -> dict[str, Any]:
         return {}
     kept = int((measured.counts.finding >= settings.classifier_threshold).sum())
     return {"classifier": {"threshold": settings.classifier_threshold, "images_kept": kept}}
-
-
-def table(summary: dict[str, Any]) -> str:
-    """Formats summary.json as text: scores of all modes and baselines, then detection and distances of the own mode."""
-    kind = "SYNTHETIC" if summary["data"]["synthetic"] else "real"
-    intervals, own = summary["intervals"], summary["run"]["mode"]
-    lines = [
-        f"{summary['n_images']} images ({summary['n_positive']} positive), {kind} data "
-        f"{summary['data']['directory']}, {words(summary['split'])}, {summary['split']['part']} part; "
-        f"predicted at {summary['input_size']}, scored at {', '.join(summary['scored_at'])}; {_thresholds(summary)}",
-        f"{'':>20} {'Dice':>23} {'IoU':>23} {'Dice positives':>23} {'Dice negatives':>14}",
-    ]
-    rows = [(title(mode), scores, intervals["scores"][mode]) for mode, scores in summary["scores"].items()]
-    rows.append(("all empty", summary["all_empty"], intervals["all_empty"]))
-    if summary["mean_shape"]:
-        rows.append(("mean shape", summary["mean_shape"], intervals["mean_shape"]))
-    for name, scores, ends in rows:
-        texts = [with_interval(scores[key], ends[key]) for key in ("dice", "iou", "dice_positive")]
-        negative = with_interval(scores["dice_negative"], None)
-        lines.append(f"{name:>20} {texts[0]:>23} {texts[1]:>23} {texts[2]:>23} {negative:>14}")
-
-    def one(label: str, key: str) -> str:
-        return f"{label} {with_interval(summary['scores'][own][key], intervals['scores'][own][key])}"
-
-    view = VIEWS[own.startswith("tta")]
-    level, ends = summary["image_level"][view]["top_mean"], intervals["image_level"][view]["top_mean"]
-    lines += [
-        f"{title(own)}: {one('sensitivity', 'sensitivity')}, {one('specificity', 'specificity')}, "
-        f"AUROC {with_interval(level['auroc'], ends['auroc'])}, "
-        f"average precision {with_interval(level['average_precision'], ends['average_precision'])}",
-        f"regions: {one('found', 'lesion_sensitivity')}, {one('real', 'lesion_precision')}; outlines: "
-        f"{one('Hausdorff 95 %', 'hausdorff95_px')} px, {one('mean distance', 'surface_distance_px')} px",
-        f"[{bootstrap.words(intervals)}]",
-    ]
-    if warning := nothing_found(summary):
-        lines.append(warning)
-    if own := summary.get("classifier"):
-        left = summary["n_images"] - own["images_kept"]
-        lines.append(f"classifier: below {own['threshold']:g} for {left} of {summary['n_images']} images: empty.")
-    if gate := summary.get("gate"):
-        lines.append(
-            f"gate: {gate['workdir']} ({saved_thresholds.words(gate)}) leaves "
-            f"{summary['n_images'] - gate['images_kept']} of {summary['n_images']} images empty."
-        )
-        if gate["images_in_training"]:
-            lines.append(
-                f"The gate was trained on {gate['images_in_training']} of these images: the scores with it are better "
-                "than on new images."
-            )
-    if trained := summary["split"].get("images_in_training"):
-        lines.append(f"{trained} of these images were used for training: the scores are better than on new images.")
-    if summary["run"].get("trained_on_synthetic"):
-        lines.append(SYNTHETIC_NOTE)
-    return "\n".join([*lines, NOTE])
-
-
-def _thresholds(summary: dict[str, Any]) -> str:
-    top, removal = summary.get("top"), summary["removal"]
-    words = (
-        f"probability threshold {summary['threshold']}, removal threshold {removal['threshold']} px ({removal['rule']})"
-    )
-    return f"{words}, top threshold {top['threshold']} with an area of {top['area']} px" if top else words
-
-
-def with_interval(value: float | None, ends: Sequence[float] | None) -> str:
-    """Formats a score and its interval: "0.8356 [0.8201, 0.8502]", or "-" without a score."""
-    if value is None:
-        return "-"
-    digits = 4 if abs(value) < 2 else 1
-    return f"{value:.{digits}f}" + (f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends else "")
 
 
 def evaluate_run(predictor: "Predictor", quiet: bool = False) -> dict[str, Any]:
