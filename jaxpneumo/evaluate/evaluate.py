@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from jaxpneumo.data import dataset, rle
-from jaxpneumo.data.splits import OUT_OF_FOLD, read_splits
+from jaxpneumo.data.splits import OUT_OF_FOLD
 from jaxpneumo.evaluate import parts, thresholds
 from jaxpneumo.evaluate.modes import GATED, VIEWS, own_mode
 from jaxpneumo.evaluate.summary import summarise
@@ -183,13 +183,12 @@ def _origin(predictor: "Predictor") -> dict[str, Any]:
 
 
 def _gate(gate: "Predictor", measured: "Measured") -> dict[str, Any]:
-    """The gate, the images that it kept, and how many of all images it was trained on."""
-    trained = np.isin(measured.counts.image_id, read_splits(gate.workdir / "splits.json")["train"])
+    """The gate, the images that it kept, and how many of all images it was trained on; None where that is unknown."""
     return {
         "workdir": gate.workdir.name,
         **describe_gate(gate),
         "images_kept": int(cast(np.ndarray, measured.kept).sum()),
-        "images_in_training": int(trained.sum()),
+        "images_in_training": parts.count_trained([gate.workdir], measured.counts.image_id),
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from jaxpneumo.data.splits import words
 from jaxpneumo.evaluate.modes import VIEWS, title
 from jaxpneumo.evaluate.results import nothing_found
-from jaxpneumo.predict import saved_thresholds
+from jaxpneumo.predict import saved_thresholds, trained_on
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.score import bootstrap
 
@@ -60,8 +60,10 @@ def table(summary: dict[str, Any]) -> str:
                 f"The gate was trained on {gate['images_in_training']} of these images: the scores with it are better "
                 "than on new images."
             )
-    if trained := summary["split"].get("images_in_training"):
-        lines.append(f"{trained} of these images were used for training: the scores are better than on new images.")
+        if gate["images_in_training"] is None:
+            lines.append("It is not known which of these images the gate was trained on.")
+    if warning := trained_on.in_words(summary):
+        lines.append(warning)
     if summary["run"].get("trained_on_synthetic"):
         lines.append(SYNTHETIC_NOTE)
     return "\n".join([*lines, NOTE])

@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxpneumo.data.splits import words
 from jaxpneumo.evaluate.results import read_summary
+from jaxpneumo.predict.trained_on import images_in_training
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.atomic import write_json
@@ -125,7 +126,7 @@ def collect(runs: Path) -> dict[str, list[dict[str, Any]]]:
 
     Returns:
       title -> rows {"label", "paper", "run", "folder", "mode", "score", "ours", "interval", "all_empty", "of"}. If our
-      score is missing, "ours", "interval" and "all_empty" are None and "of" gives the reason.
+      score is missing or of training images, "ours", "interval" and "all_empty" are None and "of" gives the reason.
 
     Raises:
       InputError: `runs` is not a folder.
@@ -155,12 +156,18 @@ def _filled(row: Row, summary: dict[str, Any] | str) -> dict[str, Any]:
     if isinstance(summary, dict):
         data, split = summary["data"], summary["split"]
         kind = "SYNTHETIC data" if data["synthetic"] else "data"
+        of = (
+            f"{kind} {data['directory']}, {words(split)}, {split['part']} part, "
+            f"{summary['n_images']} images ({summary['n_positive']} positive)"
+        )
+        trained = images_in_training(summary)
+        if trained:
+            return {**result, "of": f"no figure: {trained} of its images are TRAINING images ({of})"}
         result |= {
             "ours": summary["scores"][row.mode][row.score],
             "interval": summary["intervals"]["scores"][row.mode][row.score],
             "all_empty": summary["all_empty"][row.score],
-            "of": f"{kind} {data['directory']}, {words(split)}, {split['part']} part, "
-            f"{summary['n_images']} images ({summary['n_positive']} positive)",
+            "of": f"{of}{'; it may have been trained on them' if trained is None else ''}",
         }
     return result
 

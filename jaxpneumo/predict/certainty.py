@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jaxpneumo.predict.postprocess import NATIVE_AREA
+from jaxpneumo.predict.trained_on import images_in_training
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
 
@@ -47,7 +48,10 @@ class Certainty:
 
 
 def bands_of(predictor: "Predictor") -> Bands:
-    """The bands for the scores of a predictor; calibrated if its run was evaluated with these weights and this TTA."""
+    """The bands for the scores of a predictor.
+
+    They are calibrated if its run was evaluated with these weights and this TTA, on images that it was not trained on.
+    """
     settings, classifies = predictor.settings, predictor.config.model.classifier
     if predictor.bands is not None:
         return predictor.bands
@@ -60,7 +64,8 @@ def bands_of(predictor: "Predictor") -> Bands:
             settings.tta,
         )
         limits = calibration["classifier" if classifies else "top_mean"]["uncertain"]
-        if same:
+        # Of the images that it was trained on, a network is surer than of any others.
+        if same and images_in_training(summary) == 0:
             return Bands(float(limits["low"]), float(limits["high"]), calibrated=True)
     except (InputError, KeyError, TypeError, ValueError):
         pass  # never evaluated, by an older version, or with too few images to calibrate

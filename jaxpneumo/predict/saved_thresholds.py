@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxpneumo.data.splits import OUT_OF_FOLD
+from jaxpneumo.predict import trained_on
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.run import tta
@@ -103,10 +104,23 @@ def origin(
         whom = f"{together} {', '.join(names)}" if len(names) > 1 else names[0]
         whom += ", not for this ensemble" if len(workdirs) > 1 else ""
     whom += f" with the gate {made_for['gate']}" if made_for.get("gate") else ""
-    count, part = (saved.get("chosen_by") or {}).get("n_images"), (chosen_on.get("split") or {}).get("method")
-    how = f", on {count} images" if count else ""
-    how += f" {OUT_OF_FOLD}" if part == OUT_OF_FOLD else ""
+    count = (saved.get("chosen_by") or {}).get("n_images")
+    how = f", on {count} images{of_part(chosen_on.get('split') or {}, count)}" if count else ""
     return f"Thresholds: {words(asdict(settings))}; saved as {name} in {workdirs[0]}, chosen for {whom}{how}."
+
+
+def of_part(split: Mapping[str, Any], count: int) -> str:
+    """Says of which part the `count` images of a choice are, and how many of them the runs were trained on."""
+    runs = split.get("runs", [split])  # of several runs, each has a split
+    trained = [trained_on.images_in_training({"split": one, "n_images": count}) for one in runs]
+    named = dict.fromkeys(str(one["part"]) for one in runs if "part" in one)
+    where = f" of the {' and '.join(named)} part{'s' if len(runs) > 1 else ''}" if named else ""
+    where = f" {OUT_OF_FOLD}" if split.get("method") == OUT_OF_FOLD else where
+    where = " of a whole data set" if [*named] == ["whole"] else where
+    if None in trained:
+        return f"{where}, which it may have been trained on"
+    number = min(sum(one for one in trained if one), count)
+    return where + (f", {number} of them TRAINING images" if number else "")
 
 
 def _members(model: str, weights: Sequence[float]) -> list[tuple[str, float]]:

@@ -19,6 +19,7 @@ from jaxpneumo.data.splits import words
 from jaxpneumo.evaluate.modes import GATED
 from jaxpneumo.evaluate.results import nothing_found, read_metrics, read_summary
 from jaxpneumo.evaluate.tables import TABLES, VALIDATION, paper_of
+from jaxpneumo.predict import trained_on
 from jaxpneumo.predict.postprocess import NATIVE_AREA
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
@@ -106,6 +107,8 @@ def write_report(
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             summary=summary,
             nothing_found=nothing_found(summary),
+            trained_on=trained_on.in_words(summary),
+            in_training=trained_on.images_in_training(summary),
             split=words(summary["split"]),
             split_facts=_flat(summary["split"]),
             mode=mode,
