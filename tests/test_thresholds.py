@@ -264,3 +264,14 @@ def test_wrong_use_is_refused_in_words(workdir, radiographs, tmp_path):
         thresholds.main(["--workdir", str(workdir)])
     with pytest.raises(InputError, match="cannot be divided into 2 folds"):
         thresholds.choose(noise(4, 0), np.zeros(4, int), "image", "dice", "half", 0)
+
+
+def test_they_are_saved_with_the_size_and_views_of_the_evaluation(workdir):
+    """The config may say others since, or the evaluation was made with others."""
+    summary = read_json(workdir / "evaluation/summary.json")
+    write_json(workdir / "evaluation/summary.json", {**summary, "tta": False, "input_size": 64})
+    assert thresholds.main(["--workdir", str(workdir), "--rule", "image"]) == DONE
+    saved = read_json(workdir / "thresholds/image.json")
+    assert (saved["tta"], saved["size"]) == (False, 64)
+    with pytest.raises(InputError, match="was chosen without TTA at size 64: predict with these settings"):
+        named.use(workdir, "image", read_config(workdir).predict)
