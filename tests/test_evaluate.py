@@ -121,9 +121,47 @@ def test_another_data_set_is_scored_whole(workdir, prepared, tmp_path, capsys):
     assert f"{trained} of these images were used for training" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        *(("--part", "train"), ("--part", "all"), ("--data", "elsewhere"), ("--tta", "False")),
+        *(("--thresholds", "image"), ("--gate", "another")),
+    ],
+)
+def test_scores_that_are_not_the_runs_own_need_a_folder_of_their_own(workdir, option):
+    """Other commands read WORKDIR/evaluation as the run's own."""
+    before = (workdir / "evaluation/summary.json").stat()
+    with pytest.raises(InputError, match=rf"with {' '.join(option)}, give --output FOLDER"):
+        module.main(["--workdir", str(workdir), *option])
+    assert (workdir / "evaluation/summary.json").stat() == before
+
+
+def test_what_is_the_runs_own_anyway_may_be_said(workdir, prepared, tmp_path):
+    run = shutil.copytree(workdir, tmp_path / "run")
+    own = ["--part", "validation", "--data", str(prepared), "--tta", "True", "--replicates", "100"]
+    assert module.main(["--workdir", str(run), *own]) == DONE
+    assert read_json(run / "evaluation/summary.json")["intervals"]["replicates"] == 100
+
+
+def test_an_interrupted_evaluation_is_none(workdir, tmp_path, monkeypatch):
+    """Not the summary of an earlier one beside its own files."""
+    run = shutil.copytree(workdir, tmp_path / "run")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_write_gallery", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        module.main(["--workdir", str(run)])
+    assert not (run / "evaluation/summary.json").exists()
+    with pytest.raises(InputError, match="was not evaluated"):
+        compare.compare(run, workdir, None, 100, 0)
+
+
 def test_data_of_another_size_or_no_data_are_refused(workdir, tmp_path):
+    other = ["--data", str(tmp_path), "--part", "all", "--output", str(tmp_path / "out")]
     with pytest.raises(InputError, match="jaxpneumo prepare"):
-        module.main(["--workdir", str(workdir), "--data", str(tmp_path), "--part", "all"])
+        module.main(["--workdir", str(workdir), *other])
 
 
 def test_every_score_has_an_interval_around_it_and_both_baselines_beside_it(summary):

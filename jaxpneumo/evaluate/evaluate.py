@@ -5,6 +5,7 @@ Each score has an interval. The two baselines, empty predictions and the mean sh
 """
 
 import csv
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from jaxpneumo.process.atomic import write_atomically, write_json
 from jaxpneumo.process.errors import DONE, InputError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.process.ranges import BATCH, REPLICATES, SEED
+from jaxpneumo.run.config import Config, read_config
 from jaxpneumo.run.tta import TTA
 from jaxpneumo.score import baseline, bootstrap, metrics
 from jaxpneumo.score.calibration import calibration
@@ -69,8 +71,11 @@ examples:
   jaxpneumo evaluate --workdir runs/exp5
   jaxpneumo evaluate --workdir runs/exp5 --data data/other-hospital --part all --output other-hospital
   jaxpneumo evaluate --workdir runs/exp5 --thresholds triplet --output with-triplet
-  jaxpneumo evaluate --workdir runs/x5_outline --gate runs/x5_decide --gate-thresholds gate
+  jaxpneumo evaluate --workdir runs/x5_outline --gate runs/x5_decide --gate-thresholds gate --output with-gate
   jaxpneumo evaluate --workdir runs/a --workdir runs/b --weights 0.7,0.3 --output ensemble
+
+WORKDIR/evaluation holds the run's own scores, which tables, compare, report, thresholds and predict read. Another part,
+data set, TTA, thresholds or a gate therefore need --output.
 
 With several runs, the mean of their probabilities is used, with the settings of the first run. Runs of different
 folds are scored out of fold: each image by the runs that were not trained on it.
@@ -153,6 +158,8 @@ def evaluate(
         "mean_shape_made_from": shape[1] if shape else None,
         **results,
     }
+    for name in ("summary.json", "thresholds.json"):  # of an earlier evaluation, whose other files go now
+        (output / name).unlink(missing_ok=True)
     _write_metrics(output / "metrics.csv", measured, index, rows)
     write_counts(output / "levels.npz", measured.counts)
     cluster, _ = bootstrap.clusters(index.patient[rows])
@@ -270,6 +277,18 @@ def _write_gallery(
     write_png(path, contact_sheet(pictures))
 
 
+def _departures(options: Namespace, config: Config) -> list[str]:
+    """The options with which an evaluation is not of the run's own validation images and settings."""
+    of_others = {
+        f"--part {options.part}": options.part != "validation",
+        f"--data {options.data}": options.data and options.data.resolve() != Path(config.data.directory).resolve(),
+        f"--tta {options.tta}": options.tta not in (None, config.predict.tta),
+        f"--thresholds {options.thresholds}": options.thresholds,
+        f"--gate {options.gate}": options.gate,
+    }
+    return [option for option, departs in of_others.items() if departs]
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; see HELP."""
     parser = Parser(prog="jaxpneumo evaluate", description=HELP)
@@ -285,7 +304,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--output",
         type=places.folder_to_fill,
-        help="folder to write to (default: WORKDIR/evaluation; required with several runs)",
+        help="folder to write to (default: WORKDIR/evaluation, for the run's own scores only)",
     )
     parser.add_argument("--tta", type=TTA, metavar="NAMES", help=f"test-time augmentation: {TTA} (default: the run's)")
     parser.add_argument("--thresholds", metavar="NAME", help="use the thresholds saved under this name")
@@ -304,6 +323,11 @@ def main(arguments: Sequence[str]) -> int:
 
     if options.output is None and is_shared(workdirs[0]):
         raise InputError(f"{workdirs[0]} is a shared folder and stays as it is: give --output FOLDER.")
+    if options.output is None and (others := _departures(options, read_config(workdirs[0]))):
+        raise InputError(
+            f"{workdirs[0]}/evaluation is for the scores of the run's own validation images and settings, which other "
+            f"commands read there: with {' and '.join(others)}, give --output FOLDER."
+        )
     loaded = [load_predictor(workdir) for workdir in workdirs]
     predictor = combine(loaded, weights)
     settings = predictor.settings
