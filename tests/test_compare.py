@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxpneumo.evaluate import compare
+from jaxpneumo.evaluate import compare, thresholds
 from jaxpneumo.evaluate.results import read_metrics
 from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
@@ -103,3 +103,21 @@ def test_an_evaluation_that_is_missing_or_not_whole_is_refused(runs):
         compare.compare(*runs, None, 100, 0)
     with pytest.raises(InputError, match="--replicates: 9 cannot be used; give a whole number from 100"):
         compare.main([*map(str, runs), "--replicates", "9"])
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"members": [{"workdir": "a", "weight": 0.5}, {"workdir": "c", "weight": 0.5}]}, "is of the ensemble of a, c"),
+        ({"workdir": "a", "model": "0" * 64}, "is of another run, a"),
+    ],
+)
+def test_scores_of_other_runs_in_its_folder_are_refused(runs, told, words):
+    """In all commands that read them; `evaluate --output` may have written them there."""
+    path = runs[1] / "evaluation/summary.json"
+    summary = read_json(path)
+    write_json(path, {**summary, "run": {**summary["run"], **told}})
+    with pytest.raises(InputError, match=rf"{words}, not of {runs[1]} alone"):
+        compare.compare(*runs, None, 100, 0)
+    with pytest.raises(InputError, match=words):
+        thresholds.main(["--workdir", str(runs[1])])

@@ -17,7 +17,8 @@ def read_summary(workdir: Path, folder: str = "evaluation") -> dict[str, Any]:
     """Reads the summary.json of a finished and evaluated run.
 
     Raises:
-      InputError: the folder is not a run, its last stage is not finished, or it was not evaluated.
+      InputError: the folder is not a run, its last stage is not finished, it was not evaluated, or its evaluation is of
+        an ensemble or of another run.
     """
     stage = read_config(workdir).stages[-1].name
     if not final_directory(workdir / stage).is_dir():
@@ -31,7 +32,30 @@ def read_summary(workdir: Path, folder: str = "evaluation") -> dict[str, Any]:
     summary = read_json(path)
     if not isinstance(summary, dict) or not {"data", "split", "scores", "intervals"} <= summary.keys():
         raise InputError(f"{path} is of an earlier version: run `jaxpneumo evaluate --workdir {workdir}` again.")
+    _check_of(workdir, path, summary.get("run", {}))
     return summary
+
+
+def _check_of(workdir: Path, path: Path, run: dict[str, Any]) -> None:
+    """Raises InputError unless an evaluation is of a run itself; `run` is what summary.json says of it."""
+    members = [one["workdir"] for one in run.get("members", [])]
+    # A run may have been renamed or copied since: then its weights decide, which take seconds to read.
+    other = run.get("workdir", "") if run.get("workdir") != workdir.resolve().name and "model" in run else ""
+    if members or (other and run["model"] != _fingerprint(workdir)):
+        whose = f"the ensemble of {', '.join(members)}" if members else f"another run, {other}"
+        raise InputError(
+            f"{path} is of {whose}, not of {workdir} alone: run `jaxpneumo evaluate --workdir {workdir}` again."
+        )
+
+
+def _fingerprint(workdir: Path) -> str:
+    """The fingerprint of a run's weights, as an evaluation has it."""
+    from jaxpneumo.predict.infer import fingerprint
+    from jaxpneumo.run.network import make_model, stage_result
+    from jaxpneumo.run.state import variable_shapes
+
+    template = variable_shapes(make_model(read_config(workdir).model))
+    return fingerprint(stage_result(workdir, None, template))
 
 
 def nothing_found(summary: dict[str, Any]) -> str:

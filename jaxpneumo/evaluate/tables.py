@@ -148,7 +148,9 @@ def _read(run: Path, folder: str) -> dict[str, Any] | str:
     try:
         return read_summary(run, folder)
     except InputError as error:
-        return "unfinished run" if "unfinished" in str(error) else "not evaluated"
+        if "unfinished" in str(error):
+            return "unfinished run"
+        return "evaluation of other runs" if ", not of " in str(error) else "not evaluated"
 
 
 def _filled(row: Row, summary: dict[str, Any] | str) -> dict[str, Any]:
