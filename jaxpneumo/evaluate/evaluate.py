@@ -21,6 +21,7 @@ from jaxpneumo.evaluate.modes import GATED, VIEWS, own_mode
 from jaxpneumo.evaluate.summary import summarise
 from jaxpneumo.evaluate.summary_text import NOTE, table
 from jaxpneumo.predict import saved_thresholds, workdir_options
+from jaxpneumo.predict.certainty import check_classifier
 from jaxpneumo.predict.gate import add_arguments as add_gate_arguments
 from jaxpneumo.predict.gate import describe as describe_gate
 from jaxpneumo.predict.gate import load_gate
@@ -339,10 +340,17 @@ def main(arguments: Sequence[str]) -> int:
         settings = saved_thresholds.use(workdirs[0], options.thresholds, settings)
     gate = load_gate(options.gate, options.gate_thresholds, settings)
     predictor = replace(predictor, settings=settings, gate=gate)
+    check_classifier(predictor)
     data = options.data or Path(predictor.config.data.directory)
     if options.data is None and not data.is_dir():
         raise InputError(f"{data}, the data set of {workdirs[0]}, was not found. Give its folder as --data.")
     teams, split = parts.select(workdirs, data, options.part, weights)
+    classify = {any(loaded[run].config.model.classifier for run in members if weights[run] > 0) for members, _ in teams}
+    if len(classify) > 1:
+        raise InputError(
+            "only some of the runs have a classifier, so that images of different folds have scores of different "
+            "kinds. Evaluate the runs that have one by themselves, and the others by themselves."
+        )
     output = options.output or workdirs[0] / "evaluation"
     places.check_folder(output, "--output")
     run_report.place(output)
