@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxpneumo.evaluate import compare, thresholds
+from jaxpneumo.evaluate import compare, evaluate, thresholds
 from jaxpneumo.evaluate.results import read_metrics
 from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
@@ -71,6 +71,13 @@ def test_another_split_is_refused(runs):
 
     edit(runs[1] / "evaluation/metrics.csv", renamed)
     with pytest.raises(InputError, match="another split: 1 images are in the first only, 1 in the second"):
+        compare.compare(*runs, None, 100, 0)
+
+
+def test_another_part_is_not_called_another_split(runs):
+    evaluate.main(["--workdir", str(runs[1]), "--part", "train", "--output", str(runs[1] / "evaluation")])
+    words = "on the validation part and .*b on the train part. Evaluate both on the same part"
+    with pytest.raises(InputError, match=words):
         compare.compare(*runs, None, 100, 0)
 
 
