@@ -102,6 +102,29 @@ def test_a_run_that_finds_nothing_is_told(summary):
     assert nothing_found(empty | {"n_positive": 0}) == ""
 
 
+def test_what_makes_it_find_nothing_is_told(summary):
+    """Of a network that predicts nothing, of a removal rule that leaves nothing, and of a gate."""
+
+    def told(mode, **sensitivities):
+        scores = {name: summary["scores"]["plain"] | {"sensitivity": value} for name, value in sensitivities.items()}
+        return nothing_found(summary | {"run": {"mode": mode}, "scores": scores})
+
+    assert told("tta_removal", tta=0.0, tta_removal=0.0).endswith("or the thresholds may be too high.")
+    words = "Without the removal rule something is outlined: choose thresholds with `jaxpneumo thresholds`."
+    assert told("tta_removal", tta=0.5, tta_removal=0.0).endswith(words)
+    assert told("removal", plain=0.5, removal=0.0).endswith(words)
+    gated = told("removal_gated", plain=0.5, removal=0.5, removal_gated=0.0)
+    assert gated.endswith("Without the gate or the classifier's threshold something is outlined.")
+
+
+def test_the_text_names_a_triplet_a_rule_and_the_regions_as_the_report_does(summary):
+    text = module.table(summary | {"top": {"threshold": 0.8, "area": 700}})
+    assert "TTA + rule" in text
+    assert "TTA + removal" not in text
+    assert "labelled regions that were met" in text
+    assert "predicted regions that are real" in text
+
+
 def test_batch_size_does_not_change_the_scores(workdir, summary, tmp_path):
     arguments = ["--workdir", str(workdir), "--batch-size", "2", "--output", str(tmp_path)]
     assert module.main(arguments) == DONE

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxpneumo.data.dataset import Index
+from jaxpneumo.evaluate.modes import GATED
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.run.config import read_config
@@ -60,11 +61,18 @@ def _fingerprint(workdir: Path) -> str:
 
 def nothing_found(summary: dict[str, Any]) -> str:
     """Warns about a run that outlines no true pixel in any image; "" for any other run, and without positive images."""
-    if summary["n_positive"] == 0 or summary["scores"][summary["run"]["mode"]]["sensitivity"] > 0:
+    mode = summary["run"]["mode"]
+    if summary["n_positive"] == 0 or summary["scores"][mode]["sensitivity"] > 0:
         return ""
+    plain = "tta" if mode.startswith("tta") else "plain"
+    why = "The network may predict nothing, or the thresholds may be too high."
+    if summary["scores"][mode.removesuffix(GATED)]["sensitivity"] > 0:
+        why = "Without the gate or the classifier's threshold something is outlined."
+    elif summary["scores"][plain]["sensitivity"] > 0:
+        why = "Without the removal rule something is outlined: choose thresholds with `jaxpneumo thresholds`."
     return (
         f"No true pixel is outlined in any of the {summary['n_positive']} images with pneumothorax: this run is of no "
-        "use, however high its mean scores are. The network may predict nothing, or the thresholds may be too high."
+        f"use, however high its mean scores are. {why}"
     )
 
 

@@ -23,7 +23,8 @@ def table(summary: dict[str, Any]) -> str:
         f"predicted at {summary['input_size']}, scored at {', '.join(summary['scored_at'])}; {_thresholds(summary)}",
         f"{'':>20} {'Dice':>23} {'IoU':>23} {'Dice positives':>23} {'Dice negatives':>14}",
     ]
-    rows = [(title(mode), scores, intervals["scores"][mode]) for mode, scores in summary["scores"].items()]
+    triplet = "top" in summary
+    rows = [(title(mode, triplet), scores, intervals["scores"][mode]) for mode, scores in summary["scores"].items()]
     rows.append(("all empty", summary["all_empty"], intervals["all_empty"]))
     if summary["mean_shape"]:
         rows.append(("mean shape", summary["mean_shape"], intervals["mean_shape"]))
@@ -38,11 +39,13 @@ def table(summary: dict[str, Any]) -> str:
     view = VIEWS[own.startswith("tta")]
     level, ends = summary["image_level"][view]["top_mean"], intervals["image_level"][view]["top_mean"]
     lines += [
-        f"{title(own)}: {one('sensitivity', 'sensitivity')}, {one('specificity', 'specificity')}, "
+        f"{title(own, triplet)}: {one('sensitivity', 'sensitivity')}, {one('specificity', 'specificity')}, "
         f"AUROC {with_interval(level['auroc'], ends['auroc'])}, "
         f"average precision {with_interval(level['average_precision'], ends['average_precision'])}",
-        f"regions: {one('found', 'lesion_sensitivity')}, {one('real', 'lesion_precision')}; outlines: "
-        f"{one('Hausdorff 95 %', 'hausdorff95_px')} px, {one('mean distance', 'surface_distance_px')} px",
+        f"{one('labelled regions that were met', 'lesion_sensitivity')}, "
+        f"{one('predicted regions that are real', 'lesion_precision')}; outlines: "
+        f"{one('Hausdorff distance 95 %', 'hausdorff95_px')} px, "
+        f"{one('mean surface distance', 'surface_distance_px')} px",
         f"[{bootstrap.words(intervals)}]",
     ]
     if warning := nothing_found(summary):

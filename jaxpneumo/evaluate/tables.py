@@ -165,11 +165,14 @@ def _filled(row: Row, summary: dict[str, Any] | str) -> dict[str, Any]:
         trained = images_in_training(summary)
         if trained:
             return {**result, "of": f"no figure: {trained} of its images are TRAINING images ({of})"}
+        remarks = ["it may have been trained on them"] if trained is None else []
+        if "top" in summary and "removal" in row.mode:
+            remarks.append("with a triplet rule, not R-TH")
         result |= {
             "ours": summary["scores"][row.mode][row.score],
             "interval": summary["intervals"]["scores"][row.mode][row.score],
             "all_empty": summary["all_empty"][row.score],
-            "of": f"{of}{'; it may have been trained on them' if trained is None else ''}",
+            "of": of + "".join(f"; {remark}" for remark in remarks),
         }
     return result
 
