@@ -8,6 +8,7 @@ import pytest
 from jaxpneumo.predict.certainty import Bands, Certainty, bands_of, judge
 from jaxpneumo.predict.infer import load_predictor
 from jaxpneumo.process.atomic import write_json
+from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
 
 
@@ -51,3 +52,48 @@ def test_limits_come_from_the_evaluation_of_this_model_or_are_called_uncalibrate
     assert bands_of(predictor) == uncalibrated
     (run / "evaluation/calibration.json").unlink()
     assert bands_of(predictor) == uncalibrated
+
+
+@pytest.fixture
+def predictor(evaluated, tmp_path):
+    """Of a run that was never evaluated, with settings that a test may replace."""
+    run = shutil.copytree(evaluated, tmp_path / "run", ignore=shutil.ignore_patterns("stage*", "evaluation"))
+    return replace(load_predictor(evaluated), workdir=run)
+
+
+def test_with_a_top_threshold_the_limits_are_halfway_from_it(predictor):
+    """No pixel below 0.8 alone makes an outline, so a score of 0.5 speaks against one."""
+    settings = replace(predictor.settings, threshold=0.2, top_threshold=0.8, top_area=500)
+    assert bands_of(replace(predictor, settings=settings)) == Bands(0.4, 0.9)
+    # An area of 0 asks for no pixel at the top.
+    assert bands_of(replace(predictor, settings=replace(settings, top_area=0))) == Bands(0.1, 0.6)
+
+
+def with_classifier(run, folder):
+    """A copy of the run's config that says it has a classifier."""
+    config = read_json(run / "config.json")
+    write_json(folder / "config.json", {**config, "model": {**config["model"], "classifier": True}})
+    return folder
+
+
+def test_an_ensembles_score_is_a_classifiers_where_any_run_with_a_weight_has_one(predictor, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = with_classifier(predictor.workdir, tmp_path / "other")
+
+    def bands(*weights):
+        ensemble = replace(predictor, weighted_runs=tuple(zip((predictor.workdir, other), weights, strict=True)))
+        return bands_of(replace(ensemble, settings=replace(predictor.settings, threshold=0.2)))
+
+    assert bands(0.7, 0.3) == Bands(0.25, 0.75)
+    assert bands(1.0, 0.0) == Bands(0.1, 0.6)
+
+
+def test_a_classifiers_threshold_needs_a_classifier(predictor, tmp_path):
+    """Of a member of an ensemble, say, that has the ensemble's saved thresholds; of the gate, too."""
+    wrong = replace(predictor, settings=replace(predictor.settings, classifier_threshold=0.3))
+    for one in (wrong, replace(predictor, gate=wrong)):
+        with pytest.raises(InputError, match=r"says less than 0\.3, and .*run has no classifier"):
+            bands_of(one)
+    other = with_classifier(predictor.workdir, tmp_path)
+    both = replace(wrong, weighted_runs=((predictor.workdir, 0.5), (other, 0.5)))
+    assert bands_of(both) == Bands(0.15, 0.65)

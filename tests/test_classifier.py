@@ -245,3 +245,20 @@ def test_a_threshold_without_a_classifier_is_refused():
         typed(config)
     config["model"]["classifier"] = True
     assert typed(config).predict.classifier_threshold == 0.5
+
+
+def test_runs_of_different_folds_all_have_one_or_none(workdir, evaluated, tmp_path):
+    """Else the image-level score would be a classifier's for some images, and for others it would not."""
+    sides = read_json(workdir / "splits.json")
+    write_json(workdir / "splits.json", {**sides, "train": sides["validation"], "validation": sides["train"]})
+    with pytest.raises(InputError, match="only some of the runs have a classifier"):
+        evaluate.main(["--workdir", f"{workdir},{evaluated}", "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out/metrics.csv").exists()
+
+
+def test_thresholds_of_one_are_refused_where_there_is_none(evaluated, tmp_path):
+    run = shutil.copytree(evaluated, tmp_path / "run")
+    saved = {"threshold": 0.3, "removal_threshold": 0, "removal_rule": "image", "tta": True, "size": 32}
+    write_json(run / "thresholds/ours.json", {**saved, "classifier_threshold": 0.2})
+    with pytest.raises(InputError, match=r"says less than 0\.2, and .*run has no classifier"):
+        evaluate.main(["--workdir", str(run), "--thresholds", "ours", "--output", str(tmp_path / "out")])

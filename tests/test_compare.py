@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxpneumo.evaluate import compare
+from jaxpneumo.evaluate import compare, evaluate, thresholds
 from jaxpneumo.evaluate.results import read_metrics
 from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
@@ -74,6 +74,13 @@ def test_another_split_is_refused(runs):
         compare.compare(*runs, None, 100, 0)
 
 
+def test_another_part_is_not_called_another_split(runs):
+    evaluate.main(["--workdir", str(runs[1]), "--part", "train", "--output", str(runs[1] / "evaluation")])
+    words = "on the validation part and .*b on the train part. Evaluate both on the same part"
+    with pytest.raises(InputError, match=words):
+        compare.compare(*runs, None, 100, 0)
+
+
 def test_an_unfinished_run_is_refused(runs, tmp_path):
     shutil.rmtree(runs[1] / "stage1/final")
     with pytest.raises(InputError, match="unfinished run"):
@@ -103,3 +110,21 @@ def test_an_evaluation_that_is_missing_or_not_whole_is_refused(runs):
         compare.compare(*runs, None, 100, 0)
     with pytest.raises(InputError, match="--replicates: 9 cannot be used; give a whole number from 100"):
         compare.main([*map(str, runs), "--replicates", "9"])
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"members": [{"workdir": "a", "weight": 0.5}, {"workdir": "c", "weight": 0.5}]}, "is of the ensemble of a, c"),
+        ({"workdir": "a", "model": "0" * 64}, "is of another run, a"),
+    ],
+)
+def test_scores_of_other_runs_in_its_folder_are_refused(runs, told, words):
+    """In all commands that read them; `evaluate --output` may have written them there."""
+    path = runs[1] / "evaluation/summary.json"
+    summary = read_json(path)
+    write_json(path, {**summary, "run": {**summary["run"], **told}})
+    with pytest.raises(InputError, match=rf"{words}, not of {runs[1]} alone"):
+        compare.compare(*runs, None, 100, 0)
+    with pytest.raises(InputError, match=words):
+        thresholds.main(["--workdir", str(runs[1])])

@@ -306,13 +306,11 @@ def test_thresholds_refuse_runs_that_do_not_belong_together(evaluated, folds, tm
     with pytest.raises(InputError, match="12 images were evaluated by more than one of the runs"):
         thresholds.main(["--workdir", f"{folds[0]},{again}"])
     other = shutil.copytree(folds[1], tmp_path / "other")
-    config = json.loads((other / "config.json").read_text())
-    config["predict"]["tta"] = False
-    (other / "config.json").write_text(json.dumps(config))
+    summary = json.loads((other / "evaluation/summary.json").read_text())
+    (other / "evaluation/summary.json").write_text(json.dumps({**summary, "tta": False}))
     with pytest.raises(InputError, match=r"tta=True.*tta=False: thresholds hold for one size and TTA only"):
         thresholds.main(["--workdir", f"{folds[0]},{other}"])
-    config["predict"] |= {"tta": True, "size": 64}
-    (other / "config.json").write_text(json.dumps(config))
+    (other / "evaluation/summary.json").write_text(json.dumps({**summary, "input_size": 64}))
     with pytest.raises(InputError, match=r"at size 32 .* at 64"):
         thresholds.main(["--workdir", f"{folds[0]},{other}"])
     shutil.rmtree(other / "evaluation")

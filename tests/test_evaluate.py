@@ -5,7 +5,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from jaxpneumo.predict.submission import read_submission
 from jaxpneumo.process.errors import DONE, InputError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.report import report
-from jaxpneumo.run.config import read_config
 from jaxpneumo.score.metrics import all_empty, counts, dice
 from jaxpneumo.score.threshold_counts import read_counts
 
@@ -104,6 +102,29 @@ def test_a_run_that_finds_nothing_is_told(summary):
     assert nothing_found(empty | {"n_positive": 0}) == ""
 
 
+def test_what_makes_it_find_nothing_is_told(summary):
+    """Of a network that predicts nothing, of a removal rule that leaves nothing, and of a gate."""
+
+    def told(mode, **sensitivities):
+        scores = {name: summary["scores"]["plain"] | {"sensitivity": value} for name, value in sensitivities.items()}
+        return nothing_found(summary | {"run": {"mode": mode}, "scores": scores})
+
+    assert told("tta_removal", tta=0.0, tta_removal=0.0).endswith("or the thresholds may be too high.")
+    words = "Without the removal rule something is outlined: choose thresholds with `jaxpneumo thresholds`."
+    assert told("tta_removal", tta=0.5, tta_removal=0.0).endswith(words)
+    assert told("removal", plain=0.5, removal=0.0).endswith(words)
+    gated = told("removal_gated", plain=0.5, removal=0.5, removal_gated=0.0)
+    assert gated.endswith("Without the gate or the classifier's threshold something is outlined.")
+
+
+def test_the_text_names_a_triplet_a_rule_and_the_regions_as_the_report_does(summary):
+    text = module.table(summary | {"top": {"threshold": 0.8, "area": 700}})
+    assert "TTA + rule" in text
+    assert "TTA + removal" not in text
+    assert "labelled regions that were met" in text
+    assert "predicted regions that are real" in text
+
+
 def test_batch_size_does_not_change_the_scores(workdir, summary, tmp_path):
     arguments = ["--workdir", str(workdir), "--batch-size", "2", "--output", str(tmp_path)]
     assert module.main(arguments) == DONE
@@ -123,9 +144,47 @@ def test_another_data_set_is_scored_whole(workdir, prepared, tmp_path, capsys):
     assert f"{trained} of these images were used for training" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        *(("--part", "train"), ("--part", "all"), ("--data", "elsewhere"), ("--tta", "False")),
+        *(("--thresholds", "image"), ("--gate", "another")),
+    ],
+)
+def test_scores_that_are_not_the_runs_own_need_a_folder_of_their_own(workdir, option):
+    """Other commands read WORKDIR/evaluation as the run's own."""
+    before = (workdir / "evaluation/summary.json").stat()
+    with pytest.raises(InputError, match=rf"with {' '.join(option)}, give --output FOLDER"):
+        module.main(["--workdir", str(workdir), *option])
+    assert (workdir / "evaluation/summary.json").stat() == before
+
+
+def test_what_is_the_runs_own_anyway_may_be_said(workdir, prepared, tmp_path):
+    run = shutil.copytree(workdir, tmp_path / "run")
+    own = ["--part", "validation", "--data", str(prepared), "--tta", "True", "--replicates", "100"]
+    assert module.main(["--workdir", str(run), *own]) == DONE
+    assert read_json(run / "evaluation/summary.json")["intervals"]["replicates"] == 100
+
+
+def test_an_interrupted_evaluation_is_none(workdir, tmp_path, monkeypatch):
+    """Not the summary of an earlier one beside its own files."""
+    run = shutil.copytree(workdir, tmp_path / "run")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_write_gallery", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        module.main(["--workdir", str(run)])
+    assert not (run / "evaluation/summary.json").exists()
+    with pytest.raises(InputError, match="was not evaluated"):
+        compare.compare(run, workdir, None, 100, 0)
+
+
 def test_data_of_another_size_or_no_data_are_refused(workdir, tmp_path):
+    other = ["--data", str(tmp_path), "--part", "all", "--output", str(tmp_path / "out")]
     with pytest.raises(InputError, match="jaxpneumo prepare"):
-        module.main(["--workdir", str(workdir), "--data", str(tmp_path), "--part", "all"])
+        module.main(["--workdir", str(workdir), *other])
 
 
 def test_every_score_has_an_interval_around_it_and_both_baselines_beside_it(summary):
@@ -182,9 +241,8 @@ def found(intervals: dict) -> Iterator[list[float]]:
 
 def test_images_of_one_patient_have_no_intervals(workdir, radiographs, tmp_path, capsys):
     """Neither in the summary nor in any text that is made of it, which say so instead."""
-    index = dataset.read_labels(Path(read_config(workdir).data.directory))
-    # So few that their one patient is believed.
-    few = sorted(index)[:10]
+    # So few that their one patient is believed. Training images would have no figure in the papers' tables.
+    few = sorted(read_json(workdir / "splits.json")["validation"])
     (tmp_path / "patients.csv").write_text("ImageId,patient\n" + "".join(f"{image_id},P\n" for image_id in few))
     one, labels = tmp_path / "one", tmp_path / "labels.csv"
     lines = (radiographs / "labels.csv").read_text().splitlines()

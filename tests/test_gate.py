@@ -141,7 +141,8 @@ def test_scores_with_the_gate_stand_beside_those_without(gate, outlining, tmp_pa
     flags = ["--workdir", str(outlining), "--part", "validation"]
     assert evaluate.main([*flags, "--output", str(tmp_path / "alone")]) == DONE
     capsys.readouterr()
-    assert evaluate.main([*flags, "--gate", str(gate), "--gate-thresholds", "half"]) == DONE
+    gated = ["--gate", str(gate), "--gate-thresholds", "half", "--output", str(outlining / "evaluation")]
+    assert evaluate.main([*flags, *gated]) == DONE
     printed = capsys.readouterr().out
     alone, gated = (
         json.loads((path / "summary.json").read_text()) for path in (tmp_path / "alone", outlining / "evaluation")

@@ -5,9 +5,10 @@ import shutil
 import subprocess
 
 import pytest
-from helpers import REPOSITORY
+from helpers import REPOSITORY, as_typed, load_config
 
 from jaxpneumo.evaluate import tables
+from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
 from jaxpneumo.process.files import read_json
 
@@ -66,6 +67,35 @@ def test_a_run_fills_its_rows(evaluated, tmp_path):
     again = tables.collect(tmp_path / "runs")["Augmentation study, test Dice"][4]
     assert again["ours"] == summary["scores"]["plain"]["dice"]
     assert f"{again['ours']:.4f}" in tables.text({"x": [again]})
+
+
+def as_shipped(name, workdir):
+    """Gives a run the shipped config of an experiment, as training would have saved it."""
+    write_json(workdir / "config.json", as_typed(load_config(name)).to_dict())
+
+
+def test_a_run_that_is_not_trained_as_its_config_says_is_marked(evaluated, tmp_path):
+    run = shutil.copytree(evaluated, tmp_path / "runs/exp1")
+    rows = tables.collect(tmp_path / "runs")["Validation IoU of the experiments, round 1"]
+    differs = next(row for row in rows if row["label"] == "exp1 TTA")["differs"]
+    assert {"model.width is 8, not 64", "stage1.size is 32, not 256", "predict.size is 32, not 256"} <= {*differs}
+    text = tables.text({"x": rows})
+    assert "exp1 TTA *" in text
+    assert "\n* exp1 is not configs/exp1.py: " in text
+    as_shipped("exp1", run)
+    assert tables.differences(run) == []
+
+
+@pytest.mark.parametrize("run", ["exp5", "exp5_round2", "augmentation_study_A1+A2", "unet256"])
+def test_every_run_of_the_tables_has_its_config(run, tmp_path):
+    """With epochs of its own it differs in these, and where its data lie does not count."""
+    file = tables.config_of(run).replace(".py", "")
+    config = load_config(file)
+    config.data.directory, config.stage1.epochs = "elsewhere", 7
+    (tmp_path / run).mkdir()
+    write_json(tmp_path / run / "config.json", as_typed(config).to_dict())
+    (told,) = tables.differences(tmp_path / run)
+    assert told.startswith("stage1.epochs is 7, not ")
 
 
 def test_the_study_refuses_an_arm_that_there_is_not_before_any_is_trained():

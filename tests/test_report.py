@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxpneumo.data import dataset, rle
+from jaxpneumo.evaluate.results import read_metrics
 from jaxpneumo.predict.submission import read_submission
 from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
@@ -189,6 +190,69 @@ def test_a_run_that_finds_nothing_has_a_banner(page, reported, tmp_path):
     write_json(run / "evaluation/summary.json", summary)
     path, _ = report.write_report(run)
     assert "NOTHING FOUND" in path.read_text()
+
+
+@pytest.fixture
+def drawn(workdir, monkeypatch):
+    """Reports on an evaluation with a changed summary; returns the page, and thresholds and R-TH that figures mark."""
+
+    def write(**changes):
+        summary = read_json(workdir / "evaluation/summary.json")
+        write_json(workdir / "evaluation/summary.json", summary | changes)
+        marks = {}
+        for name in ("threshold_surfaces", "dice_by_size"):
+            draw = getattr(figures, name)
+            monkeypatch.setattr(
+                figures, name, lambda *given, n=name, f=draw: marks.__setitem__(n, given[-1]) or f(*given)
+            )
+        report.write_report(workdir)
+        return Page(workdir / "report.html"), marks["threshold_surfaces"], marks["dice_by_size"]
+
+    return write
+
+
+def test_it_shows_the_thresholds_of_the_evaluation_not_of_the_config(drawn):
+    page, own, removal = drawn(threshold=0.45, removal={"threshold": 512, "rule": "component"})
+    assert (own["threshold"], own["removal_threshold"], own["removal_rule"]) == (0.45, 512, "component")
+    assert removal == 512
+    assert "The scores above are with B-TH 0.45, R-TH 512 px (component)." in page.text
+
+
+def test_with_a_gate_the_removal_threshold_is_marked_too(drawn, workdir):
+    summary = read_json(workdir / "evaluation/summary.json")
+    gated, metrics = f"{MODE}_gated", workdir / "evaluation/metrics.csv"
+    columns = read_metrics(metrics)
+    rows = [list(columns), *zip(*columns.values(), strict=True)]
+    own = [n for n, name in enumerate(rows[0]) if name.startswith(f"{MODE}_")]
+    rows = [[*row, *(row[n] for n in own)] for row in rows]
+    rows[0][-len(own) :] = [name.replace(MODE, gated) for name in rows[0][-len(own) :]]
+    with open(metrics, "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    scores, ends = summary["scores"], summary["intervals"]
+    _, _, removal = drawn(
+        run=summary["run"] | {"mode": gated},
+        scores=scores | {gated: scores[MODE]},
+        intervals=ends | {"scores": ends["scores"] | {gated: ends["scores"][MODE]}},
+    )
+    assert removal == 20000
+
+
+def test_a_triplet_is_called_a_rule_and_told_whole(drawn):
+    """It has no place on the surfaces of B-TH and R-TH."""
+    page, own, removal = drawn(top={"threshold": 0.8, "area": 700}, removal={"threshold": 0, "rule": "image"})
+    assert (own, removal) == (None, 0)
+    assert "The scores above are with top 0.8, area 700 px, bottom 0.3." in page.text
+    assert "TTA + rule" in page.text
+    assert "TTA + R-TH" not in page.text
+    assert "R-TH 0 px" not in page.text
+    assert "removes masks with fewer than 700 px of 1024x1024 that reach 0.8" in page.text
+
+
+def test_calibration_names_the_limits_before_its_rule_does(drawn, workdir):
+    page, _, _ = drawn()
+    limits = read_json(workdir / "evaluation/calibration.json")["top_mean"]["uncertain"]
+    told = f"low = {limits['low']:.4f} and high = {limits['high']:.4f}."
+    assert page.text.index(told) < page.text.index("score at least low")
 
 
 def test_figures_are_files_too(page, reported):

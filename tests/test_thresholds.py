@@ -4,6 +4,7 @@ import re
 import shutil
 import time
 import tracemalloc
+from dataclasses import replace
 from decimal import Decimal
 from itertools import product
 
@@ -233,6 +234,34 @@ def test_a_saved_name_is_replaced_only_where_that_is_asked_for(workdir, capsys):
     assert read_json(saved)["chosen_by"]["score"] == "iou"
 
 
+OWN = {"threshold": 0.4, "removal_threshold": 0, "removal_rule": "image", "tta": True, "size": 32}
+
+
+def test_a_saved_choice_replaces_all_thresholds_of_the_config(workdir):
+    """Those that it has not, too: it was made without them."""
+    settings = read_config(workdir).predict
+    of_triplet = replace(settings, top_threshold=0.9, top_area=500, classifier_threshold=0.5)
+    write_json(workdir / "thresholds/image.json", OWN)
+    used = named.use(workdir, "image", of_triplet)
+    assert (used.threshold, used.top_threshold, used.top_area, used.classifier_threshold) == (0.4, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("made_for", "told"),
+    [
+        ({"runs": ["run"], "model": "abc", "weights": [1.0]}, "chosen for this run."),
+        ({"runs": ["run"], "model": "old", "weights": [1.0]}, "chosen for run, whose weights were others then."),
+        ({"runs": ["other"], "model": "old", "weights": [1.0]}, "chosen for other."),
+        ({"runs": ["run", "b"], "model": "abc+d", "weights": [0.5, 0.5]}, "chosen for the ensemble of run, b."),
+        ({"runs": ["run"], "model": "abc+d", "weights": [1.0]}, "chosen for run."),
+        ({"runs": ["run", "b"]}, "chosen for each alone: run, b."),
+    ],
+)
+def test_it_is_said_what_a_choice_was_made_for(workdir, made_for, told):
+    write_json(workdir / "thresholds/image.json", {**OWN, "chosen_for": made_for})
+    assert named.origin(read_config(workdir).predict, [workdir], "image", "abc", [1.0]).endswith(told)
+
+
 def test_top_threshold_empties_masks(workdir, radiographs, tmp_path):
     arguments = ["--workdir", str(workdir), "--input", str(radiographs / "dicom"), "--overlays", "0"]
     saved = {"threshold": 0.0, "removal_threshold": 0, "removal_rule": "image", "tta": True, "size": 32}
@@ -264,3 +293,14 @@ def test_wrong_use_is_refused_in_words(workdir, radiographs, tmp_path):
         thresholds.main(["--workdir", str(workdir)])
     with pytest.raises(InputError, match="cannot be divided into 2 folds"):
         thresholds.choose(noise(4, 0), np.zeros(4, int), "image", "dice", "half", 0)
+
+
+def test_they_are_saved_with_the_size_and_views_of_the_evaluation(workdir):
+    """The config may say others since, or the evaluation was made with others."""
+    summary = read_json(workdir / "evaluation/summary.json")
+    write_json(workdir / "evaluation/summary.json", {**summary, "tta": False, "input_size": 64})
+    assert thresholds.main(["--workdir", str(workdir), "--rule", "image"]) == DONE
+    saved = read_json(workdir / "thresholds/image.json")
+    assert (saved["tta"], saved["size"]) == (False, 64)
+    with pytest.raises(InputError, match="was chosen without TTA at size 64: predict with these settings"):
+        named.use(workdir, "image", read_config(workdir).predict)

@@ -87,6 +87,9 @@ def _check_same(a: Path, b: Path, summaries: list[dict[str, Any]], tables: list[
         )
     ids = [set(table["ImageId"].tolist()) for table in tables]
     if ids[0] != ids[1]:
+        if summaries[0]["split"]["part"] != summaries[1]["split"]["part"]:
+            one, other = (f"the {summary['split']['part']} part" for summary in summaries)
+            raise InputError(f"{a} was evaluated on {one} and {b} on {other}. Evaluate both on the same part.")
         parts = [f"{words(s['split'])}, {s['split']['part']} part" for s in summaries]
         raise InputError(
             f"{a} ({parts[0]}) and {b} ({parts[1]}) were evaluated on different images, so on another split: "

@@ -5,6 +5,7 @@ Each score has an interval. The two baselines, empty predictions and the mean sh
 """
 
 import csv
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +15,16 @@ import cv2
 import numpy as np
 
 from jaxpneumo.data import dataset, rle
-from jaxpneumo.data.splits import OUT_OF_FOLD, read_splits, words
+from jaxpneumo.data.splits import OUT_OF_FOLD
 from jaxpneumo.evaluate import parts, thresholds
-from jaxpneumo.evaluate.modes import GATED, VIEWS, own_mode, title
-from jaxpneumo.evaluate.results import nothing_found
+from jaxpneumo.evaluate.modes import GATED, VIEWS, own_mode
 from jaxpneumo.evaluate.summary import summarise
+from jaxpneumo.evaluate.summary_text import NOTE, table
 from jaxpneumo.predict import saved_thresholds, workdir_options
+from jaxpneumo.predict.certainty import check_classifier
 from jaxpneumo.predict.gate import add_arguments as add_gate_arguments
 from jaxpneumo.predict.gate import describe as describe_gate
 from jaxpneumo.predict.gate import load_gate
-from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.predict.pictures import contact_sheet, overlay
 from jaxpneumo.predict.png import write_png
 from jaxpneumo.predict.submission import write_submission
@@ -33,6 +34,7 @@ from jaxpneumo.process.atomic import write_atomically, write_json
 from jaxpneumo.process.errors import DONE, InputError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.process.ranges import BATCH, REPLICATES, SEED
+from jaxpneumo.run.config import Config, read_config
 from jaxpneumo.run.tta import TTA
 from jaxpneumo.score import baseline, bootstrap, metrics
 from jaxpneumo.score.calibration import calibration
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
     from jaxpneumo.run.config import Predict
 
 GALLERY = 12
-NOTE = "Research software, not a medical device."
 
 HELP = """\
 Scores a finished run on held-out images at their native size. Not a medical device.
@@ -71,8 +72,11 @@ examples:
   jaxpneumo evaluate --workdir runs/exp5
   jaxpneumo evaluate --workdir runs/exp5 --data data/other-hospital --part all --output other-hospital
   jaxpneumo evaluate --workdir runs/exp5 --thresholds triplet --output with-triplet
-  jaxpneumo evaluate --workdir runs/x5_outline --gate runs/x5_decide --gate-thresholds gate
+  jaxpneumo evaluate --workdir runs/x5_outline --gate runs/x5_decide --gate-thresholds gate --output with-gate
   jaxpneumo evaluate --workdir runs/a --workdir runs/b --weights 0.7,0.3 --output ensemble
+
+WORKDIR/evaluation holds the run's own scores, which tables, compare, report, thresholds and predict read. Another part,
+data set, TTA, thresholds or a gate therefore need --output.
 
 With several runs, the mean of their probabilities is used, with the settings of the first run. Runs of different
 folds are scored out of fold: each image by the runs that were not trained on it.
@@ -155,6 +159,8 @@ def evaluate(
         "mean_shape_made_from": shape[1] if shape else None,
         **results,
     }
+    for name in ("summary.json", "thresholds.json"):  # of an earlier evaluation, whose other files go now
+        (output / name).unlink(missing_ok=True)
     _write_metrics(output / "metrics.csv", measured, index, rows)
     write_counts(output / "levels.npz", measured.counts)
     cluster, _ = bootstrap.clusters(index.patient[rows])
@@ -185,13 +191,12 @@ def _origin(predictor: "Predictor") -> dict[str, Any]:
 
 
 def _gate(gate: "Predictor", measured: "Measured") -> dict[str, Any]:
-    """The gate, the images that it kept, and how many of all images it was trained on."""
-    trained = np.isin(measured.counts.image_id, read_splits(gate.workdir / "splits.json")["train"])
+    """The gate, the images that it kept, and how many of all images it was trained on; None where that is unknown."""
     return {
         "workdir": gate.workdir.name,
         **describe_gate(gate),
         "images_kept": int(cast(np.ndarray, measured.kept).sum()),
-        "images_in_training": int(trained.sum()),
+        "images_in_training": parts.count_trained([gate.workdir], measured.counts.image_id),
     }
 
 
@@ -201,76 +206,6 @@ def _classifier(settings: "Predict", measured: "Measured") -> dict[str, Any]:
         return {}
     kept = int((measured.counts.finding >= settings.classifier_threshold).sum())
     return {"classifier": {"threshold": settings.classifier_threshold, "images_kept": kept}}
-
-
-def table(summary: dict[str, Any]) -> str:
-    """Formats summary.json as text: scores of all modes and baselines, then detection and distances of the own mode."""
-    kind = "SYNTHETIC" if summary["data"]["synthetic"] else "real"
-    intervals, own = summary["intervals"], summary["run"]["mode"]
-    lines = [
-        f"{summary['n_images']} images ({summary['n_positive']} positive), {kind} data "
-        f"{summary['data']['directory']}, {words(summary['split'])}, {summary['split']['part']} part; "
-        f"predicted at {summary['input_size']}, scored at {', '.join(summary['scored_at'])}; {_thresholds(summary)}",
-        f"{'':>20} {'Dice':>23} {'IoU':>23} {'Dice positives':>23} {'Dice negatives':>14}",
-    ]
-    rows = [(title(mode), scores, intervals["scores"][mode]) for mode, scores in summary["scores"].items()]
-    rows.append(("all empty", summary["all_empty"], intervals["all_empty"]))
-    if summary["mean_shape"]:
-        rows.append(("mean shape", summary["mean_shape"], intervals["mean_shape"]))
-    for name, scores, ends in rows:
-        texts = [with_interval(scores[key], ends[key]) for key in ("dice", "iou", "dice_positive")]
-        negative = with_interval(scores["dice_negative"], None)
-        lines.append(f"{name:>20} {texts[0]:>23} {texts[1]:>23} {texts[2]:>23} {negative:>14}")
-
-    def one(label: str, key: str) -> str:
-        return f"{label} {with_interval(summary['scores'][own][key], intervals['scores'][own][key])}"
-
-    view = VIEWS[own.startswith("tta")]
-    level, ends = summary["image_level"][view]["top_mean"], intervals["image_level"][view]["top_mean"]
-    lines += [
-        f"{title(own)}: {one('sensitivity', 'sensitivity')}, {one('specificity', 'specificity')}, "
-        f"AUROC {with_interval(level['auroc'], ends['auroc'])}, "
-        f"average precision {with_interval(level['average_precision'], ends['average_precision'])}",
-        f"regions: {one('found', 'lesion_sensitivity')}, {one('real', 'lesion_precision')}; outlines: "
-        f"{one('Hausdorff 95 %', 'hausdorff95_px')} px, {one('mean distance', 'surface_distance_px')} px",
-        f"[{bootstrap.words(intervals)}]",
-    ]
-    if warning := nothing_found(summary):
-        lines.append(warning)
-    if own := summary.get("classifier"):
-        left = summary["n_images"] - own["images_kept"]
-        lines.append(f"classifier: below {own['threshold']:g} for {left} of {summary['n_images']} images: empty.")
-    if gate := summary.get("gate"):
-        lines.append(
-            f"gate: {gate['workdir']} ({saved_thresholds.words(gate)}) leaves "
-            f"{summary['n_images'] - gate['images_kept']} of {summary['n_images']} images empty."
-        )
-        if gate["images_in_training"]:
-            lines.append(
-                f"The gate was trained on {gate['images_in_training']} of these images: the scores with it are better "
-                "than on new images."
-            )
-    if trained := summary["split"].get("images_in_training"):
-        lines.append(f"{trained} of these images were used for training: the scores are better than on new images.")
-    if summary["run"].get("trained_on_synthetic"):
-        lines.append(SYNTHETIC_NOTE)
-    return "\n".join([*lines, NOTE])
-
-
-def _thresholds(summary: dict[str, Any]) -> str:
-    top, removal = summary.get("top"), summary["removal"]
-    words = (
-        f"probability threshold {summary['threshold']}, removal threshold {removal['threshold']} px ({removal['rule']})"
-    )
-    return f"{words}, top threshold {top['threshold']} with an area of {top['area']} px" if top else words
-
-
-def with_interval(value: float | None, ends: Sequence[float] | None) -> str:
-    """Formats a score and its interval: "0.8356 [0.8201, 0.8502]", or "-" without a score."""
-    if value is None:
-        return "-"
-    digits = 4 if abs(value) < 2 else 1
-    return f"{value:.{digits}f}" + (f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends else "")
 
 
 def evaluate_run(predictor: "Predictor", quiet: bool = False) -> dict[str, Any]:
@@ -343,6 +278,18 @@ def _write_gallery(
     write_png(path, contact_sheet(pictures))
 
 
+def _departures(options: Namespace, config: Config) -> list[str]:
+    """The options with which an evaluation is not of the run's own validation images and settings."""
+    of_others = {
+        f"--part {options.part}": options.part != "validation",
+        f"--data {options.data}": options.data and options.data.resolve() != Path(config.data.directory).resolve(),
+        f"--tta {options.tta}": options.tta not in (None, config.predict.tta),
+        f"--thresholds {options.thresholds}": options.thresholds,
+        f"--gate {options.gate}": options.gate,
+    }
+    return [option for option, departs in of_others.items() if departs]
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; see HELP."""
     parser = Parser(prog="jaxpneumo evaluate", description=HELP)
@@ -358,7 +305,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--output",
         type=places.folder_to_fill,
-        help="folder to write to (default: WORKDIR/evaluation; required with several runs)",
+        help="folder to write to (default: WORKDIR/evaluation, for the run's own scores only)",
     )
     parser.add_argument("--tta", type=TTA, metavar="NAMES", help=f"test-time augmentation: {TTA} (default: the run's)")
     parser.add_argument("--thresholds", metavar="NAME", help="use the thresholds saved under this name")
@@ -377,6 +324,11 @@ def main(arguments: Sequence[str]) -> int:
 
     if options.output is None and is_shared(workdirs[0]):
         raise InputError(f"{workdirs[0]} is a shared folder and stays as it is: give --output FOLDER.")
+    if options.output is None and (others := _departures(options, read_config(workdirs[0]))):
+        raise InputError(
+            f"{workdirs[0]}/evaluation is for the scores of the run's own validation images and settings, which other "
+            f"commands read there: with {' and '.join(others)}, give --output FOLDER."
+        )
     loaded = [load_predictor(workdir) for workdir in workdirs]
     predictor = combine(loaded, weights)
     settings = predictor.settings
@@ -388,10 +340,17 @@ def main(arguments: Sequence[str]) -> int:
         settings = saved_thresholds.use(workdirs[0], options.thresholds, settings)
     gate = load_gate(options.gate, options.gate_thresholds, settings)
     predictor = replace(predictor, settings=settings, gate=gate)
+    check_classifier(predictor)
     data = options.data or Path(predictor.config.data.directory)
     if options.data is None and not data.is_dir():
         raise InputError(f"{data}, the data set of {workdirs[0]}, was not found. Give its folder as --data.")
     teams, split = parts.select(workdirs, data, options.part, weights)
+    classify = {any(loaded[run].config.model.classifier for run in members if weights[run] > 0) for members, _ in teams}
+    if len(classify) > 1:
+        raise InputError(
+            "only some of the runs have a classifier, so that images of different folds have scores of different "
+            "kinds. Evaluate the runs that have one by themselves, and the others by themselves."
+        )
     output = options.output or workdirs[0] / "evaluation"
     places.check_folder(output, "--output")
     run_report.place(output)

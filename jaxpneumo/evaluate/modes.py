@@ -18,6 +18,7 @@ def own_mode(settings: Predict) -> str:
     return next(mode for mode, (tta, removal) in MODES.items() if (bool(tta), removal) == (bool(settings.tta), removes))
 
 
-def title(mode: str) -> str:
-    """A mode's name for a person: "TTA + removal", with a gate "TTA + removal + gate"."""
-    return TITLES[mode.removesuffix(GATED)] + (" + gate" if mode.endswith(GATED) else "")
+def title(mode: str, triplet: bool = False) -> str:
+    """A mode's name for a person: "TTA + removal", of a triplet "TTA + rule", with a gate "TTA + removal + gate"."""
+    name = TITLES[mode.removesuffix(GATED)]
+    return (name.replace("removal", "rule") if triplet else name) + (" + gate" if mode.endswith(GATED) else "")

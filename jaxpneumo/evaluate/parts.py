@@ -10,6 +10,8 @@ from jaxpneumo.data import dataset
 from jaxpneumo.data.splits import OUT_OF_FOLD, read_splits, split_rows
 from jaxpneumo.process.errors import InputError
 
+SHARED_PATIENTS = "validation_images_with_patient_in_training"  # as `split_rows` counts them
+
 # The runs that score some images, by their places in the list of runs, and the rows of these images.
 Team = tuple[tuple[int, ...], np.ndarray]
 
@@ -32,18 +34,22 @@ def select(
       The teams, no image in two of them; and a description of the split for `splits.words` and summary.json.
 
     Raises:
-      InputError: the data set lacks images of a run, or the training parts differ and are asked for.
+      InputError: the data set lacks images of a run, the training parts differ and are asked for, or a run has no
+        split and a part of it is asked for.
     """
     index = dataset.read_index(data)
     everyone = tuple(range(len(workdirs)))
     if part == "all":
-        seen = [image_id for workdir in workdirs for image_id in read_splits(workdir / "splits.json")["train"]]
-        trained = int(np.isin(index.image_id, seen).sum())
+        trained = count_trained(workdirs, index.image_id)
         return [(everyone, np.arange(len(index)))], {"method": "none", "part": "whole", "images_in_training": trained}
     parts = [_rows(workdir, data, index) for workdir in workdirs]
     train, validation, split = parts[0]
     if all(np.array_equal(validation, other) for _, other, _ in parts[1:]):
-        return [(everyone, train if part == "train" else validation)], {"part": part, **split}
+        if part == "train":
+            # Every patient is in training here, so the number of those on both sides would mean nothing.
+            split = {key: value for key, value in split.items() if key != SHARED_PATIENTS}
+            return [(everyone, train)], {"part": part, **split, "images_in_training": len(train)}
+        return [(everyone, validation)], {"part": part, **split}
     if part == "train":
         raise InputError(
             f"{workdirs[0]} and the other runs were trained on different images: score their validation parts, or "
@@ -53,8 +59,19 @@ def select(
     return _out_of_fold([(train, validation) for train, validation, _ in parts], counted, index)
 
 
+def count_trained(workdirs: Sequence[Path], image_id: np.ndarray) -> int | None:
+    """Counts the images that one of the runs was trained on; None if a run has no split, as it was imported."""
+    files = [workdir / "splits.json" for workdir in workdirs]
+    if not all(file.is_file() for file in files):
+        return None
+    seen = {name for file in files for name in read_splits(file)["train"]}
+    return sum(name in seen for name in image_id.tolist())
+
+
 def _rows(workdir: Path, data: Path, index: dataset.Index) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """As `split_rows` for a run's own split, of a data set that has all of its images."""
+    if not (workdir / "splits.json").is_file():
+        raise InputError(f"{workdir} was imported and has no split: give --part all.")
     of_split = read_splits(workdir / "splits.json")
     ids = of_split["train"] + of_split["validation"]
     if lacking := int((~np.isin(ids, index.image_id)).sum()):
@@ -88,5 +105,5 @@ def _out_of_fold(
         "part": "validation",
         "validation_images": len(rows),
         "runs_per_image": sorted({len(members) for members, _ in teams}),
-        "validation_images_with_patient_in_training": shared if known[rows].any() else None,
+        SHARED_PATIENTS: shared if known[rows].any() else None,
     }

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxpneumo.data.dataset import Index
+from jaxpneumo.evaluate.modes import GATED
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.run.config import read_config
@@ -17,7 +18,8 @@ def read_summary(workdir: Path, folder: str = "evaluation") -> dict[str, Any]:
     """Reads the summary.json of a finished and evaluated run.
 
     Raises:
-      InputError: the folder is not a run, its last stage is not finished, or it was not evaluated.
+      InputError: the folder is not a run, its last stage is not finished, it was not evaluated, or its evaluation is of
+        an ensemble or of another run.
     """
     stage = read_config(workdir).stages[-1].name
     if not final_directory(workdir / stage).is_dir():
@@ -31,16 +33,46 @@ def read_summary(workdir: Path, folder: str = "evaluation") -> dict[str, Any]:
     summary = read_json(path)
     if not isinstance(summary, dict) or not {"data", "split", "scores", "intervals"} <= summary.keys():
         raise InputError(f"{path} is of an earlier version: run `jaxpneumo evaluate --workdir {workdir}` again.")
+    _check_of(workdir, path, summary.get("run", {}))
     return summary
+
+
+def _check_of(workdir: Path, path: Path, run: dict[str, Any]) -> None:
+    """Raises InputError unless an evaluation is of a run itself; `run` is what summary.json says of it."""
+    members = [one["workdir"] for one in run.get("members", [])]
+    # A run may have been renamed or copied since: then its weights decide, which take seconds to read.
+    other = run.get("workdir", "") if run.get("workdir") != workdir.resolve().name and "model" in run else ""
+    if members or (other and run["model"] != _fingerprint(workdir)):
+        whose = f"the ensemble of {', '.join(members)}" if members else f"another run, {other}"
+        raise InputError(
+            f"{path} is of {whose}, not of {workdir} alone: run `jaxpneumo evaluate --workdir {workdir}` again."
+        )
+
+
+def _fingerprint(workdir: Path) -> str:
+    """The fingerprint of a run's weights, as an evaluation has it."""
+    from jaxpneumo.predict.infer import fingerprint
+    from jaxpneumo.run.network import make_model, stage_result
+    from jaxpneumo.run.state import variable_shapes
+
+    template = variable_shapes(make_model(read_config(workdir).model))
+    return fingerprint(stage_result(workdir, None, template))
 
 
 def nothing_found(summary: dict[str, Any]) -> str:
     """Warns about a run that outlines no true pixel in any image; "" for any other run, and without positive images."""
-    if summary["n_positive"] == 0 or summary["scores"][summary["run"]["mode"]]["sensitivity"] > 0:
+    mode = summary["run"]["mode"]
+    if summary["n_positive"] == 0 or summary["scores"][mode]["sensitivity"] > 0:
         return ""
+    plain = "tta" if mode.startswith("tta") else "plain"
+    why = "The network may predict nothing, or the thresholds may be too high."
+    if summary["scores"][mode.removesuffix(GATED)]["sensitivity"] > 0:
+        why = "Without the gate or the classifier's threshold something is outlined."
+    elif summary["scores"][plain]["sensitivity"] > 0:
+        why = "Without the removal rule something is outlined: choose thresholds with `jaxpneumo thresholds`."
     return (
         f"No true pixel is outlined in any of the {summary['n_positive']} images with pneumothorax: this run is of no "
-        "use, however high its mean scores are. The network may predict nothing, or the thresholds may be too high."
+        f"use, however high its mean scores are. {why}"
     )
 
 

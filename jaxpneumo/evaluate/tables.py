@@ -12,10 +12,12 @@ from typing import Any
 
 from jaxpneumo.data.splits import words
 from jaxpneumo.evaluate.results import read_summary
+from jaxpneumo.predict.trained_on import images_in_training
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
+from jaxpneumo.run.config import Config, read_config, typed
 
 HELP = """\
 Prints the papers' tables of results. Each row has the papers' score, our score with its 95 % interval, and the data
@@ -26,6 +28,9 @@ round 2), augmentation_study_none, _A1, _A2, _A1+A2, _A3, _A4, unet256. Validati
 evaluation/ of a run, test scores from evaluation-test/. This command makes the folder evaluation-test/:
   jaxpneumo evaluate --workdir runs/exp5 --data data/round1-test --part all --output runs/exp5/evaluation-test
 
+A run with the name of an experiment may have been trained otherwise than its config says: shorter, say, or with a
+smaller network. Its rows have a *, and a note below the tables names the settings that differ.
+
 examples:
   jaxpneumo tables --runs runs
   jaxpneumo tables --runs runs --output tables.json
@@ -35,6 +40,10 @@ VALIDATION, TEST = "evaluation", "evaluation-test"
 _ARMS = ("none", "A1", "A2", "A1+A2", "A3", "A4")
 _MODES = ("plain", "tta", "removal", "tta_removal")
 _WORDS = {"plain": "no TTA", "tta": "TTA", "removal": "R-TH", "tta_removal": "TTA + R-TH"}
+
+
+MOST = 12  # differences of a run from its config that are told as text
+_FREE = ("pretrained", "remat", "dtype", "engine", "start_from")  # of a config: where files lie and how it computes
 
 
 @dataclass(frozen=True)
@@ -124,8 +133,9 @@ def collect(runs: Path) -> dict[str, list[dict[str, Any]]]:
     """Fills the tables with the scores of the runs.
 
     Returns:
-      title -> rows {"label", "paper", "run", "folder", "mode", "score", "ours", "interval", "all_empty", "of"}. If our
-      score is missing, "ours", "interval" and "all_empty" are None and "of" gives the reason.
+      title -> rows {"label", "paper", "run", "folder", "mode", "score", "ours", "interval", "all_empty", "of",
+      "differs"}. "differs" has what `differences` says of the run. If our score is missing or of training images,
+      "ours", "interval" and "all_empty" are None and "of" gives the reason.
 
     Raises:
       InputError: `runs` is not a folder.
@@ -135,7 +145,41 @@ def collect(runs: Path) -> dict[str, list[dict[str, Any]]]:
     found: dict[tuple[str, str], dict[str, Any] | str] = {}
     for run, folder in {(row.run, row.folder) for rows in TABLES.values() for row in rows}:
         found[run, folder] = _read(runs / run, folder)
-    return {title: [_filled(row, found[row.run, row.folder]) for row in rows] for title, rows in TABLES.items()}
+    differs = {run: differences(runs / run) for run, folder in found if isinstance(found[run, folder], dict)}
+    return {
+        title: [{**_filled(row, found[row.run, row.folder]), "differs": differs.get(row.run, [])} for row in rows]
+        for title, rows in TABLES.items()
+    }
+
+
+def differences(workdir: Path) -> list[str]:
+    """What of its training differs from the shipped config of the run's name: "stage1.epochs is 2, not 50".
+
+    Where training reads its data and start, and what computes it, are not compared.
+    """
+    from jaxpneumo.run.config_files import SHIPPED, read_config_file
+
+    own, shipped = (
+        _trained_by(config)
+        for config in (read_config(workdir), typed(read_config_file(f"{SHIPPED / config_of(workdir.name)}").to_dict()))
+    )
+    named = [name for name in (*shipped, *(own.keys() - shipped.keys())) if own.get(name) != shipped.get(name)]
+    return [f"{name} is {own.get(name, 'missing')}, not {shipped.get(name, 'there')}" for name in named]
+
+
+def config_of(run: str) -> str:
+    """The shipped config file of a run's name, with the argument behind its colon."""
+    study, _, arm = run.partition("augmentation_study_")
+    return f"augmentation_study.py:{arm}" if not study else f"{run.removesuffix('_round2')}.py"
+
+
+def _trained_by(config: Config) -> dict[str, Any]:
+    """The settings that decide what is learnt, by their dotted names."""
+    values = config.to_dict()
+    sections = ["model", "loss", "augment", *(stage.name for stage in config.stages)]
+    flat = {f"{section}.{name}": value for section in sections for name, value in values[section].items()}
+    flat["predict.size"] = config.predict.size
+    return {name: value for name, value in flat.items() if name.split(".")[1] not in _FREE}
 
 
 def _read(run: Path, folder: str) -> dict[str, Any] | str:
@@ -147,7 +191,9 @@ def _read(run: Path, folder: str) -> dict[str, Any] | str:
     try:
         return read_summary(run, folder)
     except InputError as error:
-        return "unfinished run" if "unfinished" in str(error) else "not evaluated"
+        if "unfinished" in str(error):
+            return "unfinished run"
+        return "evaluation of other runs" if ", not of " in str(error) else "not evaluated"
 
 
 def _filled(row: Row, summary: dict[str, Any] | str) -> dict[str, Any]:
@@ -155,12 +201,21 @@ def _filled(row: Row, summary: dict[str, Any] | str) -> dict[str, Any]:
     if isinstance(summary, dict):
         data, split = summary["data"], summary["split"]
         kind = "SYNTHETIC data" if data["synthetic"] else "data"
+        of = (
+            f"{kind} {data['directory']}, {words(split)}, {split['part']} part, "
+            f"{summary['n_images']} images ({summary['n_positive']} positive)"
+        )
+        trained = images_in_training(summary)
+        if trained:
+            return {**result, "of": f"no figure: {trained} of its images are TRAINING images ({of})"}
+        remarks = ["it may have been trained on them"] if trained is None else []
+        if "top" in summary and "removal" in row.mode:
+            remarks.append("with a triplet rule, not R-TH")
         result |= {
             "ours": summary["scores"][row.mode][row.score],
             "interval": summary["intervals"]["scores"][row.mode][row.score],
             "all_empty": summary["all_empty"][row.score],
-            "of": f"{kind} {data['directory']}, {words(split)}, {split['part']} part, "
-            f"{summary['n_images']} images ({summary['n_positive']} positive)",
+            "of": of + "".join(f"; {remark}" for remark in remarks),
         }
     return result
 
@@ -179,8 +234,14 @@ def text(tables: dict[str, list[dict[str, Any]]]) -> str:
             ends = "-" if row["ours"] is None else "no interval"
             ends = "[{:.4f}, {:.4f}]".format(*row["interval"]) if row["interval"] else ends
             empty = "-" if row["all_empty"] is None else f"{row['all_empty']:.4f}"
-            lines.append(f"{row['label']:>26} {row['paper']:.4f} {ours:>6} {ends:>16} {empty:>9}  {row['of']}")
+            label = row["label"] + (" *" if row["differs"] and row["ours"] is not None else "")
+            lines.append(f"{label:>26} {row['paper']:.4f} {ours:>6} {ends:>16} {empty:>9}  {row['of']}")
         lines.append("")
+    differs = {row["run"]: row["differs"] for rows in tables.values() for row in rows if row["ours"] is not None}
+    for run, settings in sorted(differs.items()):
+        if settings:
+            more = f" and {len(settings) - MOST} more" if len(settings) > MOST else ""
+            lines.append(f"* {run} is not configs/{config_of(run)}: {'; '.join(settings[:MOST])}{more}.")
     lines.append("The papers' figures are of other images than ours. Research software, not a medical device.")
     return "\n".join(lines)
 

@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxpneumo.data import dataset
-from jaxpneumo.evaluate.results import read_metrics, read_summary, rows_of
+from jaxpneumo.evaluate.results import read_metrics, read_summary
 from jaxpneumo.predict.postprocess import NATIVE_AREA
-from jaxpneumo.predict.saved_thresholds import CLASSIFIER, path_of, words
+from jaxpneumo.predict.saved_thresholds import CLASSIFIER, of_part, path_of, words
 from jaxpneumo.predict.workdir_options import read_workdirs
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
@@ -27,7 +26,6 @@ from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.process.ranges import SEED
-from jaxpneumo.run.config import read_config
 from jaxpneumo.score import metrics
 from jaxpneumo.score.bootstrap import clusters
 from jaxpneumo.score.folds import folds
@@ -273,14 +271,14 @@ def read_pooled(workdirs: Sequence[Path]) -> tuple[ThresholdCounts, np.ndarray, 
       InputError: a run was not evaluated, or the runs differ in size, TTA or data set, or share images.
     """
     summaries = [read_summary(workdir) for workdir in workdirs]
-    counts = [read_counts(workdir / "evaluation/levels.npz") for workdir in workdirs]
-    configs = [read_config(workdir) for workdir in workdirs]
-    for workdir, summary, config in zip(workdirs[1:], summaries[1:], configs[1:], strict=True):
-        one, other = configs[0].predict, config.predict
-        if (one.size, one.tta) != (other.size, other.tta):
+    counts, patients = zip(*(_read_counts(workdir / "evaluation") for workdir in workdirs), strict=True)
+    first = summaries[0]
+    for workdir, summary in zip(workdirs[1:], summaries[1:], strict=True):
+        if any(first[name] != summary[name] for name in ("input_size", "tta")):
             raise InputError(
-                f"{workdirs[0]} predicts at size {one.size} with tta={one.tta}, {workdir} at {other.size} with "
-                f"tta={other.tta}: thresholds hold for one size and TTA only. Choose them for each run alone."
+                f"{workdirs[0]} was evaluated at size {first['input_size']} with tta={first['tta']}, {workdir} at "
+                f"{summary['input_size']} with tta={summary['tta']}: thresholds hold for one size and TTA only. Choose "
+                "them for each run alone."
             )
         if summaries[0].get("gate") != summary.get("gate"):
             raise InputError(f"{workdirs[0]} and {workdir} were evaluated with different gates, or one without.")
@@ -296,18 +294,22 @@ def read_pooled(workdirs: Sequence[Path]) -> tuple[ThresholdCounts, np.ndarray, 
             "image counts once. For thresholds of the ensemble, score it with `jaxpneumo evaluate --output FOLDER` and "
             "give that as --evaluation FOLDER; else give runs of different folds (data.fold)."
         )
-    patient = [
-        (index := dataset.read_index(config.data.directory)).patient[rows_of(index, table.image_id, workdir)]
-        for config, table, workdir in zip(configs, counts, workdirs, strict=True)
-    ]
     chosen_on = {"data": summaries[0]["data"], "split": summaries[0]["split"]}
     if len(workdirs) > 1:
         runs = zip(workdirs, summaries, strict=True)
         chosen_on["split"] = {
-            "part": "validation parts of several runs",
+            "part": "parts of several runs",
             "runs": [{"workdir": workdir.name, **summary["split"]} for workdir, summary in runs],
         }
-    return pooled, np.concatenate(patient), chosen_on
+    return pooled, np.concatenate(patients), chosen_on
+
+
+def _read_counts(folder: Path) -> tuple[ThresholdCounts, np.ndarray]:
+    """The counts of an evaluation's images, and their patients (N,) str. Raises InputError if they do not fit."""
+    counts, metrics = read_counts(folder / "levels.npz"), read_metrics(folder / "metrics.csv")
+    if not np.array_equal(counts.image_id, metrics["ImageId"]):
+        raise InputError(f"{folder}: levels.npz and metrics.csv are of different evaluations. Evaluate again.")
+    return counts, metrics["patient"]
 
 
 def read_evaluation(folder: Path, workdirs: Sequence[Path]) -> tuple[ThresholdCounts, np.ndarray, dict[str, Any]]:
@@ -328,10 +330,7 @@ def read_evaluation(folder: Path, workdirs: Sequence[Path]) -> tuple[ThresholdCo
     members = [one["workdir"] for one in summary["run"].get("members", [summary["run"]])]
     if sorted(members) != sorted(workdir.name for workdir in workdirs):
         raise InputError(f"--evaluation {folder} is of {', '.join(members)}: give exactly these runs as --workdir.")
-    counts, metrics = read_counts(folder / "levels.npz"), read_metrics(folder / "metrics.csv")
-    if not np.array_equal(counts.image_id, metrics["ImageId"]):
-        raise InputError(f"{folder}: levels.npz and metrics.csv are of different evaluations. Evaluate again.")
-    return counts, metrics["patient"], summary
+    return *_read_counts(folder), summary
 
 
 def _read(workdirs: Sequence[Path], evaluation: Path | None) -> tuple[ThresholdCounts, np.ndarray, dict[str, Any]]:
@@ -339,10 +338,9 @@ def _read(workdirs: Sequence[Path], evaluation: Path | None) -> tuple[ThresholdC
     names = [workdir.name for workdir in workdirs]
     if evaluation is None:
         counts, patient, chosen_on = read_pooled(workdirs)
-        settings = read_config(workdirs[0]).predict
         summary = read_summary(workdirs[0])
         alone = {"model": summary["run"].get("model"), "weights": [1.0]} if len(workdirs) == 1 else {}
-        facts = {"tta": settings.tta, "size": settings.size}
+        facts = {"tta": summary["tta"], "size": summary["input_size"]}
         made_for = {"runs": names, **alone, **_gate_of(summary)}
         return counts, patient, {**facts, "chosen_on": chosen_on, "chosen_for": made_for}
     counts, patient, summary = read_evaluation(evaluation, workdirs)
@@ -416,6 +414,8 @@ def main(arguments: Sequence[str]) -> int:
     for target in targets:
         write_json(target, saved)
     print(table(result))
+    count = result["n_images"]
+    print(f"Chosen on {count} images{of_part(facts['chosen_on']['split'], count)}.")
     files = ", ".join(str(target) for target in targets)
     print(f"Saved {options.rule} as {files}; use it with `jaxpneumo predict --thresholds {name}`.")
     return DONE

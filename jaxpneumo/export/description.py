@@ -12,6 +12,7 @@ from jaxpneumo.predict import saved_thresholds
 from jaxpneumo.predict.certainty import bands_of
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.predict.onnx_session import threshold_inputs
+from jaxpneumo.predict.trained_on import images_in_training
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.run import tta
@@ -41,7 +42,8 @@ def describe(predictor: "Predictor", summary: dict[str, Any] | None) -> dict[str
     Returns:
       "program", "note", "synthetic"; "model", the fingerprint of the weights; "run", "encoder", "classifier"; the
       settings, where they are set; "thresholds", as a model takes them beside the image; "evaluation" with data,
-      split, baseline, scores and the settings that these were made with; "bands", the limits of the certainty, None
+      split, number of training images among them (None: unknown), baseline, scores and the settings that these were
+      made with; "bands", the limits of the certainty, None
       without any; and "config", the run's with these settings and without folders of the machine.
     """
     settings = {name: getattr(predictor.settings, name) for name in SETTINGS}
@@ -131,6 +133,11 @@ def was_evaluated(description: dict[str, Any]) -> bool:
     return bool(description["evaluation"]) and description["evaluation"]["settings"] == own
 
 
+def are_of_new_images(description: dict[str, Any]) -> bool:
+    """Whether the scores of a description are of images that the run is known not to have been trained on."""
+    return bool(description["evaluation"]) and description["evaluation"]["images_in_training"] == 0
+
+
 def _evaluation(summary: dict[str, Any]) -> dict[str, Any]:
     data = summary["data"]
     return {
@@ -140,6 +147,7 @@ def _evaluation(summary: dict[str, Any]) -> dict[str, Any]:
         "part": summary["split"]["part"],
         "n_images": summary["n_images"],
         "n_positive": summary["n_positive"],
+        "images_in_training": images_in_training(summary),
         "mode": summary["run"]["mode"],
         "settings": settings_of(summary),
         "all_empty_dice": summary["all_empty"]["dice"],

@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 from jaxpneumo.data.splits import words as split_words
-from jaxpneumo.export.description import SCORES, USE, settings_of, was_evaluated, with_interval
-from jaxpneumo.predict import saved_thresholds
+from jaxpneumo.export.description import SCORES, USE, are_of_new_images, settings_of, was_evaluated, with_interval
+from jaxpneumo.predict import saved_thresholds, trained_on
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.run import tta
 from jaxpneumo.run.config import Config
@@ -34,13 +34,13 @@ def write_card(description: dict[str, Any], config: Config, summary: dict[str, A
     Args:
       description: the result of `description.describe`.
       config: the run's.
-      summary: its evaluation; None without one. Scores of other settings than the description's are told as such, and
-        are not in the head, which programs read.
+      summary: its evaluation; None without one. Scores of other settings than the description's, and of training
+        images, are told as such, and are not in the head, which programs read.
     """
     name, size = description["run"], description["size"]
     trained = ", ".join(f"{stage.epochs} epochs at {stage.size} pixels" for stage in config.stages)
     sections = [
-        _head(description, summary if was_evaluated(description) else None),
+        _head(description, summary if was_evaluated(description) and are_of_new_images(description) else None),
         f"# {name}",
         f"**{USE} Do not use it to decide about patients.**",
         *([f"**{SYNTHETIC_NOTE}**"] if description["synthetic"] else []),
@@ -92,7 +92,8 @@ def _scores(summary: dict[str, Any]) -> list[str]:
     data, split = summary["data"], summary["split"]
     kind = "synthetic data" if data["synthetic"] else "data"
     leaked = split.get("validation_images_with_patient_in_training")
-    known = "unknown" if leaked is None else f"{leaked}"
+    known = f"Images whose patient is in training too: {'unknown' if leaked is None else leaked}."
+    warning = trained_on.in_words(summary)
     shape = summary["mean_shape"] or {}
     rows = [
         f"| {TITLES[name]} | {_number(value)} | {_interval(interval)} | {_number(summary['all_empty'].get(name))} "
@@ -103,7 +104,7 @@ def _scores(summary: dict[str, Any]) -> list[str]:
     return [
         f"On the {split['part']} part of the {kind} {data['directory']} ({data['images']} images, {data['positive']} "
         f"with pneumothorax), {split_words(split)}: {summary['n_images']} images, {summary['n_positive']} with "
-        f"pneumothorax. Images whose patient is in training too: {known}. Scored at {', '.join(summary['scored_at'])}, "
+        f"pneumothorax. {f'**{warning}**' if warning else known} Scored at {', '.join(summary['scored_at'])}, "
         f"{_settings(summary)}. Intervals are 95 % bootstrap intervals over "
         f"{summary['intervals']['unit']}s. The baselines predict nothing, and the mean shape of the training masks.",
         "\n".join(

@@ -3,7 +3,7 @@
 from importlib import metadata
 from typing import Any
 
-from jaxpneumo.export.description import was_evaluated
+from jaxpneumo.export.description import are_of_new_images, was_evaluated
 
 ABSENT = "not used"  # for the versions of what MONAI asks for and this network does not need
 
@@ -12,10 +12,11 @@ def monai_metadata(description: dict[str, Any]) -> dict[str, Any]:
     """The mandatory keys of MONAI's bundle specification and most of its optional ones, and all of the description.
 
     Args:
-      description: the result of `description.describe`. Scores of other settings than its own are left out of MONAI's.
+      description: the result of `description.describe`. Scores of other settings than its own, and of training
+        images, are left out of MONAI's.
     """
     evaluation = description["evaluation"] or {}
-    scores = evaluation if was_evaluated(description) else {}
+    scores = evaluation if was_evaluated(description) and are_of_new_images(description) else {}
     return {
         "version": description["model"][:12],
         "monai_version": ABSENT,

@@ -2,15 +2,18 @@
 
 The image-level score lies in one of three bands. Their limits come from the run's evaluation where that can be used:
 95 % of its positive images score at least `low`, and 95 % of its negative ones at most `high`. Without it the limits
-are halfway from the probability threshold to 0 and to 1; they are not calibrated, and results say so.
+are halfway from a threshold to 0 and to 1: the classifier's, or the probability that some pixel must reach for anything
+to be outlined. These are not calibrated, and results say so.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from jaxpneumo.predict.postprocess import NATIVE_AREA
+from jaxpneumo.predict.trained_on import images_in_training
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
+from jaxpneumo.run.config import read_config
 
 if TYPE_CHECKING:  # what needs JAX is imported where it is used
     from jaxpneumo.predict.infer import Predictor
@@ -46,9 +49,35 @@ class Certainty:
     why: str = ""
 
 
+def has_classifier(predictor: "Predictor") -> bool:
+    """Whether the image-level score is a classifier's: an ensemble's, where any run with a weight has one."""
+    runs = [workdir for workdir, weight in predictor.weighted_runs if weight > 0]
+    if not runs:
+        return predictor.config.model.classifier
+    return any(read_config(workdir).model.classifier for workdir in runs)
+
+
+def check_classifier(predictor: "Predictor") -> None:
+    """Raises InputError for a classifier's threshold without a classifier, of a predictor or its gate."""
+    for one in (predictor, cast("Predictor | None", predictor.gate)):
+        if one is not None and one.settings.classifier_threshold is not None and not has_classifier(one):
+            raise InputError(
+                "the thresholds leave images empty for which a classifier says less than "
+                f"{one.settings.classifier_threshold:g}, and {one.workdir} has no classifier: they were chosen for "
+                "another model. Choose some for this one with `jaxpneumo thresholds`."
+            )
+
+
 def bands_of(predictor: "Predictor") -> Bands:
-    """The bands for the scores of a predictor; calibrated if its run was evaluated with these weights and this TTA."""
-    settings, classifies = predictor.settings, predictor.config.model.classifier
+    """The bands for the scores of a predictor.
+
+    They are calibrated if its run was evaluated with these weights and this TTA, on images that it was not trained on.
+
+    Raises:
+      InputError: as `check_classifier`.
+    """
+    settings, classifies = predictor.settings, has_classifier(predictor)
+    check_classifier(predictor)
     if predictor.bands is not None:
         return predictor.bands
     try:
@@ -60,12 +89,15 @@ def bands_of(predictor: "Predictor") -> Bands:
             settings.tta,
         )
         limits = calibration["classifier" if classifies else "top_mean"]["uncertain"]
-        if same:
+        # Of the images that it was trained on, a network is surer than of any others.
+        if same and images_in_training(summary) == 0:
             return Bands(float(limits["low"]), float(limits["high"]), calibrated=True)
     except (InputError, KeyError, TypeError, ValueError):
         pass  # never evaluated, by an older version, or with too few images to calibrate
     own = settings.classifier_threshold
-    middle = settings.threshold if not classifies else 0.5 if own is None else own
+    # With a top threshold, nothing below it is outlined.
+    pixel = settings.top_threshold if settings.top_threshold is not None and settings.top_area else settings.threshold
+    middle = pixel if not classifies else 0.5 if own is None else own
     return Bands(middle / 2, (1 + middle) / 2)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxpneumo.data.splits import OUT_OF_FOLD
+from jaxpneumo.predict import trained_on
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.run import tta
@@ -15,7 +16,7 @@ from jaxpneumo.run.config_values import wrong_values
 
 NAMES = ("threshold", "removal_threshold", "removal_rule")
 NAMES_OF_TRIPLET = ("top_threshold", "top_area")
-CLASSIFIER = "classifier_threshold"  # saved where the choice was made with a classifier's scores; None: no gate
+CLASSIFIER = "classifier_threshold"  # saved where the choice was made with a classifier's scores; None empties no image
 
 
 def path_of(workdir: Path, name: str) -> Path:
@@ -51,7 +52,8 @@ def use(workdir: Path, name: str, settings: Predict) -> Predict:
     if (tta.recorded(saved["tta"]), saved["size"]) != (settings.tta, settings.size):
         view = tta.words(saved["tta"])
         raise InputError(f"{path} was chosen {view} at size {saved['size']}: predict with these settings.")
-    return replace(settings, **{key: saved[key] for key in (*NAMES, *NAMES_OF_TRIPLET, CLASSIFIER) if key in saved})
+    # One choice is saved as a whole: what it has not, it was made without, whatever the config has.
+    return replace(settings, **{key: saved.get(key) for key in (*NAMES, *NAMES_OF_TRIPLET, CLASSIFIER)})
 
 
 def words(thresholds: Mapping[str, Any]) -> str:
@@ -94,21 +96,44 @@ def origin(
         return f"Thresholds: {words(asdict(settings))}; from the config of {workdirs[0]}{first}{flags}."
     saved = read_json(path_of(workdirs[0], name))
     made_for, chosen_on = saved.get("chosen_for") or {}, saved.get("chosen_on") or {}
-    alike = made_for.get("model") and _members(made_for["model"], made_for["weights"]) == _members(model, weights)
-    if alike:
-        whom = f"this ensemble of {len(workdirs)} runs" if len(workdirs) > 1 else "this run"
-    else:
-        names = made_for.get("runs") or [workdirs[0].name]
-        together = "the ensemble of" if made_for.get("model") and len(names) > 1 else "each alone:"
-        whom = f"{together} {', '.join(names)}" if len(names) > 1 else names[0]
-        whom += ", not for this ensemble" if len(workdirs) > 1 else ""
+    whom = _whom(made_for, workdirs, model, weights)
     whom += f" with the gate {made_for['gate']}" if made_for.get("gate") else ""
-    count, part = (saved.get("chosen_by") or {}).get("n_images"), (chosen_on.get("split") or {}).get("method")
-    how = f", on {count} images" if count else ""
-    how += f" {OUT_OF_FOLD}" if part == OUT_OF_FOLD else ""
+    count = (saved.get("chosen_by") or {}).get("n_images")
+    how = f", on {count} images{of_part(chosen_on.get('split') or {}, count)}" if count else ""
     return f"Thresholds: {words(asdict(settings))}; saved as {name} in {workdirs[0]}, chosen for {whom}{how}."
 
 
-def _members(model: str, weights: Sequence[float]) -> list[tuple[str, float]]:
-    """Weights' fingerprints of a model's runs with their shares in it, in one order."""
-    return sorted((one, round(weight, 6)) for one, weight in zip(model.split("+"), weights, strict=True))
+def _whom(made_for: Mapping[str, Any], workdirs: Sequence[Path], model: str, weights: Sequence[float]) -> str:
+    """Says which runs a choice was made for, beside those that use it."""
+    chosen, own = _members(made_for.get("model") or "", made_for.get("weights") or []), _members(model, weights)
+    if chosen is not None and chosen == own:
+        return f"this ensemble of {len(workdirs)} runs" if len(workdirs) > 1 else "this run"
+    names = made_for.get("runs") or [workdirs[0].name]
+    together = "the ensemble of" if made_for.get("model") and len(names) > 1 else "each alone:"
+    whom = f"{together} {', '.join(names)}" if len(names) > 1 else names[0]
+    same_names = sorted(names) == sorted(workdir.resolve().name for workdir in workdirs)
+    if same_names and chosen and own and dict(chosen).keys() != dict(own).keys():
+        return f"{whom}, whose weights were others then"
+    return f"{whom}, not for this ensemble" if len(workdirs) > 1 else whom
+
+
+def of_part(split: Mapping[str, Any], count: int) -> str:
+    """Says of which part the `count` images of a choice are, and how many of them the runs were trained on."""
+    runs = split.get("runs", [split])  # of several runs, each has a split
+    trained = [trained_on.images_in_training({"split": one, "n_images": count}) for one in runs]
+    named = dict.fromkeys(str(one["part"]) for one in runs if "part" in one)
+    where = f" of the {' and '.join(named)} part{'s' if len(runs) > 1 else ''}" if named else ""
+    where = f" {OUT_OF_FOLD}" if split.get("method") == OUT_OF_FOLD else where
+    where = " of a whole data set" if [*named] == ["whole"] else where
+    if None in trained:
+        return f"{where}, which it may have been trained on"
+    number = min(sum(one for one in trained if one), count)
+    return where + (f", {number} of them TRAINING images" if number else "")
+
+
+def _members(model: str, weights: Sequence[float]) -> list[tuple[str, float]] | None:
+    """Weights' fingerprints of a model's runs with their shares in it, in one order; None if they do not fit."""
+    prints = model.split("+")
+    if len(prints) != len(weights):
+        return None
+    return sorted((one, round(weight, 6)) for one, weight in zip(prints, weights, strict=True))

@@ -87,12 +87,12 @@ def training(stages: dict[str, list[dict[str, Any]]]) -> tuple[Draw, tuple[float
     return draw, (9.6, 2.7 * len(stages))
 
 
-def threshold_surfaces(found: dict[str, Any], own: dict[str, Any]) -> tuple[Draw, tuple[float, float]]:
+def threshold_surfaces(found: dict[str, Any], own: dict[str, Any] | None) -> tuple[Draw, tuple[float, float]]:
     """Plots the mean score over probability and removal thresholds, for both removal rules.
 
     Args:
       found: content of thresholds.json.
-      own: the run's own settings, {"threshold", "removal_threshold", "removal_rule"}.
+      own: the evaluation's settings, {"threshold", "removal_threshold", "removal_rule"}; None for those of a triplet.
 
     Returns:
       The function that draws the figure, and the size of the figure in inches.
@@ -108,7 +108,7 @@ def threshold_surfaces(found: dict[str, Any], own: dict[str, Any]) -> tuple[Draw
             mesh = axes.imshow(values, origin="lower", aspect="auto", cmap="cividis", vmin=low, vmax=high)
             chosen = found["rules"][rule]["thresholds"]
             marks = [(chosen["threshold"], chosen["removal_threshold"], "*", 15, "best on all images")]
-            if own["removal_rule"] == rule:
+            if own and own["removal_rule"] == rule:
                 marks.append((own["threshold"], own["removal_threshold"], "s", 8, "this run's"))
             for level, area, marker, size, label in marks:
                 place = (_place(area, areas), _place(level, levels))

@@ -19,6 +19,8 @@ from jaxpneumo.data.splits import words
 from jaxpneumo.evaluate.modes import GATED
 from jaxpneumo.evaluate.results import nothing_found, read_metrics, read_summary
 from jaxpneumo.evaluate.tables import TABLES, VALIDATION, paper_of
+from jaxpneumo.export.description import settings_of
+from jaxpneumo.predict import saved_thresholds, trained_on
 from jaxpneumo.predict.postprocess import NATIVE_AREA
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
@@ -86,7 +88,8 @@ def write_report(
     info = _data_info(workdir, data, summary)
     metrics = read_metrics(workdir / "evaluation/metrics.csv")
     mode = summary["run"]["mode"]
-    modes = MODES | {name: f"{MODES[name.removesuffix(GATED)]} + gate" for name in (mode,) if name.endswith(GATED)}
+    named = {name: title.replace("R-TH", "rule") if "top" in summary else title for name, title in MODES.items()}
+    modes = named | {name: f"{named[name.removesuffix(GATED)]} + gate" for name in (mode,) if name.endswith(GATED)}
     if len(metrics["ImageId"]) != summary["n_images"] or f"{mode}_tp" not in metrics:
         raise InputError(
             f"{workdir}/evaluation: metrics.csv and summary.json are of different evaluations. Run "
@@ -106,6 +109,8 @@ def write_report(
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             summary=summary,
             nothing_found=nothing_found(summary),
+            trained_on=trained_on.in_words(summary),
+            in_training=trained_on.images_in_training(summary),
             split=words(summary["split"]),
             split_facts=_flat(summary["split"]),
             mode=mode,
@@ -118,6 +123,7 @@ def write_report(
             experiment=experiment or workdir.resolve().name,
             experiments=EXPERIMENTS,
             thresholds=thresholds,
+            used=saved_thresholds.words(settings_of(summary)),
             calibration=calibration and calibration.get("top_mean"),
             figures=figures,
             lacking=lacking,
@@ -205,7 +211,7 @@ def _figures(
     else:
         lacking["training"] = f"No training curves: {workdir} has no log.jsonl."
     if thresholds:
-        own = {name: getattr(config.predict, name) for name in ("threshold", "removal_threshold", "removal_rule")}
+        own = None if "top" in summary else settings_of(summary)
         drawings["thresholds"] = figures.threshold_surfaces(thresholds, own)
     else:
         lacking["thresholds"] = f"No threshold search yet: run `jaxpneumo thresholds --workdir {workdir}`."
@@ -225,7 +231,7 @@ def _figures(
     if positive.any():
         columns = {n: metrics[n][positive].astype(float) for n in ("truth_area", "height", "width", f"{mode}_dice")}
         area = columns["truth_area"] * NATIVE_AREA / (columns["height"] * columns["width"])
-        removal = config.predict.removal_threshold if mode.endswith("removal") else 0
+        removal = summary["removal"]["threshold"] if mode.removesuffix(GATED).endswith("removal") else 0
         drawings["dice_by_size"] = figures.dice_by_size(area, columns[f"{mode}_dice"], removal)
     else:
         lacking["dice_by_size"] = "None of the images has a pneumothorax."
