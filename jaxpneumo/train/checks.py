@@ -57,8 +57,8 @@ def check_positives(data: StageData) -> None:
     positive = dataset.read_index(data.directory).positive
     if not positive[data.train_rows].any():
         raise InputError(
-            f"none of the {len(data.train_rows)} training images shows pneumothorax, so there is nothing to learn. Check "
-            f"the labels in {data.directory}, or choose another split."
+            f"none of the {len(data.train_rows)} training images shows pneumothorax, so there is nothing to learn. "
+            f"Check the labels in {data.directory}, or choose another split."
         )
     if not positive[data.validation_rows].any():
         logger.warning(
