@@ -125,7 +125,7 @@ def test_prepared_data(prepared, tmp_path):
 
 def test_a_part_without_images_is_described_as_such(prepared, tmp_path, capsys):
     data = shutil.copytree(prepared, tmp_path / "data")
-    assert partition.main(["--data", str(data), "--validation-fraction", "0"]) == 0
+    assert partition.main(["--data", str(data), "--validation-fraction", "0", "--overwrite"]) == 0
     printed = capsys.readouterr().out
     assert "24 training images (" in printed
     assert "0 validation images (0 positive)" in printed
