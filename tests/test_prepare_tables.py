@@ -149,3 +149,11 @@ def test_an_empty_code_is_no_negative(files):
     (row,) = files.quarantine()
     assert row["reason"] == "invalid run-length code"
     assert "labels.csv line 2: the run-length code is empty; -1 means no pneumothorax" in row["detail"]
+
+
+def test_images_that_the_patients_file_does_not_list_are_told(files, capsys, tmp_path):
+    """Their ids may be written otherwise there, and their patients would be on both sides of a split by patient."""
+    path = tmp_path / "patients.csv"
+    path.write_text("ImageId,patient\n1.1,a\nimage 1.2,a\n1.3,\n")
+    assert files.run("--patients", path) == 0
+    assert f"1 of 3 images have no line in {path}: each counts as a patient of its own." in capsys.readouterr().err

@@ -62,7 +62,7 @@ def test_near_duplicates_of_a_prepared_data_set(data, capsys):
     side = {3: "validation", 5: "train"}
     rows = [f"{name},{side.get(row, 'train')}" for row, name in enumerate(index.image_id)]
     mine.write_text("\n".join(["ImageId,split", *rows]) + "\n")
-    assert run("--data", data, "--method", mine) == 0
+    assert run("--data", data, "--method", mine, "--overwrite") == 0
     (leaks,) = json.loads((data / "splits.leaks.json").read_text())["folds"]
     assert leaks["near_duplicate_in_training"] == 1
     (pair,) = leaks["near_duplicates"]
@@ -81,14 +81,14 @@ def test_report_knows_only_what_can_be_known(data, radiographs, tmp_path, capsys
     # Of some images only: the others are said to be unknown.
     header, *lines = (radiographs / "patients.csv").read_text().splitlines()
     (tmp_path / "some.csv").write_text("\n".join([header, *lines[:12]]) + "\n")
-    run("--data", data, "--patients", tmp_path / "some.csv", "--folds", 2)
+    run("--data", data, "--patients", tmp_path / "some.csv", "--folds", 2, "--overwrite")
     (first, second) = json.loads((data / "splits.leaks.json").read_text())["folds"]
     assert first["patient_unknown"] + second["patient_unknown"] == 12
     assert "patient unknown:" in capsys.readouterr().out
 
 
 def test_split_can_be_trained_on_and_written_again(data):
-    assert run("--data", data, "--method", "patient", "--folds", "3", "--seed", "4") == 0
+    assert run("--data", data, "--method", "patient", "--folds", "3", "--seed", "4", "--overwrite") == 0
     before = (data / "splits.json").read_bytes()
     assert run("--data", data, "--method", data / "splits.json") == 0
     assert (data / "splits.json").read_bytes() == before
@@ -97,8 +97,28 @@ def test_split_can_be_trained_on_and_written_again(data):
     np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.arange(len(index)))
 
 
+def test_another_split_is_replaced_only_where_that_is_asked_for(data, tmp_path, capsys):
+    """Runs may be trained on it."""
+    file, leaks = tmp_path / "s.json", tmp_path / "s.leaks.json"
+    assert run("--data", data, "--method", "patient", "--output", file) == 0
+    assert f"Written: {file} and {leaks}\n" in capsys.readouterr().out
+    assert run("--data", data, "--method", "patient", "--output", file) == 0, "the same again"
+    before = file.read_bytes(), leaks.read_bytes()
+    for others in (("--method", "random"), ("--method", "patient", "--folds", "2")):
+        with pytest.raises(
+            InputError, match=r"s\.json holds another split, .* Give another --output, or --overwrite to"
+        ):
+            run("--data", data, *others, "--output", file)
+        assert (file.read_bytes(), leaks.read_bytes()) == before
+    assert run("--data", data, "--method", "random", "--output", file, "--overwrite") == 0
+    assert splits.read_splits(file)["method"] == "random"
+    file.write_text("damaged")
+    with pytest.raises(InputError, match="holds another split"):
+        run("--data", data, "--method", "random", "--output", file)
+
+
 def test_no_patient_is_written(data, radiographs):
-    run("--data", data, "--patients", radiographs / "patients.csv", "--method", "patient")
+    run("--data", data, "--patients", radiographs / "patients.csv", "--method", "patient", "--overwrite")
     written = (data / "splits.json").read_text() + (data / "splits.leaks.json").read_text()
     names = {line.split(",")[1] for line in (radiographs / "patients.csv").read_text().splitlines()[1:]}
     assert not [name for name in names if f'"{name}"' in written]

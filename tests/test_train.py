@@ -328,7 +328,7 @@ def test_a_splits_file_of_the_data_that_is_not_used_is_told(prepared, tmp_path, 
     config = small(data)
     config.data.validation_fraction = load_config("exp4").data.validation_fraction
     assert "is not used" not in told_of_split(config, None, caplog)  # `prepare` made the very same
-    assert partition.main(["--data", str(data), "--method", "patient"]) == DONE
+    assert partition.main(["--data", str(data), "--method", "patient", "--overwrite"]) == DONE
     way_out = f"To train on it, start with --config.data.split={data}/splits.json."
     told = told_of_split(config, None, caplog)
     assert "splits.json (split by patient) is not used, as data.split is random" in told
@@ -337,10 +337,10 @@ def test_a_splits_file_of_the_data_that_is_not_used_is_told(prepared, tmp_path, 
     assert "is not used" not in told_of_split(config, tmp_path / "own.json", caplog)  # a run that goes on
     config.data.split = str(data / "splits.json")
     assert told_of_split(config, None, caplog) == ""
-    assert partition.main(["--data", str(data), "--method", "random", "--seed", "5"]) == DONE
+    assert partition.main(["--data", str(data), "--method", "random", "--seed", "5", "--overwrite"]) == DONE
     config.data.split = "patient"
     assert told_of_split(config, None, caplog) == ""
-    command = ["--data", str(data), "--method", "patient", "--folds", "3", "--seed", "1"]
+    command = ["--data", str(data), "--method", "patient", "--folds", "3", "--seed", "1", "--overwrite"]
     assert partition.main(command) == DONE
     assert "--config.data.fold=0, or another fold" in told_of_split(config, None, caplog)
 

@@ -103,6 +103,11 @@ def main(argv: list[str]) -> int:
     run_report.place(output)
     index = _index(args)
     sides = _make(args, index)
+    if output.exists() and not args.overwrite and not _holds(output, index, sides):
+        raise InputError(
+            f"{output} holds another split, which runs may be trained on. Give another --output, or --overwrite to "
+            "replace it."
+        )
     report_file.unlink(missing_ok=True)  # it is of the split that is replaced now
     _write(args, index, sides, output)
     pairs = None
@@ -112,7 +117,7 @@ def main(argv: list[str]) -> int:
     report = leak_report(index, sides, pairs)
     write_json(report_file, report)
     print(text(report))
-    print(f"Written: {output} and {report_file.name}")
+    print(f"Written: {output} and {report_file}")
     return DONE
 
 
@@ -162,6 +167,19 @@ def _make(args: argparse.Namespace, index: Index) -> list[Sides]:
     return [splits.split_rows(index, method, args.validation_fraction, seed, fold)[:2] for fold in range(count)]
 
 
+def _holds(file: Path, index: Index, sides: list[Sides]) -> bool:
+    """Whether a splits file has these sides already."""
+    try:
+        if splits.read_splits(file).get("folds", 1) != len(sides):
+            return False
+        there = [splits.split_rows(index, file, 0.0, 0, fold)[:2] for fold in range(len(sides))]
+    except InputError:
+        return False
+    return all(
+        np.array_equal(a, b) for old, new in zip(there, sides, strict=True) for a, b in zip(old, new, strict=True)
+    )
+
+
 def _write(args: argparse.Namespace, index: Index, sides: list[Sides], output: Path) -> None:
     how = {"method": args.method, "validation_fraction": args.validation_fraction, "seed": args.seed}
     if args.method == "rounds":
@@ -179,10 +197,10 @@ def _parser() -> Parser:
         prog="jaxpneumo split",
         description="Divides the images into training and validation, and reports what both share.",
         epilog="""examples:
-  jaxpneumo split --data data/siim --method patient
-  jaxpneumo split --data data/siim --method patient --folds 5
-  jaxpneumo split --data data/siim --method rounds --patients patients.csv
-  jaxpneumo split --data data/siim --method mine.csv      (columns ImageId,split: train or validation)
+  jaxpneumo split --data data/siim --method patient --output data/siim-patient.json
+  jaxpneumo split --data data/siim --method patient --folds 5 --output data/siim-folds.json
+  jaxpneumo split --data data/siim --method rounds --patients patients.csv --overwrite
+  jaxpneumo split --data data/siim --method mine.csv --overwrite      (columns ImageId,split: train or validation)
   jaxpneumo split --labels train-rle.csv --patients patients.csv --output splits.json
 
 methods:
@@ -203,4 +221,5 @@ exit codes: 0 done, whatever the report says; 2 wrong use or bad input, nothing 
     add("--validation-fraction", type=FRACTION, default=0.1, metavar="F", help="default: 0.1")
     add("--seed", type=SEED, default=0, metavar="N", help="seed of the random choice (default: 0)")
     add("--output", type=places.file_to_write, metavar="FILE", help="file to write (default: DIR/splits.json)")
+    add("--overwrite", action="store_true", help="replace another split in this file, such as the one `prepare` made")
     return parser

@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,6 +211,7 @@ def prepare(
             train, validation, how = splits.split_rows(index, split, validation_fraction, seed)
             splits.write_splits(folder / "splits.json", index.image_id, train, validation, **splits.origin(how))
     reasons = Counter(entry["reason"] for entry in set_aside)
+    unlisted = _unlisted(patients, found.patients, kept)
     busy = collecting + sum(span.busy for span in spans if span is not None)
     return PreparedCounts(
         images=len(kept),
@@ -221,7 +222,7 @@ def prepare(
         resumed=resumed,
         worker_peaks=tuple(peaks),
         notes=(
-            *filter(None, (unlabelled, _without_mask(table, kept), _patients_note(patients_from))),
+            *filter(None, (unlabelled, _without_mask(table, kept), unlisted, _patients_note(patients_from))),
             *remarks.tell((outcome.source, outcome.remarks) for outcome in kept),
         ),
     )
@@ -350,6 +351,14 @@ def _without_mask(table: Labels | MaskFiles, kept: list[Outcome]) -> str:
     """A sentence where images without a mask file count as negative; "" where there are none."""
     count = _count_without(table, kept)
     return f"{count} images have no mask file and count as negative, as --missing-masks empty says." if count else ""
+
+
+def _unlisted(file: Path | None, listed: Container[str] | None, kept: list[Outcome]) -> str:
+    """A sentence where a patients file does not list all images; misnamed ids look the same. Else ""."""
+    count = sum(outcome.image_id not in listed for outcome in kept) if listed is not None else 0
+    if not count:
+        return ""
+    return f"{count} of {len(kept)} images have no line in {file}: each counts as a patient of its own."
 
 
 def _patients_note(source: str) -> str:

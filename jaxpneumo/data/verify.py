@@ -325,7 +325,7 @@ def _advice(directory: Path, problems: list[Problem]) -> str:
     advice = []
     if "splits.json" in files:
         files.remove("splits.json")
-        advice.append(f"`jaxpneumo split --data {directory}` makes a new splits.json.")
+        advice.append(f"`jaxpneumo split --data {directory} --overwrite` makes a new splits.json.")
     if files:
         advice.append(
             f"Do not train on it. Restore {', '.join(files)} from a copy (dataset.json has each sha256), or remove "

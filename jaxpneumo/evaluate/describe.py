@@ -219,9 +219,12 @@ def text(description: dict[str, Any]) -> str:
     for name in QUANTILES:
         add(f"mask area of positives, {name}", lambda part, n=name: _quantile(part["area"], n))
     add("foreground of all pixels", lambda part: f"{100 * part['foreground']:.2f} %")
-    add(f"positives below {parts[0]['removal']['threshold']:,}", lambda part: f"{part['removal']['below']:,}")
+    threshold = f"{parts[0]['removal']['threshold']:,} px"
+    add(f"positives below {threshold} of 1024x1024", lambda part: f"{part['removal']['below']:,}")
+    add("best possible mean Dice if masks below", lambda _: "")
     for side in parts[0]["removal"]["ceiling"]:
-        add(f"  best mean Dice then, at {side}", lambda part, s=side: _score(part["removal"]["ceiling"][s]))
+        removed = f"  {threshold} of {side}x{side} are removed"
+        add(removed, lambda part, s=side: _score(part["removal"]["ceiling"][s]))
     add("mean Dice of predicting nothing", lambda part: _score(part["all_empty"] and part["all_empty"]["dice"]))
 
     widths = max(len(name) for name, _ in rows), max(len(value) for _, values in rows for value in values)
