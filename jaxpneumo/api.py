@@ -26,7 +26,7 @@ from jaxpneumo.dicom import arrays
 from jaxpneumo.dicom.radiograph import Radiograph, check_size
 from jaxpneumo.predict import saved_thresholds
 from jaxpneumo.predict.captions import explained, found, title
-from jaxpneumo.predict.certainty import Bands, bands_of
+from jaxpneumo.predict.certainty import Bands, bands_of, check_classifier
 from jaxpneumo.predict.finding import predict_findings
 from jaxpneumo.predict.manifest import RESEARCH_USE as NOTE
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
@@ -266,8 +266,8 @@ def load(workdir: str | os.PathLike[str], batch_size: int | None = None, thresho
       thresholds: use the thresholds that `jaxpneumo thresholds` saved under this name; None uses the run's own.
 
     Raises:
-      InputError: the folder is no finished run, a file of a shared folder was changed, there are no such thresholds, or
-        the batch size does not fit.
+      InputError: the folder is no finished run, a file of a shared folder was changed, there are no such thresholds or
+        they need a classifier that the run has not, or the batch size does not fit.
     """
     prepare_jax()
     from jaxpneumo.predict.infer import load_predictor
@@ -278,6 +278,7 @@ def load(workdir: str | os.PathLike[str], batch_size: int | None = None, thresho
     predictor = load_predictor(folder, batch_size)
     if thresholds is not None:
         predictor = replace(predictor, settings=saved_thresholds.use(folder, thresholds, predictor.settings))
+    check_classifier(predictor)
     return LoadedModel(predictor, fixed=batch_size is not None)
 
 

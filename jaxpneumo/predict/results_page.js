@@ -112,6 +112,6 @@
   find(".rule").textContent = !bands
     ? "These predictions are of an earlier version and have no scores."
     : `A pneumothorax is likely from a score of ${bands.high.toFixed(3)} and unlikely up to ${bands.low.toFixed(3)}: limits ` +
-      (bands.calibrated ? "calibrated by the evaluation of this model." : "not calibrated, halfway from the threshold to 1 and to 0.");
+      (bands.calibrated ? "calibrated by the evaluation of this model." : "not calibrated, halfway to 1 and to 0 from the threshold (the top one or the classifier's, if there is one).");
   show();
 })();
