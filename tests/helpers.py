@@ -47,6 +47,8 @@ def shrink(config: ConfigDict, data: Path) -> ConfigDict:
         config[stage].batch_size = 4
         config[stage].epochs = 1
         config[stage].swa_epochs = min(config[stage].swa_epochs, 1)
+        if "warmup_epochs" in config[stage]:
+            config[stage].warmup_epochs = min(config[stage].warmup_epochs, 1)
     config.predict.size = 32 if stages == ["stage1"] else 64
     config.predict.batch_size = 4
     config.predict.input = ""
