@@ -10,6 +10,7 @@ from helpers import REPOSITORY, as_typed, epoch_records, load_config, shrink, tr
 
 from jaxpneumo.data import dataset, splits
 from jaxpneumo.data.prepare import prepare
+from jaxpneumo.predict import trained_on
 from jaxpneumo.process.errors import InputError, TrainingError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.run.config import differences, typed
@@ -82,6 +83,9 @@ def test_validation_images_that_a_run_to_start_from_was_trained_on_are_told(prep
     _, _, split = splits.split_rows(index, tmp_path / "run/splits.json", 0.0, 0)
     assert split[splits.SEEN] == seen
     assert f"{seen} of the validation images seen by the run that it started from" in splits.words(split)
+    summary = {"n_images": int(own.sum()), "split": {"part": "validation", **split}}
+    assert trained_on.images_in_training(summary) == seen
+    assert f"{seen} of these images were used for training by the run" in trained_on.in_words(summary)
 
     # A run that only uses that file as its split has seen none of them.
     caplog.clear()

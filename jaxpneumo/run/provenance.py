@@ -43,7 +43,7 @@ def data_checksums(config: Config) -> dict[str, str]:
 
     Not of index.csv, whose pseudonyms of patients are others in every preparation.
     """
-    sums = dataset.read_info(config.data.directory)["sha256"]
+    sums = dataset.read_info(config.data.directory).get("sha256", {})
     sizes = sorted({stage.size for stage in config.stages})
     names = ["labels.csv", *(f"{kind}_{size}.npy" for size in sizes for kind in ("images", "masks"))]
     return {name: sums[name] for name in names if name in sums}
