@@ -14,6 +14,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 from networks import (
+    AS_FOR_USERS,
     assert_close,
     compiled_apply,
     compiled_fold,
@@ -68,6 +69,7 @@ def test_network_and_features_agree_with_smp_in_evaluation(case):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_as_for_users")
 def test_training_agrees_with_smp(case):
     """Train logits, the norm of every gradient and the losses of three Adam(1e-3) steps.
 
@@ -80,7 +82,7 @@ def test_training_agrees_with_smp(case):
 
     optimizer = optax.adam(1e-3)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=AS_FOR_USERS)
     def step(params, batch_stats, opt_state):
         def loss_fn(params):
             logits, new = model.apply(
