@@ -16,8 +16,9 @@ from jaxpneumo.process.files import read_json
 from jaxpneumo.run.config import differences, typed
 from jaxpneumo.run.config_files import read_config_file
 from jaxpneumo.run.network import first_variables, stage_result
+from jaxpneumo.synthetic import radiographs as synthetic
 from jaxpneumo.train.epoch import Sums
-from jaxpneumo.train.stages import train
+from jaxpneumo.train.stages import make_synthetic_data, train
 
 
 def one_stage(prepared, **stage1):
@@ -142,6 +143,23 @@ def test_without_positive_images_there_is_nothing_to_learn_or_to_score(prepared,
     with caplog.at_level(logging.WARNING):
         train(as_typed(config), tmp_path / "b")
     assert "None of the 12 validation images shows pneumothorax" in caplog.text
+
+
+def test_other_synthetic_radiographs_than_asked_for_are_refused(tmp_path):
+    """Another number or share would be in the config of a run that did not see it."""
+    config = load_config("quickstart")
+    config.data.directory = str(tmp_path / "data")
+    config.data.synthetic.update(train=8, test=2, positive_fraction=0.5)
+    for part, seed in (("train", 0), ("test", 1)):
+        count = config.data.synthetic[part]
+        synthetic.write(tmp_path / f"data-{part}", count, seed, 128, positive_fraction=0.5, workers=1, quiet=True)
+    (tmp_path / "data").mkdir()
+    make_synthetic_data(as_typed(config))
+    for name, value in (("train", 9), ("test", 3), ("positive_fraction", 0.75)):
+        other = config.copy_and_resolve_references()
+        other.data.synthetic[name] = value
+        with pytest.raises(InputError, match=r"data-(train|test) holds [28] radiographs, [14] positive, and --config"):
+            make_synthetic_data(as_typed(other))
 
 
 def test_the_threshold_may_change_where_the_average_is_the_result(prepared):

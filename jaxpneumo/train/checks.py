@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from jaxpneumo.data import dataset
+from jaxpneumo.data.labels import read_labels
+from jaxpneumo.data.rle import EMPTY
 from jaxpneumo.data.splits import read_splits
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.run.config import Config, differences, read_config
 from jaxpneumo.run.config_values import STAGES
 from jaxpneumo.run.provenance import data_checksums, read_starts
+from jaxpneumo.synthetic.radiographs import plan
 from jaxpneumo.train.feed import StageData
 
 logger = logging.getLogger(__name__)
@@ -65,6 +68,18 @@ def check_positives(data: StageData) -> None:
             "None of the %d validation images shows pneumothorax: their scores say nothing of what is found, and the "
             "best is that of a network that outlines nothing.",
             len(data.validation_rows),
+        )
+
+
+def check_drawn(folder: Path, count: int, seed: int, positive_fraction: float) -> None:
+    """Raises InputError unless a folder's labels are of the synthetic radiographs that these values draw."""
+    planned = {case.image_id: case.positive for case in plan(count, seed, positive_fraction)}
+    drawn = {image_id: rows[0][1] != EMPTY for image_id, rows in read_labels(folder / "labels.csv").codes.items()}
+    if drawn != planned:
+        raise InputError(
+            f"{folder} holds {len(drawn)} radiographs, {sum(drawn.values())} positive, and --config.data.synthetic asks "
+            f"for {count}, {sum(planned.values())} positive. Give another --config.data.directory, or remove the folders "
+            "of this one."
         )
 
 

@@ -100,6 +100,9 @@ def make_synthetic_data(config: Config) -> None:
 
     The radiographs are written as DICOM files with their label csv and then prepared, as real ones are:
     DIRECTORY-train and DIRECTORY-test hold the files, DIRECTORY the prepared training data.
+
+    Raises:
+      InputError: there are others already, as `checks.check_drawn` says.
     """
     settings = config.data.synthetic
     if settings is None:
@@ -107,8 +110,10 @@ def make_synthetic_data(config: Config) -> None:
     directory = Path(config.data.directory)
     folders = synthetic_folders(config)
     for seed, (part, folder) in enumerate(folders.items()):
-        if not folder.is_dir():
-            count = settings.train if part == "train" else settings.test
+        count = settings.train if part == "train" else settings.test
+        if folder.is_dir():
+            checks.check_drawn(folder, count, seed, settings.positive_fraction)
+        else:
             logger.info("Making %d synthetic radiographs in %s", count, folder)
             radiographs.write(
                 folder,
