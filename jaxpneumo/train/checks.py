@@ -77,9 +77,9 @@ def check_drawn(folder: Path, count: int, seed: int, positive_fraction: float) -
     drawn = {image_id: rows[0][1] != EMPTY for image_id, rows in read_labels(folder / "labels.csv").codes.items()}
     if drawn != planned:
         raise InputError(
-            f"{folder} holds {len(drawn)} radiographs, {sum(drawn.values())} positive, and --config.data.synthetic asks "
-            f"for {count}, {sum(planned.values())} positive. Give another --config.data.directory, or remove the folders "
-            "of this one."
+            f"{folder} holds {len(drawn)} radiographs, {sum(drawn.values())} positive, and --config.data.synthetic "
+            f"asks for {count}, {sum(planned.values())} positive. Give another --config.data.directory, or remove the "
+            "folders of this one."
         )
 
 
