@@ -1,6 +1,7 @@
 """Two runs on the same images: a run and itself, a run and a better one, and everything that is refused."""
 
 import csv
+import os
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxpneumo.evaluate.results import read_metrics
 from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
 from jaxpneumo.process.files import read_json
+from jaxpneumo.report import report
 
 
 @pytest.fixture
@@ -128,3 +130,24 @@ def test_scores_of_other_runs_in_its_folder_are_refused(runs, told, words):
         compare.compare(*runs, None, 100, 0)
     with pytest.raises(InputError, match=words):
         thresholds.main(["--workdir", str(runs[1])])
+
+
+def test_scores_of_earlier_weights_are_refused(runs):
+    """As of a run that was trained again in its old folder and not evaluated since."""
+    path, final = runs[1] / "evaluation/summary.json", runs[1] / "stage1/final"
+    summary = read_json(path)
+
+    def evaluated_before_its_result(model):
+        write_json(path, {**summary, "run": {**summary["run"], "workdir": runs[1].name, "model": model}})
+        os.utime(final, (later := path.stat().st_mtime + 60, later))
+
+    evaluated_before_its_result(summary["run"]["model"])
+    assert compare.main([*map(str, runs), "--replicates", "200"]) == DONE  # a copy's times say nothing
+    evaluated_before_its_result("0" * 64)
+    for command, arguments in (
+        (compare, map(str, runs)),
+        (thresholds, ("--workdir", str(runs[1]))),
+        (report, ("--workdir", str(runs[1]))),
+    ):
+        with pytest.raises(InputError, match=f"is of earlier weights of {runs[1]}: run `jaxpneumo evaluate"):
+            command.main([*arguments])

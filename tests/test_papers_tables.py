@@ -69,6 +69,16 @@ def test_a_run_fills_its_rows(evaluated, tmp_path):
     assert f"{again['ours']:.4f}" in tables.text({"x": [again]})
 
 
+def test_a_run_that_was_trained_again_has_no_figure_before_it_is_evaluated_again(evaluated, tmp_path):
+    run = shutil.copytree(evaluated, tmp_path / "runs/exp4")
+    path, summary = run / "evaluation/summary.json", read_json(run / "evaluation/summary.json")
+    write_json(path, {**summary, "run": {**summary["run"], "workdir": "exp4", "model": "0" * 64}})
+    os.utime(run / "stage1/final", (later := path.stat().st_mtime + 60, later))
+    rows = tables.collect(tmp_path / "runs")["Validation IoU of the experiments, round 1"]
+    told = {(row["ours"], row["of"]) for row in rows if row["run"] == "exp4"}
+    assert told == {(None, "evaluated before it was trained again")}
+
+
 def as_shipped(name, workdir):
     """Gives a run the shipped config of an experiment, as training would have saved it."""
     write_json(workdir / "config.json", as_typed(load_config(name)).to_dict())

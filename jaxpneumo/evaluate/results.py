@@ -19,10 +19,11 @@ def read_summary(workdir: Path, folder: str = "evaluation") -> dict[str, Any]:
 
     Raises:
       InputError: the folder is not a run, its last stage is not finished, it was not evaluated, or its evaluation is of
-        an ensemble or of another run.
+        an ensemble, of another run or of weights that the run had before it was trained again.
     """
     stage = read_config(workdir).stages[-1].name
-    if not final_directory(workdir / stage).is_dir():
+    result = final_directory(workdir / stage)
+    if not result.is_dir():
         raise InputError(
             f"{workdir} is an unfinished run ({stage} has no result). Start its training command again: it goes "
             "on where it stopped."
@@ -33,20 +34,30 @@ def read_summary(workdir: Path, folder: str = "evaluation") -> dict[str, Any]:
     summary = read_json(path)
     if not isinstance(summary, dict) or not {"data", "split", "scores", "intervals"} <= summary.keys():
         raise InputError(f"{path} is of an earlier version: run `jaxpneumo evaluate --workdir {workdir}` again.")
-    _check_of(workdir, path, summary.get("run", {}))
+    _check_of(workdir, path, summary.get("run", {}), retrained=result.stat().st_mtime > path.stat().st_mtime)
     return summary
 
 
-def _check_of(workdir: Path, path: Path, run: dict[str, Any]) -> None:
-    """Raises InputError unless an evaluation is of a run itself; `run` is what summary.json says of it."""
+def _check_of(workdir: Path, path: Path, run: dict[str, Any], retrained: bool) -> None:
+    """Raises InputError unless an evaluation is of a run itself, with the weights that it has now.
+
+    Args:
+      workdir: the run.
+      path: the evaluation's summary.json.
+      run: what that says of the run.
+      retrained: whether the run's result is newer than its evaluation.
+    """
     members = [one["workdir"] for one in run.get("members", [])]
+    renamed = run.get("workdir") != workdir.resolve().name
     # A run may have been renamed or copied since: then its weights decide, which take seconds to read.
-    other = run.get("workdir", "") if run.get("workdir") != workdir.resolve().name and "model" in run else ""
-    if members or (other and run["model"] != _fingerprint(workdir)):
-        whose = f"the ensemble of {', '.join(members)}" if members else f"another run, {other}"
-        raise InputError(
-            f"{path} is of {whose}, not of {workdir} alone: run `jaxpneumo evaluate --workdir {workdir}` again."
-        )
+    doubtful = "model" in run and (renamed or retrained)
+    if members:
+        whose = f"the ensemble of {', '.join(members)}, not of {workdir} alone"
+    elif doubtful and run["model"] != _fingerprint(workdir):
+        whose = f"another run, {run['workdir']}, not of {workdir} alone" if renamed else f"earlier weights of {workdir}"
+    else:
+        return
+    raise InputError(f"{path} is of {whose}: run `jaxpneumo evaluate --workdir {workdir}` again.")
 
 
 def _fingerprint(workdir: Path) -> str:

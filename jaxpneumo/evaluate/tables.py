@@ -193,6 +193,8 @@ def _read(run: Path, folder: str) -> dict[str, Any] | str:
     except InputError as error:
         if "unfinished" in str(error):
             return "unfinished run"
+        if "earlier weights" in str(error):
+            return "evaluated before it was trained again"
         return "evaluation of other runs" if ", not of " in str(error) else "not evaluated"
 
 
