@@ -67,6 +67,7 @@ class Result:
         is AP or PA, the patient's right is taken to be at the image's left, as is the convention; `remarks` says so.
         None without mask, for findings on both sides, and where the header says neither.
       remarks: sentences about header elements that could not be used as they are, and about what was converted.
+      emptied_by: "classifier" where the mask had pixels and the classifier's threshold emptied it; else "".
       synthetic: the model was trained on synthetic radiographs; its results say nothing about patients.
     """
 
@@ -79,6 +80,7 @@ class Result:
     score: float
     side: str | None
     remarks: tuple[str, ...] = ()
+    emptied_by: str = ""
     synthetic: bool = False
 
     def outlined(self, image: Radiograph | np.ndarray) -> np.ndarray:
@@ -244,6 +246,7 @@ class LoadedModel:
                 score=finding.score,
                 side=finding.side,
                 remarks=finding.remarks,
+                emptied_by=finding.emptied_by,
                 synthetic=predictor.synthetic,
             )
 

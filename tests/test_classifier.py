@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from helpers import as_typed, load_config, shrink
 from networks import pattern, tiny
 
+import jaxpneumo
 from jaxpneumo.data import dataset
 from jaxpneumo.evaluate import evaluate, thresholds
 from jaxpneumo.evaluate.results import read_metrics
@@ -154,6 +155,12 @@ def test_its_threshold_empties_images_in_prediction_and_evaluation(workdir, radi
     for name, keeps in zip(table["ImageId"][clear], kept[clear], strict=True):
         assert half[name] == (alone[name] if keeps else "-1")
     assert any(alone[name] != "-1" for name in table["ImageId"][clear & ~kept])
+    emptied = {name for name, code in half.items() if code != alone[name]}
+    assert f"\nOutlined, but left empty: {len(emptied)} by the classifier.\n" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "half/manifest.jsonl").read_text().splitlines()]
+    assert {line["uid"] for line in lines if line.get("emptied_by") == "classifier"} == emptied
+    model = jaxpneumo.load(workdir, thresholds="half")
+    assert {one.id for one in model.predict(radiographs / "dicom") if one.emptied_by == "classifier"} == emptied
 
 
 def test_its_score_does_not_hide_pixels_that_are_no_numbers(trained):

@@ -1,5 +1,6 @@
 """Two steps: one run decides which images show pneumothorax, another, trained on positive images, outlines it."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -80,8 +81,8 @@ def middle_threshold(run):
     return float(middle[widest : widest + 2].mean())
 
 
-def test_an_image_stays_empty_where_the_gate_outlines_nothing(gate, of_positives, predicted):
-    """By the gate's own network, size, threshold and TTA: exactly as it predicts alone."""
+def test_an_image_stays_empty_where_the_gate_outlines_nothing(gate, of_positives, predicted, tmp_path, capsys):
+    """By the gate's own network, size, threshold and TTA: exactly as it predicts alone. What it empties is told."""
     threshold = middle_threshold(gate)
     save_thresholds(gate, "half", threshold)
     alone = predicted("alone", "--workdir", str(of_positives))
@@ -89,8 +90,13 @@ def test_an_image_stays_empty_where_the_gate_outlines_nothing(gate, of_positives
     gated = predicted("gated", "--workdir", str(of_positives), "--gate", str(gate), "--gate-thresholds", "half")
     kept = {image for image, code in decided.items() if code != EMPTY}
     assert 0 < len(kept) < 24
-    assert any(alone[image] != EMPTY for image in alone.keys() - kept)
+    emptied = {image for image, code in alone.items() if code != EMPTY} - kept
+    assert emptied
     assert gated == {image: code if image in kept else EMPTY for image, code in alone.items()}
+    assert f"\nOutlined, but left empty: {len(emptied)} by the gate.\n" in capsys.readouterr().out
+    with open(tmp_path / "gated/results.csv") as file:
+        told = {row["id"]: row["emptied_by"] for row in csv.DictReader(file)}
+    assert told == {image: "gate" if image in emptied else "" for image in alone}
 
 
 def test_the_manifest_names_the_gate_and_another_gate_does_not_go_on(gate, of_positives, predicted, tmp_path, capsys):

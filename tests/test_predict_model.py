@@ -123,6 +123,7 @@ def test_masks_of_numpy_are_those_of_the_device(change):
     assert ours.area == (int(area[0]) if kept else 0)
     np.testing.assert_array_equal(ours.bits, np.asarray(bits[0])[: size[0], : size[1] // 8] * np.uint8(kept))
     assert (ours.height, ours.width, ours.finding) == (*size, finding)
+    assert ours.emptied_by == ("" if kept else "classifier")
 
 
 @pytest.mark.parametrize(

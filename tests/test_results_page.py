@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,15 @@ def test_more_rows_than_a_page_holds_are_left_to_the_table(tmp_path, monkeypatch
     write_page(tmp_path / "index.html", rows, HEADER, [tmp_path])
     data = data_of(tmp_path / "index.html")
     assert (data["total"], [row[0] for row in data["rows"]]) == (5, ["4", "3"])
+
+
+def test_what_the_gate_emptied_is_told(browser, tmp_path):
+    rows = [ResultRow(id=f"{n}", file=f"{n}.dcm", result="nothing found", area=0, score=1 - n / 2) for n in range(2)]
+    write_page(tmp_path / "index.html", [replace(rows[0], emptied_by="gate"), rows[1]], HEADER, [tmp_path])
+    browser.get((tmp_path / "index.html").as_uri())
+    told = [[cell.text for cell in row.find_elements("css selector", ".why")] for row in every(browser, "tbody tr")]
+    assert told == [["the gate left it empty, the network outlined something"], []]
+    browser.get_log("browser")  # of pictures that are not there
 
 
 def test_all_thresholds_and_the_gate_are_named(tmp_path):

@@ -42,6 +42,7 @@ class Finding:
       side_remark: a remark about the rule of `side`, or "".
       certainty: how certain the decision is.
       classifier: the classifier's probability; None without a classifier.
+      emptied_by: "gate" or "classifier", which emptied a mask that had pixels; "" for all other masks.
       probability: float32 (S, S) at the network's size, before thresholds; None unless it was asked for.
     """
 
@@ -54,6 +55,7 @@ class Finding:
     side_remark: str
     certainty: Certainty
     classifier: float | None = None
+    emptied_by: str = ""
     probability: np.ndarray | None = None
 
     @property
@@ -135,6 +137,7 @@ def make_finding(
         side_remark=remark,
         certainty=judge(bands, score, area, mask.height, mask.width, settings.removal_threshold),
         classifier=mask.finding,
+        emptied_by=mask.emptied_by,
         probability=probability,
     )
 

@@ -22,7 +22,17 @@ from jaxpneumo.model.folding import fold
 from jaxpneumo.model.unet import UNet
 from jaxpneumo.predict.certainty import Bands
 from jaxpneumo.predict.image_scores import top_means
-from jaxpneumo.predict.native import Grid, NativeMask, native_grid, native_masks, no_numbers, pixels_at_least, shrink
+from jaxpneumo.predict.native import (
+    CLASSIFIER,
+    GATE,
+    Grid,
+    NativeMask,
+    native_grid,
+    native_masks,
+    no_numbers,
+    pixels_at_least,
+    shrink,
+)
 from jaxpneumo.predict.views import mean_of_views
 from jaxpneumo.run.config import Config, Predict, read_config
 from jaxpneumo.run.network import make_model
@@ -113,16 +123,14 @@ class Predictor(CompiledNetwork):
         view = int(bool(self.settings.tta))
 
         def native(batch: Batch) -> dict[str, Any]:
-            (mask,) = masks_of(self, batch, [view]).values()
             # A mask has the classifier's probability too if there is one, which then is the score.
-            found: dict[str, Any] = {"mask": mask}
+            found: dict[str, Any] = {"mask": masks_of(self, batch, [view])[view]}
             if batch.finding is None:
                 found["top_mean"] = top_means(batch.probability[view], self.settings.size)
             return {**found, "probability": batch.probability[view]} if probability else found
 
         for key, size, found in predict_native(self, images, self.settings.tta, native):
-            bits, area, *classifier = found["mask"]
-            mask = NativeMask(bits, *size, int(area), *map(float, classifier))
+            mask = _native_mask(found["mask"], size)
             score = float(found["top_mean"]) if mask.finding is None else mask.finding
             yield key, mask, score, found.get("probability")
 
@@ -253,32 +261,39 @@ def predict_masks(
     """
     views = tuple(views)
 
-    def native(batch: Batch) -> dict[int, tuple[jax.Array, ...]]:
+    def native(batch: Batch) -> dict[int, dict[str, jax.Array]]:
         return masks_of(network, batch, views)
 
     for key, size, found in predict_native(network, images, 1 in views and (network.settings.tta or True), native):
-        yield (
-            key,
-            {
-                v: NativeMask(bits, *size, int(area), *map(float, finding))
-                for v, (bits, area, *finding) in found.items()
-            },
-        )
+        yield key, {view: _native_mask(of_view, size) for view, of_view in found.items()}
 
 
-def masks_of(network: CompiledNetwork, batch: "Batch", views: Iterable[int]) -> dict[int, tuple[jax.Array, ...]]:
-    """The masks of a batch as `predict_masks` says: by view, a `NativeMask`'s bits and area, and finding if any."""
+def masks_of(network: CompiledNetwork, batch: "Batch", views: Iterable[int]) -> dict[int, dict[str, jax.Array]]:
+    """The masks of a batch as `predict_masks` says, for `_native_mask`.
+
+    By view, the "bits" and "area" of a `NativeMask`; "finding" if there is a classifier; and, where these may empty a
+    mask, GATE and CLASSIFIER: bool (B,), whether it did.
+    """
     levels = _levels(network.settings, batch.sizes, len(batch.pictures))
 
-    def masks(view: int) -> tuple[jax.Array, ...]:
+    def masks(view: int) -> dict[str, jax.Array]:
         bits, area = network.native_masks(batch.probability[view], batch.grid, *levels)
-        finding = () if batch.finding is None else (batch.finding[view],)
-        for kept in (batch.by_gate, kept_by_classifier(network.settings, batch, view)):
+        found = {} if batch.finding is None else {"finding": batch.finding[view]}
+        deciders = {GATE: batch.by_gate, CLASSIFIER: kept_by_classifier(network.settings, batch, view)}
+        for name, kept in deciders.items():
             if kept is not None:
+                found[name] = ~kept & (area > 0)
                 bits, area = jnp.where(kept[:, None, None], bits, 0), jnp.where(kept, area, 0)
-        return bits, area, *finding
+        return {**found, "bits": bits, "area": area}
 
     return {view: masks(view) for view in views}
+
+
+def _native_mask(found: dict[str, Any], size: tuple[int, int]) -> NativeMask:
+    """One image's mask of `masks_of`, fetched to the host."""
+    emptied_by = next((name for name in (GATE, CLASSIFIER) if found.get(name, False)), "")
+    finding = float(found["finding"]) if "finding" in found else None
+    return NativeMask(found["bits"], *size, int(found["area"]), finding, emptied_by)
 
 
 def _levels(settings: Predict, sizes: list[tuple[int, int]], count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -60,6 +60,8 @@ class PredictedCounts:
 
     Attributes:
       images, positive: number of radiographs that were predicted, and of those with a finding.
+      emptied: a sentence that counts the images whose outlines the gate or the classifier emptied; "" where there are
+        none.
       set_aside: number of files that were not used.
       not_frontal: number of files that were set aside because they are not frontal chest radiographs.
       unwritten: number of files that could not be written, by the name of their output, such as "overlays".
@@ -72,6 +74,7 @@ class PredictedCounts:
     positive: int
     set_aside: int
     not_frontal: int = 0
+    emptied: str = ""
     unwritten: Mapping[str, int] = field(default_factory=dict)
     first: str = ""
     note: str = NOTE
@@ -101,6 +104,7 @@ def write_results(
     header = next(read_entries(manifests[0]))
     counts = {"images": 0, "positive": 0, "set_aside": 0, "not_frontal": 0}
     unwritten: Counter[str] = Counter()
+    emptied: Counter[str] = Counter()
     others: list[tuple[str, str]] = []
 
     def entries(state: str) -> Iterator[dict[str, Any]]:
@@ -137,11 +141,13 @@ def write_results(
             (folder / "quarantine.csv").unlink(missing_ok=True)
         for _ in rows:
             pass  # `set_aside` counts the rows
+        second_files = dict(others)
         if folder is not None:
             synthetic = SYNTHETIC_NOTE in header.get("note", "")
-            table = write_table(folder / "results.csv", table_rows(manifests, dict(others)), synthetic, scratch)
+            table = write_table(folder / "results.csv", table_rows(manifests, second_files), synthetic, scratch)
             write_page(folder / "index.html", table, header, [manifest.parent for manifest in manifests])
     for entry in entries("done"):
+        emptied[entry.get("emptied_by", "")] += entry["file"] not in second_files
         # Older manifests have a reason under "undrawn" where the picture could not be written.
         failed = {"overlays": entry["undrawn"]} if "undrawn" in entry else entry.get("unwritten", {})
         failed = {key: reason for key, reason in failed.items() if asked is None or key in asked}
@@ -151,11 +157,17 @@ def write_results(
     told = remarks.tell((entry["file"], entry.get("remarks", ())) for entry in entries("done"))
     return PredictedCounts(
         **counts,
+        emptied=_emptied(emptied),
         unwritten=dict(unwritten),
         first=first[1] if first else "",
         note=header.get("note", NOTE),
         remarks=tuple(told),
     )
+
+
+def _emptied(counts: Mapping[str, int]) -> str:
+    told = [f"{count} by the {name}" for name, count in sorted(counts.items()) if name and count]
+    return f"Outlined, but left empty: {', '.join(told)}." if told else ""
 
 
 # The command
@@ -292,4 +304,6 @@ def main(arguments: Sequence[str]) -> int:
         f"{report.images} radiographs, pneumothorax outlined in {report.positive}, {report.set_aside} files set aside; "
         f"{options.output}. {report.note}"
     )
+    if report.emptied:
+        print(report.emptied)
     return DONE if report.complete else PARTIAL

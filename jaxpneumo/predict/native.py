@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 BUCKET = 256
 OUTSIDE = -1.0
+GATE, CLASSIFIER = "gate", "classifier"
 
 
 class Grid(NamedTuple):
@@ -51,6 +52,7 @@ class NativeMask:
       height, width: native size, in pixels.
       area: number of pixels in the mask.
       finding: the classifier's probability that the image shows anything; None without a classifier.
+      emptied_by: GATE or CLASSIFIER, whose answer emptied a mask that had pixels; "" for all other masks.
     """
 
     bits: np.ndarray
@@ -58,6 +60,7 @@ class NativeMask:
     width: int
     area: int
     finding: float | None = None
+    emptied_by: str = ""
 
     def unpack(self) -> np.ndarray:
         """The mask, uint8 (height, width) of 0 and 1."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxpneumo.predict.certainty import Bands
-from jaxpneumo.predict.native import NativeMask, no_numbers, pixels_at_least, to_native_on_host
+from jaxpneumo.predict.native import CLASSIFIER, NativeMask, no_numbers, pixels_at_least, to_native_on_host
 from jaxpneumo.predict.onnx_session import Session, open_session, threshold_inputs
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.run.config import Config, Predict, typed
@@ -80,15 +80,16 @@ def native_mask(
     native = to_native_on_host(probability, *size)
     mask = native >= np.float32(settings.threshold)
     area = int(np.count_nonzero(mask))
-    kept = area >= pixels_at_least(settings.removal_threshold, *size)
+    kept, emptied_by = area >= pixels_at_least(settings.removal_threshold, *size), ""
     if settings.top_threshold is not None and settings.top_area is not None:
         top = np.count_nonzero(native >= np.float32(settings.top_threshold))
         kept = kept and top >= pixels_at_least(settings.top_area, *size)
-    if finding is not None and settings.classifier_threshold is not None:
-        kept = kept and finding >= settings.classifier_threshold
+    own = settings.classifier_threshold
+    if kept and area and own is not None and finding is not None and finding < own:
+        kept, emptied_by = False, CLASSIFIER
     if not kept:
         mask, area = np.zeros_like(mask), 0
-    return NativeMask(np.packbits(mask, axis=-1), *size, area, finding)
+    return NativeMask(np.packbits(mask, axis=-1), *size, area, finding, emptied_by)
 
 
 def load_onnx(path: Path, runtime: str, batch_size: int | None = None) -> OnnxPredictor:

@@ -263,6 +263,7 @@ def _done(written: Written, named: bool) -> dict[str, Any]:
         "score": round(finding.score, 6),
         "finding": None if finding.classifier is None else round(finding.classifier, 6),
         "spacing": picture.pixel_spacing,
+        "emptied_by": finding.emptied_by or None,
         "side": finding.side,
         "largest": finding.largest,
         "unwritten": written.failed or None,
@@ -390,6 +391,8 @@ def main(arguments: Sequence[str]) -> int:
         f"{report.images} radiographs, pneumothorax outlined in {report.positive}, {report.set_aside} files set "
         f"aside; {folder / 'submission.csv'}. {report.note}"
     )
+    if report.emptied:
+        print(report.emptied)
     if report.set_aside:
         print(f"{folder / 'quarantine.csv'} lists the files that were set aside, with the reasons.")
     if report.not_frontal:

@@ -4,12 +4,13 @@
   const SIZE = 50;
   const data = JSON.parse(document.getElementById("data").textContent);
   const find = (name) => document.querySelector(name);
-  const rows = data.rows.map(([id, result, certainty, score, area, mm2, largest, largestMm2, side, why, picture, name]) => ({
+  const rows = data.rows.map(([id, result, certainty, score, area, mm2, largest, largestMm2, side, why, emptiedBy, picture, name]) => ({
     id, score, area, mm2, largest, largestMm2, picture,
     result: data.results[result],
     certainty: data.texts[certainty],
     side: data.texts[side],
     why: data.texts[why],
+    emptiedBy: data.texts[emptiedBy],
     file: name || id,
     sought: id.toLowerCase(),
   }));
@@ -50,6 +51,7 @@
     const result = make("td", "", make("span", row.result === "found" ? "result found" : "result", row.result));
     if (row.certainty) result.append(make("span", `badge ${row.certainty}`, row.certainty));
     result.append(make("span", "id", row.id));
+    if (row.emptiedBy) result.append(make("span", "why", `the ${row.emptiedBy} left it empty, the network outlined something`));
     if (row.why) result.append(make("span", "why", row.why));
     const score = make("td", "number");
     if (row.score !== null) {

@@ -114,6 +114,7 @@ def _compact(rows: Sequence[ResultRow]) -> dict[str, Any]:
             None if row.largest_mm2 is None else round(row.largest_mm2),
             number(row.side),
             number(row.why),
+            number(row.emptied_by),
             row.picture,
             # The picture is called by the id, unless a file cannot have this name.
             name if (name := safe_name(row.id)) != row.id else 0,

@@ -36,6 +36,7 @@ class ResultRow:
       side: "left", "right", or "".
       why: why it is uncertain or was set aside, or "".
       bands: "calibrated" or "uncalibrated", of the limits that the certainty comes from; or "".
+      emptied_by: "gate" or "classifier", which emptied a mask that had pixels, or "".
       picture: number of the manifest whose folder has the picture with outlines of this image, or None.
     """
 
@@ -51,6 +52,7 @@ class ResultRow:
     largest_mm2: float | None = None
     why: str = ""
     bands: str = ""
+    emptied_by: str = ""
     picture: int | None = None
 
 
@@ -98,6 +100,7 @@ def _row(entry: Mapping[str, Any], bands: Bands | None, removal: int, number: in
         largest_mm2=None if largest is None else in_mm2(largest, spacing),
         why=certainty.why,
         bands=limits,
+        emptied_by=entry.get("emptied_by", ""),
         picture=number if "overlays" in entry.get("outputs", ["overlays"]) else None,
     )
 

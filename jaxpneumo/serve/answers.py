@@ -15,9 +15,8 @@ import numpy as np
 from jaxpneumo.predict.certainty import Bands
 from jaxpneumo.predict.finding import Finding
 from jaxpneumo.predict.infer import Predictor
-from jaxpneumo.predict.native import pixels_at_least, to_native_on_host
+from jaxpneumo.predict.native import GATE, to_native_on_host
 from jaxpneumo.predict.png import png
-from jaxpneumo.predict.postprocess import remove_small
 from jaxpneumo.run.config import Predict
 
 STEPS = 200  # of the slider, from 1/200 to 1
@@ -118,29 +117,17 @@ def answer(image: np.ndarray, finding: Finding, predictor: Predictor) -> dict[st
         "band": finding.certainty.band,
         "why": finding.certainty.why,
         "side": finding.side,
-        "emptied": emptied(finding, reached, predictor),
+        "emptied": emptied(finding, predictor.settings),
         "remarks": finding.remarks,
     }
 
 
-def emptied(finding: Finding, reached: np.ndarray, predictor: Predictor) -> str:
+def emptied(finding: Finding, settings: Predict) -> str:
     """Why a mask is empty at every threshold, in words; "" if it is not."""
-    own = predictor.settings.classifier_threshold
+    own = settings.classifier_threshold
     if own is not None and finding.classifier is not None and finding.classifier < own:
         return f"Left empty: the classifier's {finding.classifier:.3f} is below its threshold, {own:g}."
-    if predictor.gate is not None and not finding.area and by_rules(reached, predictor.settings).any():
-        return "Left empty: the gate, another run, outlines nothing here."
-    return ""
-
-
-def by_rules(reached: np.ndarray, settings: Predict) -> np.ndarray:
-    """The mask of levels by the run's thresholds and removal alone, uint8 (H, W) of 0 and 1."""
-    mask = (reached >= position(settings.threshold, settings)).astype(np.uint8)
-    if settings.top_threshold is not None and settings.top_area is not None:
-        top = np.count_nonzero(reached >= position(settings.top_threshold, settings))
-        if top < pixels_at_least(settings.top_area, *mask.shape):
-            return np.zeros_like(mask)
-    return remove_small(mask, settings.removal_threshold, settings.removal_rule)
+    return "Left empty: the gate, another run, outlines nothing here." if finding.emptied_by == GATE else ""
 
 
 def _text(data: bytes) -> str:
