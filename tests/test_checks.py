@@ -145,6 +145,24 @@ def test_without_positive_images_there_is_nothing_to_learn_or_to_score(prepared,
     assert "None of the 12 validation images shows pneumothorax" in caplog.text
 
 
+def test_findings_that_are_lost_at_a_stages_size_are_told(prepared, radiographs, tmp_path, caplog):
+    """Their images are positive in the labels and the sampling, and negative in the masks that are trained on."""
+    header, *lines = (radiographs / "labels.csv").read_text().splitlines()
+    codes = dict(line.split(",") for line in lines)
+    tiny = [name for name, code in codes.items() if code.strip() != "-1"][::2]
+    lines = [f"{name},{'700 1' if name in tiny else code}" for name, code in codes.items()]
+    (tmp_path / "labels.csv").write_text("\n".join([header, *lines]) + "\n")
+    patients = radiographs / "patients.csv"
+    prepare(radiographs, tmp_path / "labels.csv", tmp_path / "data", (32, 64), patients, workers=1, quiet=True)
+    with caplog.at_level(logging.WARNING):
+        train(as_typed(one_stage(tmp_path / "data")), tmp_path / "run")
+    trained = set(splits.read_splits(tmp_path / "run/splits.json")["train"])
+    lost, positive = trained.intersection(tiny), [name for name in trained if codes[name].strip() != "-1"]
+    assert 0 < len(lost) < len(positive)
+    told = f"At 32 pixels no pixel is left of the finding of {len(lost)} among the {len(positive)} training images"
+    assert told in caplog.text
+
+
 def test_other_synthetic_radiographs_than_asked_for_are_refused(tmp_path):
     """Another number or share would be in the config of a run that did not see it."""
     config = load_config("quickstart")

@@ -66,6 +66,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     for stage in config.trained_stages():
         training_order(data, stage, config.seed)
     checks.check_positives(data)
+    checks.tell_lost(data, (stage.size for stage in config.trained_stages()))
     variables = first_variables(config)
     for stage in config.trained_stages():
         if stage.batch_size > (images := len(data.train_rows)):
