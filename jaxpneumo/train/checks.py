@@ -73,7 +73,7 @@ def check_positives(data: StageData) -> None:
 
 
 def tell_lost(data: StageData, sizes: Iterable[int]) -> None:
-    """Warns of training images whose whole finding is lost at the size of a stage, which is trained on them as negative.
+    """Warns of training images whose whole finding is lost at a stage's size, which is trained on them as negative.
 
     Of the challenge's 2,669 images with pneumothorax none is lost at 256 pixels, 4 at 128 and 30 at 64.
     """
