@@ -23,6 +23,7 @@ from jaxpneumo.predict.outputs import Output, masks_output, probabilities_output
 from jaxpneumo.predict.png import write_png
 from jaxpneumo.predict.predict import predict_folder
 from jaxpneumo.predict.submission import read_submission
+from jaxpneumo.process.files import stamp
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,43 @@ def test_masks_follow_a_file_that_was_replaced_by_an_older_one(predictor, films,
     shutil.copy2(folder.with_name("old.png"), folder / "film.png")
     start(predictor, folder, masks)
     assert outlined(output) == masks_of(output) == {"film.png": True}
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_another_radiograph_of_the_same_name_size_and_time_is_predicted(predictor, films, folder, elsewhere):
+    """As of two archives that give all their files one time: unpacked one over the other, or into two folders."""
+    masks, output, other = masks_output(predictor), folder.with_name("out"), folder.with_name("in2")
+    for film, place in zip(films, (folder, other), strict=True):
+        image = cv2.resize(dicom.read(film).image, (128, 128), interpolation=cv2.INTER_AREA)
+        dicom.write(place / "film.dcm", image, "1.5" if place == folder else "1.6", "P")
+        plain = pydicom.dcmread(place / "film.dcm")
+        plain.decompress(generate_instance_uid=False)
+        plain.save_as(place / "film.dcm")
+        os.utime(place / "film.dcm", (1e9, 1e9))
+    assert (folder / "film.dcm").stat().st_size == (other / "film.dcm").stat().st_size
+    start(predictor, folder, masks)
+    assert outlined(output) == {"film.dcm": True}
+    if not elsewhere:
+        shutil.copy2(other / "film.dcm", folder / "film.dcm")
+    start(predictor, other if elsewhere else folder, masks)
+    assert outlined(output) == {"film.dcm": False}
+    assert masks_of(output) == {"1.6.png": False}
+
+
+def test_a_copy_of_the_radiographs_is_not_predicted_again(predictor, films, folder, monkeypatch):
+    """Its times are others, and its checksums are the same."""
+    picture_of(films[0], folder / "film.png")
+    start(predictor, folder)
+    shutil.copy(folder / "film.png", folder.with_name("copy.png"))
+    shutil.rmtree(folder)
+    folder.mkdir()
+    folder.with_name("copy.png").rename(folder / "film.png")
+    before = entries(folder.with_name("out"))
+    monkeypatch.setattr(predict, "read_ahead", lambda reading, left, workers: iter(left))  # none is left
+    start(predictor, folder)
+    after = entries(folder.with_name("out"))
+    stamped = list(stamp(folder / "film.png"))
+    assert after == {"film.png": {**before["film.png"], "stamp": stamped}} != before
 
 
 def test_masks_without_their_manifest_are_made_anew(predictor, films, folder):

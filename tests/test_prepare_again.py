@@ -1,6 +1,7 @@
 """`jaxpneumo prepare` for an output that is finished already: the same command, another one, changed sources."""
 
 import os
+import shutil
 
 import pytest
 from preparing import refused, three_files
@@ -88,3 +89,23 @@ def test_sources_that_have_changed_since_are_refused(files, capsys):
     assert files.run() == 0
     (files.output / "masks_32.npy").unlink()
     refused(files, capsys, "was prepared so, but masks_32.npy is missing there. Remove it or choose another --output")
+
+
+def test_files_of_the_same_names_sizes_and_times_are_the_same_by_their_content_alone(files, capsys):
+    """As of two archives that give all their files one time; a copy of the files is the same."""
+    for path in files.images.rglob("*.dcm"):
+        os.utime(path, (1e9, 1e9))
+    assert files.run() == 0
+    copy = shutil.copytree(files.images, files.folder / "copy")
+    shutil.rmtree(files.images)
+    shutil.copytree(copy, files.images)
+    capsys.readouterr()
+    assert files.run() == 0
+    assert "nothing is left to do" in capsys.readouterr().out
+    changed = next(files.images.rglob("1.1.dcm"))
+    data = bytearray(changed.read_bytes())
+    data[-100] ^= 1
+    changed.write_bytes(data)
+    os.utime(changed, (1e9, 1e9))
+    words = "study1/1.1.dcm has the name, size and time of the one that was used, and another content. Remove it"
+    refused(files, capsys, f"was prepared of other files: {words}")

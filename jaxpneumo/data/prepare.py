@@ -145,7 +145,7 @@ def prepare(
     if masks:
         settings |= repeat.mask_settings(masks, mask_paths, missing_masks)
     arguments = settings | repeat.ending(files, split, validation_fraction, seed, duplicate_pixels, on_quarantine)
-    if repeat.is_finished(output, arguments):
+    if repeat.is_finished(output, arguments, images):
         return PreparedCounts(*repeat.counts(output), images_per_second=0.0, complete=True)
     space.check_space(partial, len(files), sizes)
 

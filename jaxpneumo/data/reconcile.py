@@ -28,7 +28,7 @@ from jaxpneumo.data.labels import Labels
 from jaxpneumo.data.mask_files import MaskFiles
 from jaxpneumo.dicom import patients
 from jaxpneumo.dicom.radiograph import file_id
-from jaxpneumo.process.files import printable
+from jaxpneumo.process.files import Stamp, printable
 
 NOT_FRONTAL = "not a frontal chest radiograph"
 CONTRADICTION = "file name and UID differ"
@@ -56,7 +56,7 @@ class Outcome:
       synthetic: it says that it was drawn.
       pixels: checksum of its rows' images; equal pixels have equal ones.
       checksum: of all its rows, images and masks.
-      stamp: the file's size in bytes and time of change in ns.
+      stamp: `files.stamp` of the file.
       remarks: of the radiograph.
     """
 
@@ -70,7 +70,7 @@ class Outcome:
     synthetic: bool = False
     pixels: int = 0
     checksum: int = 0
-    stamp: tuple[int, int] = (0, 0)
+    stamp: Stamp = (0, 0, 0)
     remarks: tuple[str, ...] = ()
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxpneumo.dicom import patients
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.files import stamp
+from jaxpneumo.process.files import Stamp, stamp
 
 MIN_SIDE = 16
 MAX_PIXELS = 64 * 2**20  # the largest detectors give 20 megapixels; more is a broken header, not a radiograph
@@ -71,7 +71,7 @@ def file_id(path: Path | str) -> str:
     return re.sub(r"\.(dcm|dicom|png|jpe?g|jpe|jfif)$", "", Path(path).name, flags=re.IGNORECASE)
 
 
-def read_file(path: Path, name: Path | str) -> tuple[bytes, tuple[int, int]]:
+def read_file(path: Path, name: Path | str) -> tuple[bytes, Stamp]:
     """The bytes of a file that may be a radiograph, and its stamp (`files.stamp`).
 
     Args:

@@ -22,7 +22,7 @@ from jaxpneumo.data.finder import MANIFEST, OUTPUT_FOLDERS
 from jaxpneumo.process import jsonl
 from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.files import is_unchanged, safe_name
+from jaxpneumo.process.files import Stamp, is_unchanged, safe_name, stamp_if_there
 
 GROUP = 64  # number of lines that are forced to the disk together
 NOTE = "Research software, not a medical device."
@@ -73,8 +73,8 @@ def open_manifest(
     """Opens a folder's manifest. It continues an older manifest with the same model and settings.
 
     It drops the entries of files that have changed, are called otherwise or no longer exist, and those that are not
-    complete. What was written of a file that has changed, is called otherwise or is gone is removed. Other files of its
-    image are predicted again.
+    complete. A file of another stamp, such as a copy, has not changed if its checksum is the same. What was written of
+    a file that has changed, is called otherwise or is gone is removed. Other files of its image are predicted again.
 
     Args:
       folder: folder of the manifest; created if it is missing.
@@ -100,11 +100,14 @@ def open_manifest(
             before = next(_entries(path), None)
             _compare(before, header, folder)
             place_of = functools.partial(_place, sources)
-            holds, dropped = bytearray(len(sources)), set()
+            holds, dropped, stamps = bytearray(len(sources)), set(), dict[int, Stamp]()
             for entry in _entries(path):
                 place = place_of(entry)
-                if place is not None and is_called_so(entry) and _unchanged(root / sources[place], entry):
+                now = stamp_of_same(root / sources[place], entry) if place is not None and is_called_so(entry) else None
+                if place is not None and now is not None:
                     holds[place] = True
+                    if list(now) != entry["stamp"]:
+                        stamps[place] = now
                 elif "uid" in entry:
                     dropped.add(entry["uid"])
                     # Before the entry goes: after a kill between them, nothing would name these files any more.
@@ -118,7 +121,7 @@ def open_manifest(
                     continue
                 done[place] = is_complete(entry)
                 if done[place]:
-                    file.write(jsonl.line(entry))
+                    file.write(jsonl.line({**entry, "stamp": list(stamps[place])} if place in stamps else entry))
         with open(path, "ab") as file:
             writer = jsonl.Writer(file, GROUP)
 
@@ -314,9 +317,17 @@ def _told(settings: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, An
     return told
 
 
-def _unchanged(path: Path, entry: dict[str, Any]) -> bool:
-    length, changed = entry.get("stamp") or (0, 0)
-    return is_unchanged(path, (length, changed))
+def stamp_of_same(path: Path, entry: Mapping[str, Any]) -> Stamp | None:
+    """The stamp of an entry's file; None if it is gone or holds other bytes than those that were predicted."""
+    now = stamp_if_there(path)
+    if list(now) == entry.get("stamp"):
+        return now
+    before = entry.get("sha256")
+    try:
+        same = before and hashlib.sha256(path.read_bytes()).hexdigest() == before
+    except OSError:
+        return None
+    return now if same and is_unchanged(path, now) else None
 
 
 def _bytes(source: str) -> bytes:

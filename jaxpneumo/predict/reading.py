@@ -23,7 +23,7 @@ from jaxpneumo.dicom import frontal
 from jaxpneumo.dicom.radiograph import Radiograph, RadiographError, read_file
 from jaxpneumo.process import workers
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.files import printable, stamp_if_there
+from jaxpneumo.process.files import Stamp, printable, stamp_if_there
 from jaxpneumo.process.machine import cores
 from jaxpneumo.process.runtime import one_thread_each
 
@@ -40,8 +40,7 @@ class Picture:
     Attributes:
       source: path of the file below the folder, with slashes.
       reason: why the file is not used; "" for a radiograph. Then all following attributes are known.
-      stamp: size in bytes and modification time in ns of the file. (0, 0) if reading failed, so that it is tried again
-        the next time.
+      stamp: `files.stamp` of the file. (0, 0, 0) if reading failed, so that it is tried again the next time.
       sha256: hexadecimal SHA-256 of the file; "" if it could not be read.
       uid: SOP instance UID; the name from `ids.name_of` for files without one.
       image: uint8 (S, S), resized by area averaging.
@@ -52,7 +51,7 @@ class Picture:
 
     source: str
     reason: str = ""
-    stamp: tuple[int, int] = (0, 0)
+    stamp: Stamp = (0, 0, 0)
     sha256: str = ""
     uid: str = ""
     image: np.ndarray | None = None

@@ -31,13 +31,20 @@ def read_json(path: Path | str) -> Any:
     return value
 
 
-def stamp(path: Path) -> tuple[int, int]:
-    """Size in bytes and time of change in ns of a file: whether it is the one that was read before."""
+Stamp = tuple[int, int, int]
+
+
+def stamp(path: Path) -> Stamp:
+    """Tells whether a file is the one that was read before: its size in bytes, and two times in ns.
+
+    The first is the time of change of its content, which archives and copies keep or set as they like. The second is
+    the system's own, of any change at all: it tells two files of one name, size and time apart.
+    """
     status = path.stat()
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def is_unchanged(path: Path, before: tuple[int, int]) -> bool:
+def is_unchanged(path: Path, before: Stamp) -> bool:
     """Whether a file is there and still has the stamp that it had before."""
     try:
         return stamp(path) == before
@@ -45,12 +52,12 @@ def is_unchanged(path: Path, before: tuple[int, int]) -> bool:
         return False
 
 
-def stamp_if_there(path: Path) -> tuple[int, int]:
-    """The same; (0, 0) where the file is gone or cannot be asked."""
+def stamp_if_there(path: Path) -> Stamp:
+    """The same; (0, 0, 0) where the file is gone or cannot be asked."""
     try:
         return stamp(path)
     except OSError:
-        return 0, 0
+        return 0, 0, 0
 
 
 def printable(name: str) -> str:
