@@ -251,6 +251,7 @@ GREY = np.random.default_rng(0).integers(0, 256, (40, 48), np.uint8)
         (np.where(GREY == 7, np.nan, GREY / 255), "nan or infinity"),
         (np.where(GREY == 7, np.inf, GREY / 255), "nan or infinity"),
         (GREY > 100, "is a mask"),
+        (np.ma.masked_equal(GREY, GREY[0, 0]), r"is a masked array\. Give the grey levels of all pixels"),
         (GREY.astype(complex), "of type complex128"),
         (GREY.astype(str), "of type <U"),
         (np.dstack([GREY, GREY, 255 - GREY]), "a colour picture"),

@@ -313,6 +313,19 @@ def test_the_runs_of_an_ensemble_are_all_named(source, tmp_path):
     assert [len(number) for number in numbers] == [64, 64]
 
 
+@pytest.mark.parametrize(
+    "corrected", [{"PatientID": "P2"}, {"PatientName": "B^C"}, {"StudyInstanceUID": "1.2.4"}, {"AccessionNumber": "7"}]
+)
+def test_results_of_an_image_whose_patient_was_corrected_are_other_objects(source, files, tmp_path, corrected):
+    """An archive that knows their UIDs would keep those of the wrong patient, or replace them unseen."""
+    film = radiograph(tmp_path / "a.dcm", **corrected)
+    written, _ = write_dicom_results(film, positive(), KINDS, tmp_path / "results", ALGORITHM)
+    for kind in KINDS:
+        result, before = pydicom.dcmread(written[kind]), pydicom.dcmread(files[kind])
+        for keyword in ("SOPInstanceUID", "SeriesInstanceUID"):
+            assert result[keyword].value != before[keyword].value
+
+
 def test_what_a_new_outcome_does_not_have_is_removed(source, tmp_path):
     write_dicom_results(source, positive(), KINDS, tmp_path, ALGORITHM)
     write_dicom_results(source, negative(), KINDS, tmp_path, ALGORITHM)
@@ -388,6 +401,41 @@ def test_a_radiograph_in_colour_has_all_but_a_presentation_state(tmp_path, case)
     assert list(written) == ["seg", "sr", "capture"]
     assert list(reasons) == ["presentation"]
     assert "no presentation: it is stored in colour" in reasons["presentation"]
+
+
+@pytest.mark.parametrize(
+    ("elements", "expected"),
+    [
+        ({"PixelSpacing": [0.4, 0.2]}, ([0.4, 0.2], None)),
+        ({"PixelSpacing": None, "ImagerPixelSpacing": [0.4, 0.2], "SOPClassUID": CR}, (None, [4000, 2000])),
+        ({"PixelSpacing": None, "PixelAspectRatio": [2, 1]}, (None, [2, 1])),
+        ({"PixelSpacing": None}, (None, [1, 1])),
+    ],
+)
+def test_a_presentation_state_says_how_large_a_pixel_is_or_at_least_its_shape(tmp_path, elements, expected):
+    film = radiograph(tmp_path / "a.dcm", **elements)
+    (area,) = write_one("presentation", film, positive(), tmp_path).DisplayedAreaSelectionSequence
+    assert (area.get("PresentationPixelSpacing"), area.get("PresentationPixelAspectRatio")) == expected
+
+
+@pytest.mark.parametrize(
+    ("elements", "expected"),
+    [
+        ({"RescaleSlope": 2}, (2, 0, None)),
+        ({"RescaleIntercept": -5}, (1, -5, None)),
+        ({"RescaleSlope": 1 / 255, "RescaleIntercept": 0}, (0.00392156862745, 0, None)),
+        ({"RescaleSlope": 0, "RescaleIntercept": 3}, (None, None, None)),
+        ({"WindowCenter": 128, "WindowWidth": 0.5, "VOILUTFunction": "LINEAR_EXACT"}, (None, None, (128, 0.5))),
+        ({"WindowCenter": 128, "WindowWidth": 0.5}, (None, None, None)),
+    ],
+)
+def test_a_presentation_state_has_the_grey_levels_of_the_radiograph(tmp_path, elements, expected):
+    film = radiograph(tmp_path / "a.dcm", **elements)
+    state = write_one("presentation", film, positive(), tmp_path)
+    windows = [(item.WindowCenter, item.WindowWidth) for item in state.get("SoftcopyVOILUTSequence", ())]
+    found = state.get("RescaleSlope"), state.get("RescaleIntercept"), windows[0] if windows else None
+    assert found == expected
+    assert all(len(str(state[each].value)) <= 16 for each in ("RescaleSlope", "RescaleIntercept") if each in state)
 
 
 def test_a_full_disk_leaves_no_half_file(source, tmp_path):

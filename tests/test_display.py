@@ -238,6 +238,18 @@ def test_one_half_of_the_rescaling_is_enough(one):
     assert close(shown, np.clip(((BYTES.astype(int) * slope + intercept - 99.5) / 150 + 0.5) * 255, 0, 255))
 
 
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_few_pixels_that_take_the_grey_levels_of_the_others_are_said(photometric):
+    """A hot pixel, a marker at full scale: without a window the radiograph is stretched between the extremes."""
+    words = np.tile(WORDS // 8, (8, 8))
+    assert read(image(words, 12, PhotometricInterpretation=photometric)).remarks == ()
+    words[3, 5] = 4095
+    (remark,) = read(image(words, 12, PhotometricInterpretation=photometric)).remarks
+    assert remark.startswith("few pixels, as of a marker, take more than half of the grey levels")
+    window = {"WindowCenter": 256, "WindowWidth": 512}
+    assert read(image(words, 12, PhotometricInterpretation=photometric, **window)).remarks == ()
+
+
 def test_a_window_means_nothing_without_its_rescaling():
     made = image(WORDS, 12, RescaleSlope="1.5", RescaleIntercept=0, WindowCenter=9, WindowWidth=80)
     buffer = pydicom.filebase.DicomBytesIO()

@@ -78,6 +78,15 @@ def test_one_transparent_grey_is_black(mode):
     assert np.array_equal(shown[9:], BYTES[9:])
 
 
+def test_few_pixels_that_take_the_grey_levels_of_the_others_are_said():
+    """16 bits are stretched between the extremes."""
+    words = np.tile(BYTES.astype(np.uint16) * 4, (8, 8))
+    assert dicom.parse_image(encode(Image.fromarray(words), "PNG"), "a.png").remarks == ()
+    words[3, 5] = 65535
+    (remark,) = dicom.parse_image(encode(Image.fromarray(words), "PNG"), "a.png").remarks
+    assert remark.startswith("few pixels, as of a marker")
+
+
 @pytest.mark.parametrize(("form", "kind"), [("PNG", np.uint8), ("PNG", np.uint16), ("JPEG", np.uint8)])
 def test_one_grey_is_no_radiograph(form, kind):
     with pytest.raises(RadiographError, match="a single grey") as caught:

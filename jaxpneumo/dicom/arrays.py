@@ -42,6 +42,8 @@ def from_array(value: Any, name: str) -> Radiograph:
     Raises:
       RadiographError: another shape or type, values outside of these ranges, nan, infinity, colour, or a single grey.
     """
+    if isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).any():
+        raise RadiographError(f"{name} is a masked array. Give the grey levels of all pixels: image.filled(0).")
     array = np.asarray(value)
     if array.dtype.kind not in "uif":
         kind = "a mask" if array.dtype.kind == "b" else f"of type {array.dtype}"
@@ -54,10 +56,10 @@ def from_array(value: Any, name: str) -> Radiograph:
             f"{name} has {array.shape[0]} x {array.shape[1]} pixels, which no radiograph has. Give the whole image.",
             WRONG_SIZE,
         )
-    image, remark = _to_uint8(array, name)
+    image, *remarks = _to_uint8(array, name)
     if grey.image_is_one(image):
         raise one_grey(name)
-    return Radiograph(np.ascontiguousarray(image), uid=name, remarks=(remark,) if remark else ())
+    return Radiograph(np.ascontiguousarray(image), uid=name, remarks=tuple(remarks))
 
 
 def _one_channel(array: np.ndarray, name: str) -> np.ndarray:
@@ -81,10 +83,10 @@ def _one_channel(array: np.ndarray, name: str) -> np.ndarray:
     raise RadiographError(f"{name} has the shape {array.shape}, not (height, width). {way_out}.", WRONG_SIZE)
 
 
-def _to_uint8(array: np.ndarray, name: str) -> tuple[np.ndarray, str]:
-    """The image, uint8, and a remark about its conversion or ""."""
+def _to_uint8(array: np.ndarray, name: str) -> tuple[np.ndarray, *tuple[str, ...]]:
+    """The image, uint8, and remarks about its conversion."""
     if array.dtype == np.uint8:
-        return array, ""
+        return (array,)
     low, high = array.min(), array.max()
     if array.dtype.kind == "f":
         if low < 0 or high > 1:
@@ -97,11 +99,13 @@ def _to_uint8(array: np.ndarray, name: str) -> tuple[np.ndarray, str]:
         image = array.astype(np.uint16, copy=False)  # in this machine's order of bytes
         if grey.image_is_one(image):
             raise one_grey(name)
+        counts = np.bincount(image.ravel())
+        uneven = (grey.UNEVEN,) if grey.is_uneven(np.arange(len(counts)), counts) else ()
         stretched = grey.stretch(image, np.ones(image.shape, bool))
-        return stretched, f"uint16 values of {low} to {high} were stretched to 0 to 255; bones must be white"
+        return stretched, f"uint16 values of {low} to {high} were stretched to 0 to 255; bones must be white", *uneven
     if low < 0 or high > 255:
         raise RadiographError(
             f"{name} is {array.dtype} with values from {low} to {high}; integers must be 0 to 255. Scale them to that, "
             f"{OR_A_PATH}."
         )
-    return array.astype(np.uint8), ""
+    return (array.astype(np.uint8),)

@@ -46,6 +46,8 @@ def to_grey(elements: Elements, stored: Stored, name: Path | str) -> np.ndarray:
     if shown is None:
         plain = stored.is_grey and values is stored.values
         shown = stored.values.astype(np.uint8) if plain else grey.stretch(values, counts > 0)
+        if not plain and grey.is_uneven(values, counts):
+            elements.remark(grey.UNEVEN)
     if elements.text("PhotometricInterpretation").upper() == "MONOCHROME1":
         shown = 255 - shown
     shown[padding] = 0

@@ -3,6 +3,10 @@
 import numpy as np
 
 NEARLY_ALL = 0.999  # of the pixels; a radiograph has noise
+UNEVEN = (
+    "few pixels, as of a marker, take more than half of the grey levels; the others are all dark or all bright, and a "
+    "finding may be missed"
+)
 
 
 def window(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray:
@@ -38,6 +42,21 @@ def stretch(values: np.ndarray, use: np.ndarray) -> np.ndarray:
     """
     low, high = float(values[use].min()), float(values[use].max())
     return to_uint8((values.astype(np.float64) - low) * (255 / (high - low)))
+
+
+def is_uneven(values: np.ndarray, counts: np.ndarray) -> bool:
+    """Whether `stretch` leaves less than half of the grey levels to the middle NEARLY_ALL of the pixels.
+
+    Args:
+      values: (N,), different ones.
+      counts: (N,), how many pixels have each.
+    """
+    order = np.argsort(values)
+    ordered, share = values[order], np.cumsum(counts[order]) / counts.sum()
+    rest = (1 - NEARLY_ALL) / 2
+    low, high = ordered[np.searchsorted(share, rest)], ordered[np.searchsorted(share, 1 - rest)]
+    used = values[counts > 0]
+    return bool(2 * (high - low) < used.max() - used.min())
 
 
 def to_uint8(values: np.ndarray) -> np.ndarray:

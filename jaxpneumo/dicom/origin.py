@@ -5,6 +5,7 @@ with its character set, also where it breaks a rule of the standard; nothing els
 taken over only if they keep to the rules. Private elements and pixels are left behind.
 """
 
+import hashlib
 import re
 from dataclasses import dataclass
 
@@ -68,6 +69,12 @@ class Origin:
     def uid(self) -> str:
         """SOP Instance UID of the radiograph."""
         return str(self.dataset.SOPInstanceUID)
+
+    @property
+    def owner(self) -> str:
+        """A digest of the study's UID and of what identifies the patient: others, where an archive corrects them."""
+        elements = (f"{element.tag} {element.value!r}" for element in self.identity)
+        return hashlib.sha256("\n".join([str(self.dataset.StudyInstanceUID), *elements]).encode()).hexdigest()
 
 
 def read_origin(data: bytes, shape: tuple[int, ...]) -> Origin:

@@ -1,7 +1,8 @@
 """What a DICOM result says, and what results of all kinds have in common: UIDs, series, software, dates, references.
 
 The same radiograph, model, settings and version of this software give the same UIDs and the same bytes: a result that
-is made or sent twice is one object. So its dates are the radiograph's; there is no time of making in it.
+is made or sent twice is one object. So its dates are the radiograph's; there is no time of making in it. Of an image
+whose patient or study was corrected the results are other objects than before.
 """
 
 import hashlib
@@ -99,11 +100,11 @@ def common(origin: Origin, algorithm: Algorithm, kind: str, *variant: str) -> di
     model = algorithm.model
     synthetic = ", synthetic" if algorithm.synthetic or origin.synthetic else ""
     return {
-        "series_instance_uid": uid(algorithm, origin.uid, kind, *variant, "series"),
+        "series_instance_uid": uid(algorithm, origin.uid, origin.owner, kind, *variant, "series"),
         "series_number": number,
         # Viewers cut descriptions short: what must be read comes first.
         "series_description": f"Research use only: pneumothorax {what}{synthetic}",
-        "sop_instance_uid": uid(algorithm, origin.uid, kind, *variant),
+        "sop_instance_uid": uid(algorithm, origin.uid, origin.owner, kind, *variant),
         "instance_number": 1,
         "manufacturer": NAME,
         "manufacturer_model_name": NAME,

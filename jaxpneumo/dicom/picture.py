@@ -46,9 +46,12 @@ def parse_picture(data: bytes, name: Path | str) -> Radiograph:
     image = _as_shown(_grey(pixels, name), codestream.orientation(data))
     if grey.image_is_one(image):
         raise one_grey(name)
+    remarks = ()
     if image.dtype != np.uint8:
+        counts = np.bincount(image.ravel())
+        remarks = (grey.UNEVEN,) if grey.is_uneven(np.arange(len(counts)), counts) else ()
         image = grey.stretch(image, np.ones(image.shape, bool))
-    return Radiograph(image=np.ascontiguousarray(image), uid=file_id(name))
+    return Radiograph(image=np.ascontiguousarray(image), uid=file_id(name), remarks=remarks)
 
 
 def _decode(data: bytes, found: codestream.Codestream) -> np.ndarray | None:

@@ -2,11 +2,13 @@
 
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.valuerep import DSfloat
 
 from jaxpneumo.dicom.display import FUNCTIONS, look_up_table
 from jaxpneumo.dicom.elements import Elements
 from jaxpneumo.dicom.origin import NoResultError, Origin
 from jaxpneumo.dicom.outcome import FINDING, ORANGE, RESEARCH, Algorithm, ImageOutcome, common, finish, name_part
+from jaxpneumo.dicom.radiograph import is_spacing
 
 KIND = "presentation"
 MOST_POINTS = 8000  # of a polyline: its element holds at most 64 KiB
@@ -54,6 +56,7 @@ def presentation(origin: Origin, outcome: ImageOutcome, algorithm: Algorithm) ->
         **common(origin, algorithm, KIND),
     )
     _keep_grey_levels(result, elements)
+    _keep_shape(result, origin, elements)
     name_part(result, origin)
     return finish(result, origin)
 
@@ -63,19 +66,42 @@ def _keep_grey_levels(result: Dataset, elements: Elements) -> None:
     if elements.items("ModalityLUTSequence"):
         raise NoResultError("it has a Modality LUT, which they would have to repeat.")
     slope, intercept = elements.number("RescaleSlope"), elements.number("RescaleIntercept")
-    if slope and intercept is not None:
-        result.RescaleSlope, result.RescaleIntercept, result.RescaleType = slope, intercept, "US"
+    if slope != 0 and (slope, intercept) != (None, None):
+        # A number takes 16 characters at most (DICOM PS3.5 6.2).
+        numbers = (1 if slope is None else slope, 0 if intercept is None else intercept)
+        result.RescaleSlope, result.RescaleIntercept = (DSfloat(number, auto_format=True) for number in numbers)
+        result.RescaleType = "US"
     centers, widths = elements.numbers("WindowCenter"), elements.numbers("WindowWidth")
-    function = elements.text("VOILUTFunction")
+    function = elements.text("VOILUTFunction").upper()
     item = Dataset()
     if (table := _voi_table(elements, slope or 1, intercept or 0)) is not None:
         item.VOILUTSequence = [table]
-    elif centers and len(centers) == len(widths) and min(widths) >= 1:
-        item.WindowCenter, item.WindowWidth = centers, widths
+    elif (
+        centers
+        and len(centers) == len(widths)
+        and (min(widths) >= 1 or (min(widths) > 0 and function in FUNCTIONS[1:]))
+    ):
+        item.WindowCenter, item.WindowWidth = (
+            [DSfloat(number, auto_format=True) for number in numbers] for numbers in (centers, widths)
+        )
         if function in FUNCTIONS:
             item.VOILUTFunction = function
     if len(item):
         result.SoftcopyVOILUTSequence = [item]
+
+
+def _keep_shape(result: Dataset, origin: Origin, elements: Elements) -> None:
+    """Says how large a pixel is, or at least its shape (DICOM PS3.3 C.10.4)."""
+    (area,) = result.DisplayedAreaSelectionSequence
+    if origin.pixel_spacing:
+        area.PresentationPixelSpacing = [DSfloat(number, auto_format=True) for number in origin.pixel_spacing]
+        del area.PresentationPixelAspectRatio
+        return
+    detector, ratio = elements.numbers("ImagerPixelSpacing"), elements.numbers("PixelAspectRatio")
+    if is_spacing(detector):
+        area.PresentationPixelAspectRatio = [round(10_000 * number) for number in detector]
+    elif len(ratio) == 2 and min(ratio) >= 1:
+        area.PresentationPixelAspectRatio = [int(number) for number in ratio]
 
 
 def _voi_table(elements: Elements, slope: float, intercept: float) -> Dataset | None:

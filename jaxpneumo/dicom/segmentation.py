@@ -32,7 +32,7 @@ def segmentation(origin: Origin, outcome: ImageOutcome, algorithm: Algorithm) ->
             name=NAME, family=codes.DCM.ArtificialIntelligence, version=algorithm.version, source=NAME
         ),
         tracking_id=FINDING,
-        tracking_uid=uid(algorithm, origin.uid, "tracking"),
+        tracking_uid=uid(algorithm, origin.uid, origin.owner, "tracking"),
         display_color=CIELabColor.from_rgb(*ORANGE),
     )
     result = Segmentation(
@@ -45,7 +45,7 @@ def segmentation(origin: Origin, outcome: ImageOutcome, algorithm: Algorithm) ->
         pixel_measures=PixelMeasuresSequence(origin.pixel_spacing or (1.0, 1.0), slice_thickness=1.0),
         **common(origin, algorithm, KIND),
     )
-    organization = uid(algorithm, origin.uid, KIND, "dimensions")
+    organization = uid(algorithm, origin.uid, origin.owner, KIND, "dimensions")
     for item in (*result.DimensionOrganizationSequence, *result.DimensionIndexSequence):
         item.DimensionOrganizationUID = organization
     shared, frame = result.SharedFunctionalGroupsSequence[0], result.PerFrameFunctionalGroupsSequence[0]

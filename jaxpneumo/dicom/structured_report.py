@@ -68,7 +68,7 @@ def _group(origin: Origin, outcome: ImageOutcome, algorithm: Algorithm, segmenta
     present = outcome.area > 0
     known: dict[str, Any] = {
         "tracking_identifier": sr.TrackingIdentifier(
-            uid(algorithm, origin.uid, "tracking"), FINDING if present else "Search for pneumothorax"
+            uid(algorithm, origin.uid, origin.owner, "tracking"), FINDING if present else "Search for pneumothorax"
         ),
         "algorithm_id": sr.AlgorithmIdentification(
             name=NAME,
