@@ -13,8 +13,11 @@ from pydicom.sr.codedict import CONCEPTS
 from jaxpneumo.data import finder
 from jaxpneumo.dicom import dicom, projection
 from jaxpneumo.dicom.frontal import doubts, not_frontal
-from jaxpneumo.predict.finding import BY_CONVENTION, side_of
+from jaxpneumo.predict.certainty import Bands
+from jaxpneumo.predict.finding import BY_CONVENTION, make_finding, side_of
+from jaxpneumo.predict.native import NativeMask
 from jaxpneumo.predict.reading import Reading, read_ahead
+from jaxpneumo.run.config import Predict
 from jaxpneumo.serve.accepted import RADIOGRAPHS
 
 IMAGE = np.arange(400, dtype=np.uint8).reshape(20, 20)
@@ -193,6 +196,20 @@ def test_any_image_takes_a_film_as_it_lies_and_says_so(film, tmp_path):
         "raw.dcm": ("", ("Presentation Intent Type is FOR PROCESSING; the raw values are used as they are",)),
         "stands.dcm": ("", ()),
     }
+
+
+def test_a_finding_in_it_has_no_side(film, tmp_path):
+    film("lies.dcm", PatientOrientation=["F", "R"])
+    film("stands.dcm", PatientOrientation="")
+    half = np.zeros((20, 20), bool)
+    half[:, :9] = True
+    settings = Predict(size=16, batch_size=1, tta=False, threshold=0.5, removal_threshold=0)
+    sides = {}
+    for picture in read_ahead(Reading(tmp_path, 16, any_image=True), ["lies.dcm", "stands.dcm"]):
+        mask = NativeMask(np.packbits(half, axis=-1), 20, 20, int(half.sum()))
+        finding = make_finding(picture, mask, 0.9, settings, Bands(0.2, 0.8))
+        sides[picture.source] = finding.side, finding.remarks
+    assert sides == {"lies.dcm": (None, (AS_IT_LIES,)), "stands.dcm": ("right", (BY_CONVENTION,))}
 
 
 @pytest.mark.parametrize("view", ["PA", ""])
