@@ -65,7 +65,8 @@ class Result:
       side: the patient's side, "left" or "right", that 90 % or more of the mask lies on; the sides meet in the middle
         of the image. Patient Orientation says which is which. Where the header does not have it but says that the view
         is AP or PA, the patient's right is taken to be at the image's left, as is the convention; `remarks` says so.
-        None without mask, for findings on both sides, and where the header says neither.
+        None without mask, for findings on both sides, where the header says neither, and where the picture lies on its
+        side by Patient Orientation.
       remarks: sentences about header elements that could not be used as they are, and about what was converted.
       emptied_by: "classifier" where the mask had pixels and the classifier's threshold emptied it; else "".
       synthetic: the model was trained on synthetic radiographs; its results say nothing about patients.

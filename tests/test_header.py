@@ -121,6 +121,24 @@ def test_where_the_rows_lead(original, orientation, leads_to):
     assert pydicoms(data).leads_to == leads_to
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"PatientOrientation": ["F", "R"]},
+        {"PresentationIntentType": "FOR PROCESSING"},
+        {"SeriesDescription": "Chest LAT", "ProtocolName": "Thorax seitl.", "ViewPosition": ""},
+        {"AcquisitionDeviceProcessingDescription": "CHEST,LATERAL"},
+    ],
+)
+def test_what_the_film_is_said_to_be(original, values):
+    assert agree(changed(original, element(**values)))
+
+
+@pytest.mark.parametrize("orientation", [["X", "F"], ["L", "R"], ["LR", "F"], ["LL", "F"], ["l", "f"]])
+def test_orientations_that_need_a_remark_are_read_the_long_way(original, orientation):
+    assert not agree(changed(original, lambda dataset: setattr(dataset, "PatientOrientation", orientation)))
+
+
 def sequence(dataset):
     dataset.ReferencedStudySequence = [pydicom.Dataset()]
 

@@ -178,7 +178,8 @@ def _ingest(row: int, path: Path, source: str) -> dict[str, Any]:
         image_id, _ = reconcile.match(dicom.read_uid(data) or name, name, _job.labels.codes)
         return {"image_id": image_id, "reason": error.reason, "detail": str(error), "stamp": stamped}
     image_id, problem = reconcile.match(own_id(radiograph, data, source, name), name, _job.labels.codes)
-    found = {"image_id": image_id, "stamp": stamped, "remarks": radiograph.remarks}
+    remarks = (*radiograph.remarks, *frontal.doubts(radiograph))
+    found = {"image_id": image_id, "stamp": stamped, "remarks": remarks}
     if reason_and_detail := _refusal(radiograph, image_id, problem):
         return {**found, **dict(zip(("reason", "detail"), reason_and_detail, strict=True))}
     height, width = radiograph.image.shape

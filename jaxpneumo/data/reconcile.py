@@ -7,7 +7,7 @@ Every file and every label row ends in exactly one state. Pure functions; `prepa
 | unreadable image | not DICOM, PNG or JPEG, truncated, damaged, empty, or its decoder crashed or took too long |
 | several frames, colour image | readable, and not one grey image |
 | wrong size | a size that no radiograph has, or another than --native-size |
-| not a frontal chest radiograph | with --require-frontal: what the header says of modality, body part and view |
+| not a frontal chest radiograph | with --require-frontal: by what the header says (`dicom.frontal`) |
 | file name and UID differ | the file is one labelled image by its name and another by its SOP instance UID |
 | image without labels | the label file has no row for it; that is not the same as a row -1 |
 | labels without image | no file has this id |

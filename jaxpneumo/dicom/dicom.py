@@ -32,10 +32,11 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from jaxpneumo.dicom import codestream, display, fast_header, grey, picture
+from jaxpneumo.dicom import codestream, display, fast_header, grey, picture, projection
 from jaxpneumo.dicom.elements import Elements
 from jaxpneumo.dicom.radiograph import (
     MAX_BYTES,
+    NAMING,
     SPACING,
     SYNTHETIC,
     Radiograph,
@@ -334,24 +335,35 @@ def _check_pixel_data(dataset: Dataset, data: bytes, name: Path | str) -> None:
 
 def _fields(elements: Elements, name: Path | str) -> dict[str, Any]:
     """The header's share of a radiograph."""
-    return header_fields(
+    orientation = elements.texts("PatientOrientation")
+    meaning, value = _view_code(elements)
+    fields = header_fields(
         uid=elements.text("SOPInstanceUID") or file_id(name),
         patient_id=elements.text("PatientID"),
         sex=elements.text("PatientSex"),
         age=elements.text("PatientAge"),
-        view=elements.text("ViewPosition") or _view_code(elements),
+        view=elements.text("ViewPosition") or meaning or projection.view_of_code(value),
         pixel_spacing=_spacing(elements),
         derivation=elements.text("DerivationDescription"),
         modality=elements.text("Modality"),
         body_part=elements.text("BodyPartExamined"),
         sop_class=elements.text("SOPClassUID"),
-        orientation=elements.text("PatientOrientation"),
+        orientation=orientation,
+        intent=elements.text("PresentationIntentType"),
+        view_code=projection.of_code(value, meaning),
+        texts=[elements.text(keyword) for keyword in NAMING],
     )
+    if any(orientation) and not fields["orientation"]:
+        elements.remark("Patient Orientation is not a pair of directions such as L and F; it is ignored")
+    elif projection.UNKNOWN in fields["orientation"]:
+        elements.remark("Patient Orientation has one direction instead of two; it does not say the side")
+    return fields
 
 
-def _view_code(elements: Elements) -> str:
-    """The view as a code's meaning: some files have it in a code sequence alone. "" where there is none."""
-    return next((item.text("CodeMeaning") for item in elements.items("ViewCodeSequence")), "")
+def _view_code(elements: Elements) -> tuple[str, str]:
+    """Meaning and value of the view's code, which some files have instead of View Position; "" for none."""
+    code = next(iter(elements.items("ViewCodeSequence")), None)
+    return ("", "") if code is None else (code.text("CodeMeaning"), code.text("CodeValue"))
 
 
 def _spacing(elements: Elements) -> list[float]:

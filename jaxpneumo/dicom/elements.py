@@ -67,6 +67,15 @@ class Elements:
         except Exception:  # as above
             return ""
 
+    def texts(self, keyword: str) -> list[str]:
+        """An element's values as texts; empty where there are none. Never quoted, as `text`."""
+        try:
+            value = self.dataset.get(keyword)
+            values = [] if value is None or value == "" else list(value) if _several(value) else [value]
+            return [str(each).strip() for each in values]
+        except Exception:  # as above
+            return []
+
     def items(self, keyword: str) -> list["Elements"]:
         """The items of a sequence; empty where the element is absent or no sequence."""
         try:

@@ -25,12 +25,13 @@ _KNOWN_OF_PIXELS = {
     *(0x00280101, 0x00280102, 0x00280103, 0x00280301, 0x00282110, 0x00282112, 0x00282114),
 }
 _NUMBERS = {0x00280002: 1, 0x00280100: 8, 0x00280101: 8, 0x00280102: 7, 0x00280103: 0}
+_NAMING = (0x0008103E, 0x00181030, 0x00181400)  # the elements of radiograph.NAMING
 _IMAGER_PIXEL_SPACING = 0x00181164
 # Printable ASCII without the signs that some character sets replace; the backslash separates values, too.
 _TEXT = re.compile(rb"[ -\[\]-}]*")
 _UID = re.compile(rb"[0-9.]{1,64}")
 _SPACING = re.compile(rb"\d{1,6}(\.\d{1,20})?\\\d{1,6}(\.\d{1,20})?|")
-_ORIENTATION = re.compile(rb"[A-Z]{1,3}\\[A-Z]{1,3}|")
+_ORIENTATION = re.compile(rb"[AFHLPR]{1,3}\\[AFHLPR]{1,3}|")
 _CHARACTER_SETS = (b"", b"ISO_IR 6", b"ISO_IR 100", b"ISO_IR 192")
 
 
@@ -129,6 +130,7 @@ def _read(data: bytes, found: dict[int, tuple[bytes, bytes]], place: int) -> Pla
     spacing = [float(value) for value in text.split("\\")] if text else []
     if len(spacing) == 2 and not is_spacing(spacing):
         return None
+    orientation = _text(found, 0x00200020, b"CS", _ORIENTATION)
     fields = header_fields(
         uid=_text(found, 0x00080018, b"UI", _UID),
         patient_id=_text(found, 0x00100020, b"LO"),
@@ -140,8 +142,12 @@ def _read(data: bytes, found: dict[int, tuple[bytes, bytes]], place: int) -> Pla
         modality=_text(found, 0x00080060, b"CS"),
         body_part=_text(found, 0x00180015, b"CS"),
         sop_class=_text(found, 0x00080016, b"UI", _UID) if 0x00080016 in found else "",
-        orientation=_text(found, 0x00200020, b"CS", _ORIENTATION),
+        orientation=orientation.split("\\") if orientation else [],
+        intent=_text(found, 0x00080068, b"CS"),
+        texts=[_text(found, tag, b"LO") for tag in _NAMING],
     )
+    if orientation and not fields["orientation"]:
+        return None
     return Plain(rows, columns, frame, fields)
 
 

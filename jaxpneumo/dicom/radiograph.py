@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpneumo.dicom import patients
+from jaxpneumo.dicom import patients, projection
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import Stamp, stamp
 
@@ -21,6 +21,12 @@ WRONG_SIZE = "wrong size"
 SEVERAL_FRAMES = "several frames"
 COLOUR = "colour image"
 ONE_GREY = "a single grey"
+# Elements whose free text may name the view of this picture. Study Description is none: a study often has both views.
+NAMING = {
+    "SeriesDescription": "Series Description",
+    "ProtocolName": "Protocol Name",
+    "AcquisitionDeviceProcessingDescription": "Acquisition Device Processing Description",
+}
 SYNTHETIC = "synthetic radiograph, not a patient"
 
 
@@ -45,6 +51,11 @@ class Radiograph:
       view: View Position, such as "PA" or "AP", or "".
       pixel_spacing: (row, column) distance in mm, or None.
       leads_to: the patient's side at the right edge of the picture by Patient Orientation, "L" or "R"; "" if unknown.
+      orientation: the main directions of rows and columns by Patient Orientation (`projection.main_directions`).
+      intent: Presentation Intent Type, such as "FOR PROCESSING".
+      view_code: which projection View Code Sequence names (`projection.of_code`).
+      named: which projections other elements name (`projection.of_text`), by the element's name. Their texts are free,
+        and so they are not kept.
       synthetic: the file was made by `dicom.write(..., synthetic=True)`.
       modality, body_part: Modality and Body Part Examined, upper case, "" when absent.
       sop_class: SOP Class UID, "" when absent.
@@ -63,6 +74,10 @@ class Radiograph:
     body_part: str = ""
     sop_class: str = ""
     leads_to: str = ""
+    orientation: str = ""
+    intent: str = ""
+    view_code: str = ""
+    named: tuple[tuple[str, str], ...] = ()
     remarks: tuple[str, ...] = ()
 
 
@@ -116,9 +131,22 @@ def header_fields(
     modality: str,
     body_part: str,
     sop_class: str = "",
-    orientation: str = "",
+    orientation: Sequence[str] = (),
+    intent: str = "",
+    view_code: str = "",
+    texts: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The header's share of a `Radiograph`, from the elements' values ("" where there is none)."""
+    """The header's share of a `Radiograph`, from the elements' values ("" where there is none).
+
+    Args:
+      uid, patient_id, sex, age, view, pixel_spacing, derivation, modality, body_part, sop_class: of the element.
+      orientation: the values of Patient Orientation.
+      intent: Presentation Intent Type.
+      view_code: as in `Radiograph`.
+      texts: of the elements in NAMING.
+    """
+    directions = projection.main_directions(orientation)
+    named = ((words, projection.of_text(text)) for words, text in zip(NAMING.values(), texts, strict=False))
     return {
         "uid": uid,
         "patient_id": patient_id.strip(),
@@ -130,20 +158,12 @@ def header_fields(
         "modality": modality.strip().upper(),
         "body_part": body_part.strip().upper(),
         "sop_class": sop_class.strip(),
-        "leads_to": _leads_to(orientation),
+        "leads_to": directions[0] if re.fullmatch("[LR][FH]", directions) else "",
+        "orientation": directions,
+        "intent": intent.strip().upper(),
+        "view_code": view_code,
+        "named": tuple((words, kind) for words, kind in named if kind),
     }
-
-
-def _leads_to(orientation: str) -> str:
-    """Where the rows of a picture lead, "L" or "R", of Patient Orientation (DICOM PS3.3 C.7.6.1.1.1).
-
-    It has two values, the directions of the rows and of the columns, of one to three letters each; the first letter
-    counts most. "" for anything else, such as a picture that lies on its side.
-    """
-    directions = re.findall("[A-Z]+", orientation.upper())
-    if len(directions) != 2 or directions[1][0] not in "FH":
-        return ""
-    return directions[0][0] if directions[0][0] in "LR" else ""
 
 
 def _years(age: str) -> int | None:

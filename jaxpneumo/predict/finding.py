@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # what needs JAX is imported where it is used
     from jaxpneumo.run.config import Predict
 
 ONE_SIDE = 0.9  # share of a mask's pixels that lie on the side it is said to be on
-BY_CONVENTION = "the side follows the convention for frontal views, as the header has no Patient Orientation"
+BY_CONVENTION = "the side follows the convention for frontal views, as the header has no usable Patient Orientation"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -123,7 +123,7 @@ def make_finding(
     if mask.area:
         kept = remove_small(mask.unpack(), settings.removal_threshold, settings.removal_rule)
         bits, area, largest = np.packbits(kept, axis=-1), int(np.count_nonzero(kept)), largest_component(kept)
-        side, remark = side_of(kept, picture.leads_to, picture.view)
+        side, remark = side_of(kept, picture.leads_to, picture.view, picture.orientation)
     else:
         bits, area, largest = np.zeros((mask.height, -(-mask.width // 8)), np.uint8), 0, 0
         side, remark = None, ""
@@ -142,13 +142,14 @@ def make_finding(
     )
 
 
-def side_of(mask: np.ndarray, leads_to: str, view: str) -> tuple[str | None, str]:
+def side_of(mask: np.ndarray, leads_to: str, view: str, orientation: str = "") -> tuple[str | None, str]:
     """The patient's side that holds ONE_SIDE of a mask, and a remark about the rule or "".
 
     Args:
       mask: (H, W), 0 = background.
       leads_to: "L" or "R", where the header says that the image's rows lead; "" if it does not.
       view: View Position. For AP and PA the patient's right is at the image's left, unless `leads_to` says otherwise.
+      orientation: of the `Radiograph`. Where the picture lies otherwise than by convention, this does not count.
 
     Returns:
       "left" or "right"; None without mask, for findings on both sides, and where the header says neither.
@@ -160,7 +161,7 @@ def side_of(mask: np.ndarray, leads_to: str, view: str) -> tuple[str | None, str
     if leads_to == "R":
         halves = {"L": halves["R"], "R": halves["L"]}
     side = next((name for name, pixels in halves.items() if total and pixels >= ONE_SIDE * total), None)
-    if side is None or not (leads_to or view in ("AP", "PA")):
+    if side is None or not (leads_to or (view in ("AP", "PA") and not orientation)):
         return None, ""
     return {"L": "left", "R": "right"}[side], "" if leads_to else BY_CONVENTION
 

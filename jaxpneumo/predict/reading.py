@@ -46,7 +46,7 @@ class Picture:
       image: uint8 (S, S), resized by area averaging.
       height, width: native size, in pixels.
       remarks: remarks about the radiograph's header.
-      pixel_spacing, view, leads_to: of the `Radiograph`.
+      pixel_spacing, view, leads_to, orientation: of the `Radiograph`.
     """
 
     source: str
@@ -61,6 +61,7 @@ class Picture:
     pixel_spacing: tuple[float, float] | None = None
     view: str = ""
     leads_to: str = ""
+    orientation: str = ""
 
 
 @dataclass(frozen=True)
@@ -191,10 +192,11 @@ def shrink_radiograph(reading: Reading, file: Picture, radiograph: Radiograph) -
         image=resize_to_squares(radiograph.image, (reading.size,))[0],
         height=height,
         width=width,
-        remarks=radiograph.remarks,
+        remarks=(*radiograph.remarks, *frontal.doubts(radiograph)),
         pixel_spacing=radiograph.pixel_spacing,
         view=radiograph.view,
         leads_to=radiograph.leads_to,
+        orientation=radiograph.orientation,
     )
 
 

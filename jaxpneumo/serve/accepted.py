@@ -3,7 +3,9 @@
 import re
 
 _STORAGE, _SYNTAX = "1.2.840.10008.5.1.4.1.1.", "1.2.840.10008.1.2"
-# Computed Radiography, Digital X-Ray for presentation and for processing, Secondary Capture and its grey multi-frames
+# Computed Radiography, Digital X-Ray for presentation and for processing, Secondary Capture and its grey multi-frames.
+# Those for processing get no results, as lateral views do not: they are set aside with the reason, and no device shows
+# an error.
 RADIOGRAPHS = tuple(_STORAGE + end for end in ("1", "1.1", "1.1.1", "7", "7.2", "7.3"))
 # What `dicom.stored` reads: uncompressed, JPEG, JPEG Lossless, JPEG-LS, JPEG 2000, RLE. A deflated object could unfold
 # to any size.
