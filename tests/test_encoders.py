@@ -33,7 +33,7 @@ from jaxpneumo.model.bottleneck import SEModule
 from jaxpneumo.model.convolution import Convolution, plain_convolve
 from jaxpneumo.model.convolution_gradients import convolve_with_explicit_gradients
 from jaxpneumo.model.depthwise import convolve_depthwise
-from jaxpneumo.model.efficientnet import plan
+from jaxpneumo.model.efficientnet import block_table
 from jaxpneumo.model.pooling import pool_by_slices
 from jaxpneumo.model.resnet import plain_pool
 from jaxpneumo.model.rewrites import rewrites_for
@@ -254,7 +254,7 @@ def test_depthwise_sums_are_in_float32():
 
 def test_the_table_of_efficientnet_is_that_of_b4():
     """32 blocks, features behind those that the library names; its padding is that of images of 380 pixels."""
-    made = plan((3, 4, 6, 3), 64)
+    made = block_table((3, 4, 6, 3), 64)
     blocks = [block for level in made.levels for block in level]
     assert list(np.cumsum([len(level) for level in made.levels]) - 1) == [5, 9, 21, 31]
     assert [made.stem_features, *(level[-1].features for level in made.levels)] == [48, 32, 56, 160, 448]
@@ -264,7 +264,7 @@ def test_the_table_of_efficientnet_is_that_of_b4():
     strided = [(block.size, block.edges) for block in blocks if block.stride == 2]
     assert strided == [(3, (0, 1)), (5, (2, 2)), (3, (0, 1)), (5, (1, 2))]
     assert {(block.size, block.edges) for block in blocks if block.stride == 1} == {(3, (1, 1)), (5, (2, 2))}
-    tiny_one = plan((1, 1, 1, 1), 4)
+    tiny_one = block_table((1, 1, 1, 1), 4)
     assert [len(level) for level in tiny_one.levels] == [2, 1, 2, 3]
     assert min(block.features for level in tiny_one.levels for block in level) == 1
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxpneumo.export.onnx_graph import Graph
-from jaxpneumo.model.efficientnet import Block, plan
+from jaxpneumo.model.efficientnet import Block, block_table
 from jaxpneumo.model.unet import ENCODERS
 from jaxpneumo.run.config import Model
 
@@ -162,7 +162,7 @@ def _block(graph: Graph, params: dict[str, Any], x: str, stride: int) -> str:
 
 def _inverted(graph: Graph, params: dict[str, Any], pictures: str, settings: Model) -> list[str]:
     """`efficientnet.EfficientNet`."""
-    made = plan(settings.depths, settings.width)
+    made = block_table(settings.depths, settings.width)
     x = _swish(graph, _input(graph, params, pictures, "conv_stem", "bn0", edges=made.stem_edges))
     features = [x]
     number = 0

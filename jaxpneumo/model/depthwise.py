@@ -1,7 +1,7 @@
 """Depthwise convolutions for XLA's CPU backend, as sums of shifted maps: each channel meets a kernel of its own.
 
-XLA's own form takes 14 to 54 times as long, and its gradients 34 to 138 times; docs/performance.md has the figures. Sums
-are in float32 at least.
+XLA's own form takes 14 to 54 times as long, and its gradients 34 to 138 times; docs/performance.md has the figures.
+Sums are in float32 at least.
 """
 
 import functools

@@ -21,7 +21,7 @@ STEM_FEATURES, STEM_SIZE = 48, 3
 _DEPTHS, _WIDTH = (3, 4, 6, 3), 64
 
 
-class Stage(NamedTuple):
+class BlockStage(NamedTuple):
     """Blocks of one shape; the first one has the stride. Stages of one level are at one resolution behind it."""
 
     level: int
@@ -33,13 +33,13 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage(level=0, blocks=2, features=24, size=3, stride=1, expansion=1),
-    Stage(level=0, blocks=4, features=32, size=3, stride=2, expansion=6),
-    Stage(level=1, blocks=4, features=56, size=5, stride=2, expansion=6),
-    Stage(level=2, blocks=6, features=112, size=3, stride=2, expansion=6),
-    Stage(level=2, blocks=6, features=160, size=5, stride=1, expansion=6),
-    Stage(level=3, blocks=8, features=272, size=5, stride=2, expansion=6),
-    Stage(level=3, blocks=2, features=448, size=3, stride=1, expansion=6),
+    BlockStage(level=0, blocks=2, features=24, size=3, stride=1, expansion=1),
+    BlockStage(level=0, blocks=4, features=32, size=3, stride=2, expansion=6),
+    BlockStage(level=1, blocks=4, features=56, size=5, stride=2, expansion=6),
+    BlockStage(level=2, blocks=6, features=112, size=3, stride=2, expansion=6),
+    BlockStage(level=2, blocks=6, features=160, size=5, stride=1, expansion=6),
+    BlockStage(level=3, blocks=8, features=272, size=5, stride=2, expansion=6),
+    BlockStage(level=3, blocks=2, features=448, size=3, stride=1, expansion=6),
 )
 
 
@@ -56,7 +56,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BlockTable:
     """The whole encoder: its stem, and the blocks of the levels at 1/4, 1/8, 1/16 and 1/32 of the image."""
 
     stem_features: int
@@ -70,9 +70,9 @@ def edges_for(side: int, size: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def plan(depths: Sequence[int], width: int) -> Plan:
+def block_table(depths: Sequence[int], width: int) -> BlockTable:
     """B4 for depths (3, 4, 6, 3) and width 64; else blocks and channels in proportion, one at least."""
-    made = Plan(max(1, STEM_FEATURES * width // _WIDTH), edges_for(IMAGE_SIZE, STEM_SIZE, 2))
+    made = BlockTable(max(1, STEM_FEATURES * width // _WIDTH), edges_for(IMAGE_SIZE, STEM_SIZE, 2))
     side = IMAGE_SIZE // 2
     for stage in STAGES:
         for number in range(max(1, stage.blocks * depths[stage.level] // _DEPTHS[stage.level])):
@@ -128,7 +128,7 @@ class EfficientNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> list[jax.Array]:
         """(B, H, W, 1 or 3) in [0, 1] -> five features at 1/2, 1/4, 1/8, 1/16 and 1/32 of H and W."""
-        made = plan(self.depths, self.width)
+        made = block_table(self.depths, self.width)
         first = partial(self.conv, made.stem_features, STEM_SIZE, 2, edges=made.stem_edges, name="conv_stem")
         x = nn.swish(self.norm(name="bn0")(self.stem(first, None, x)))
         features = [x]

@@ -153,7 +153,7 @@ class UNet(nn.Module):
       input_convolution: learn a 1x1 convolution from the grey channel to three (Exp1) instead of repeating it.
       momentum: of the BatchNorm statistics (weight of the old value); None is the source library's.
       depths, width: units of each stage and channels of the first; smaller ones make a tiny network for tests.
-        "efficientnet-b4" has other numbers, in proportion to these (`efficientnet.plan`).
+        "efficientnet-b4" has other numbers, in proportion to these (`efficientnet.block_table`).
       parts: the plain parts, or what `rewrites.rewrites_for` chooses.
       remat: keep only the blocks' inputs for the gradient and compute the rest again: less memory, more time.
       attention: "none", or "scse" in every decoder block (`attention.SCSE`).
