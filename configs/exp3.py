@@ -29,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.resident = "auto"
 
     config.model = ml_collections.ConfigDict()
-    config.model.encoder = "resnet34_preact"  # the papers' network; or resnet34, resnet50, se_resnext50_32x4d
+    config.model.encoder = "resnet34_preact"  # the papers'; or resnet34, resnet50, se_resnext50_32x4d, efficientnet-b4
     config.model.dtype = "bfloat16"  # type of the computation; parameters are float32
     config.model.input_convolution = False  # False repeats the grey channel three times
     config.model.momentum = ml_collections.config_dict.placeholder(float)  # of BatchNorm; None: the encoder's own value

@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.synthetic.area_scale = 3.0  # findings larger than real ones, because training lasts only minutes
 
     config.model = ml_collections.ConfigDict()
-    config.model.encoder = "resnet34_preact"  # the papers' network; or resnet34, resnet50, se_resnext50_32x4d
+    config.model.encoder = "resnet34_preact"  # the papers'; or resnet34, resnet50, se_resnext50_32x4d, efficientnet-b4
     config.model.dtype = "float32"  # type of the computation; parameters are float32
     config.model.input_convolution = False  # False repeats the grey channel three times
     config.model.momentum = 0.9  # of BatchNorm; the encoder's own value, 0.99, needs thousands of steps

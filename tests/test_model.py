@@ -177,7 +177,7 @@ def test_tiny_network_gives_the_numbers_it_gave_when_it_agreed_with_the_referenc
     np.testing.assert_allclose(summary(logits), train_numbers, rtol=1e-3)
 
 
-@pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
+@pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34", "efficientnet-b4"])
 def test_grey_image_is_repeated_and_output_is_float32_at_full_size(encoder):
     model = tiny(encoder=encoder, dtype=jnp.bfloat16)
     grey = jax.random.uniform(jax.random.key(0), (2, 32, 64, 1))
@@ -193,7 +193,7 @@ def test_grey_image_is_repeated_and_output_is_float32_at_full_size(encoder):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
-@pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
+@pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34", "efficientnet-b4"])
 def test_every_choice_of_rewrites_has_the_variables_of_the_plain_network(encoder, backend, training):
     for channels in (1, 3):
         shapes, plain = (
@@ -231,7 +231,14 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("encoder", ["resnet34_preact", pytest.param("resnet34", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        "resnet34_preact",
+        pytest.param("resnet34", marks=pytest.mark.long),
+        pytest.param("efficientnet-b4", marks=pytest.mark.long),
+    ],
+)
 def test_rewrites_change_neither_logits_nor_gradients_nor_statistics(encoder, change):
     """Leaf by leaf to 1e-12 of the largest in float64."""
     plain, rewritten = outcome(encoder, "float64"), outcome(encoder, "float64", **change)
@@ -243,7 +250,7 @@ def test_rewrites_change_neither_logits_nor_gradients_nor_statistics(encoder, ch
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_as_for_users")
 @pytest.mark.parametrize("change", REWRITES.values(), ids=list(REWRITES))
-@pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
+@pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34", "efficientnet-b4"])
 def test_rewrites_round_little_in_float32_as_users_have_it(encoder, change):
     """Logits to 1e-4 of the largest, gradients to 1e-4 of their norm."""
     plain, rewritten = (outcome(encoder, "float32", as_for_users=True, **each) for each in ({}, change))
@@ -283,7 +290,7 @@ def test_explicit_gradients_are_those_of_the_convolution(shape, features, size, 
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
-@pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34"])
+@pytest.mark.parametrize("encoder", ["resnet34_preact", "resnet34", "efficientnet-b4"])
 def test_folded_network_predicts_the_same_and_has_no_statistics_behind_convolutions(encoder, backend):
     model = tiny(encoder=encoder, parts=rewrites_for(backend, training=False))
     image = np.random.Generator(np.random.PCG64(7)).random((2, 64, 64, 1), np.float32)
@@ -291,7 +298,7 @@ def test_folded_network_predicts_the_same_and_has_no_statistics_behind_convoluti
     folded = compiled_fold(variables, encoder, jnp.float32)
     assert_close(compiled_apply(model, folded, image), compiled_apply(model, variables, image), 1e-4)
     # Of all BatchNorms, the pre-activation encoder's first, its units' first and its last one remain.
-    remaining = {"resnet34_preact": 2 * (1 + 4 + 1), "resnet34": 0}[encoder]
+    remaining = {"resnet34_preact": 2 * (1 + 4 + 1), "resnet34": 0, "efficientnet-b4": 0}[encoder]
     assert len(jax.tree.leaves(folded["batch_stats"])) == remaining
     kernels = compiled_fold(variables, encoder, jnp.bfloat16)["params"]
     assert kernels["decoder"]["block0"]["conv1"]["kernel"].dtype == jnp.bfloat16

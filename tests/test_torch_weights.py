@@ -23,6 +23,7 @@ from jaxpneumo.run.config import Model
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {
     "smp_se_resnext50_unet.npz": {"encoder": "se_resnext50_32x4d"},
+    "smp_efficientnet_b4_unet.npz": {"encoder": "efficientnet-b4"},
     "smp_resnet34_scse_unet.npz": {"encoder": "resnet34", "attention": "scse"},
 }
 WHOLE = Model("resnet34", "float32", False, None, "", (3, 4, 6, 3), 64, False)
@@ -51,8 +52,12 @@ def test_names_and_shapes_are_what_the_library_has(file):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"encoder": "resnet34"}, {"encoder": "se_resnext50_32x4d", "attention": "scse", "classifier": True}],
-    ids=["resnet34", "attention and classifier"],
+    [
+        {"encoder": "resnet34"},
+        {"encoder": "se_resnext50_32x4d", "attention": "scse", "classifier": True},
+        {"encoder": "efficientnet-b4", "attention": "scse"},
+    ],
+    ids=["resnet34", "attention and classifier", "efficientnet-b4"],
 )
 def test_what_is_read_back_is_equal_to_the_bit(settings):
     variables = variables_of(**settings, width=16, depths=(1, 1, 1, 1))
@@ -98,7 +103,8 @@ def test_the_header_says_how_to_make_the_network():
 
 
 @pytest.mark.long
-def test_the_library_loads_it_strictly_and_computes_the_same():
+@pytest.mark.parametrize("encoder", ["resnet34", "efficientnet-b4"])
+def test_the_library_loads_it_strictly_and_computes_the_same(encoder):
     """The whole network with attention and classifier, in float64: drawn weights make large maps, whose rounding the
     sigmoids of attention enlarge.
     """
@@ -107,7 +113,7 @@ def test_the_library_loads_it_strictly_and_computes_the_same():
         if not hasattr(torch.ops.torchvision, operator):
             torch.library.define(f"torchvision::{operator}", "(Tensor boxes, Tensor scores, float limit) -> Tensor")
     smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch is not installed")
-    settings = {"encoder": "resnet34", "attention": "scse", "classifier": True}
+    settings = {"encoder": encoder, "attention": "scse", "classifier": True}
     variables = variables_of(**settings)
     network = smp.Unet(**arguments(Model(**{**vars(WHOLE), **settings}))).eval()
     network.load_state_dict({name: torch.from_numpy(value) for name, value in to_torch(variables).items()}, strict=True)

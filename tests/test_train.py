@@ -22,7 +22,7 @@ from jaxpneumo.data.source import train_batches
 from jaxpneumo.process.errors import DONE, InputError, TrainingError
 from jaxpneumo.run import checkpoint
 from jaxpneumo.run.config import Loss
-from jaxpneumo.run.network import batch_norm_momentum, make_model
+from jaxpneumo.run.network import make_model
 from jaxpneumo.run.sharding import check_batch_size
 from jaxpneumo.run.state import create_train_state, initialise, update_average
 from jaxpneumo.train import compiled, loop, stages
@@ -79,7 +79,7 @@ def test_statistics_call_gives_the_batchs_own_mean_and_variance(prepared):
     variables = initialise(model, 0)
     batch = next(train_batches(prepared, 32, np.arange(8), 4, 0))
     zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
-    call = jax.jit(make_statistics_call(model, batch_norm_momentum(settings)))
+    call = jax.jit(make_statistics_call(model))
     feed = jax.tree.map(lambda x: x[None], batch)
     (statistics, count), stop = call(variables["params"], (zeros, np.int32(0)), {}, feed, np.array([False, True]))
     assert (count, stop) == (1, True)

@@ -1,15 +1,17 @@
 """The network as nodes of an ONNX graph, from the folded weights that prediction uses (`model.folding`).
 
-It is built by hand, module by module, beside the plain forms of `model/`: `resnet.py`, `bottleneck.py`, `attention.py`
-and `unet.py`. A module's weights tell its shape, so any depth and width can be written.
+It is built by hand, module by module, beside the plain forms of `model/`: `resnet.py`, `bottleneck.py`,
+`efficientnet.py`, `attention.py` and `unet.py`. A module's weights tell its shape, so any depth and width can be
+written.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxpneumo.export.onnx_graph import Graph
+from jaxpneumo.model.efficientnet import Block, block_table
 from jaxpneumo.model.unet import ENCODERS
 from jaxpneumo.run.config import Model
 
@@ -33,11 +35,13 @@ def add_network(graph: Graph, settings: Model, variables: dict[str, Any], pictur
         if settings.encoder == "resnet34_preact":
             norm = _Normalised(graph, params["encoder"], variables["batch_stats"]["encoder"])
             x = _input(graph, params, pictures, "conv0", "bn0", norm.scale_and_shift("bn_data"))
-            features = _preactivated(graph, params["encoder"], norm, x, settings.depths)
+            features = _preactivated(graph, params["encoder"], norm, _relu(graph, x), settings.depths)
+        elif settings.encoder == "efficientnet-b4":
+            features = _inverted(graph, params, pictures, settings)
         else:
             before = "layer0_" if settings.encoder == "se_resnext50_32x4d" else ""
             x = _input(graph, params, pictures, f"{before}conv1", f"{before}bn1")
-            features = _residual(graph, params["encoder"], x, settings.depths, pool_before=0 if before else 1)
+            features = _residual(graph, params["encoder"], _relu(graph, x), settings.depths, 0 if before else 1)
     with graph.scope("decoder"):
         x = _decoder(graph, params["decoder"], features, settings)
     with graph.scope("segmentation_head"):
@@ -82,8 +86,9 @@ def _input(
     name: str,
     norm: str,
     scale_and_shift: tuple[np.ndarray, np.ndarray] | None = None,
+    edges: tuple[int, int] | None = None,
 ) -> str:
-    """The encoder's first convolution, `name`, with its BatchNorm and ReLU: (N, 1, S, S) -> (N, C, S / 2, S / 2).
+    """The encoder's first convolution, `name`, with its BatchNorm: (N, 1, S, S) -> (N, C, S / 2, S / 2).
 
     `scale_and_shift`, (3,) each, normalise the image before it.
     """
@@ -102,7 +107,7 @@ def _input(
         x = graph.node("Concat", x, ones, axis=1)
     else:
         kernel = kernel.sum(axis=2, keepdims=True)
-    return _relu(graph, _convolve(graph, {"kernel": kernel, "bias": bias}, x, 2, name))
+    return _convolve(graph, {"kernel": kernel, "bias": bias}, x, 2, name, edges=edges)
 
 
 def _preactivated(graph: Graph, params: dict[str, Any], norm: _Normalised, x: str, depths: Sequence[int]) -> list[str]:
@@ -147,11 +152,38 @@ def _block(graph: Graph, params: dict[str, Any], x: str, stride: int) -> str:
         y = _relu(graph, _folded(graph, params, "conv1", "bn1", x, stride))
         y = _folded(graph, params, "conv2", "bn2", y)
     if "se_module" in params:
+        own = params["se_module"]
         with graph.scope("se_module"):
-            y = graph.node("Mul", y, _excitation(graph, y, params["se_module"]["fc1"], params["se_module"]["fc2"]))
+            y = graph.node("Mul", y, _excitation(graph, y, own["fc1"], own["fc2"], _relu))
     if "downsample_conv" in params:
         x = _folded(graph, params, "downsample_conv", "downsample_bn", x, stride)
     return _relu(graph, graph.node("Add", x, y))
+
+
+def _inverted(graph: Graph, params: dict[str, Any], pictures: str, settings: Model) -> list[str]:
+    """`efficientnet.EfficientNet`."""
+    made = block_table(settings.depths, settings.width)
+    x = _swish(graph, _input(graph, params, pictures, "conv_stem", "bn0", edges=made.stem_edges))
+    features = [x]
+    number = 0
+    for level in made.levels:
+        for block in level:
+            with graph.scope(f"blocks_{number}"):
+                x = _inverted_block(graph, params["encoder"][f"blocks_{number}"], x, block)
+            number += 1
+        features.append(x)
+    return features
+
+
+def _inverted_block(graph: Graph, params: dict[str, Any], x: str, block: Block) -> str:
+    """`efficientnet.InvertedBottleneck`."""
+    y = _swish(graph, _folded(graph, params, "expand_conv", "bn0", x)) if block.expansion > 1 else x
+    groups = params["depthwise_conv"]["kernel"].shape[3]
+    y = _folded(graph, params, "depthwise_conv", "bn1", y, block.stride, groups, block.edges)
+    y = _swish(graph, y)
+    weights = _excitation(graph, y, params["se_reduce"], params["se_expand"], _swish)
+    y = _folded(graph, params, "project_conv", "bn2", graph.node("Mul", y, weights))
+    return graph.node("Add", y, x) if block.residual else y
 
 
 # Decoder
@@ -186,15 +218,17 @@ def _attend(graph: Graph, params: dict[str, Any], name: str, x: str) -> str:
         return x
     own = params[name]
     with graph.scope(name):
-        of_channel = graph.node("Mul", x, _excitation(graph, x, own["channel1"], own["channel2"]))
+        of_channel = graph.node("Mul", x, _excitation(graph, x, own["channel1"], own["channel2"], _relu))
         of_pixel = graph.node("Mul", x, graph.node("Sigmoid", _convolve(graph, own["pixel"], x)))
         return graph.node("Add", of_channel, of_pixel)
 
 
-def _excitation(graph: Graph, x: str, first: dict[str, Any], second: dict[str, Any]) -> str:
+def _excitation(
+    graph: Graph, x: str, first: dict[str, Any], second: dict[str, Any], activate: Callable[[Graph, str], str]
+) -> str:
     """A weight for each channel, by two layers that see the means of all."""
     means = graph.node("ReduceMean", x, np.array([2, 3]), keepdims=1)
-    return graph.node("Sigmoid", _convolve(graph, second, _relu(graph, _convolve(graph, first, means))))
+    return graph.node("Sigmoid", _convolve(graph, second, activate(graph, _convolve(graph, first, means))))
 
 
 def _enlarge(graph: Graph, x: str, times: int, linear: bool = False) -> str:
@@ -209,24 +243,38 @@ def _enlarge(graph: Graph, x: str, times: int, linear: bool = False) -> str:
 
 
 def _folded(
-    graph: Graph, params: dict[str, Any], name: str, norm: str, x: str, stride: int = 1, groups: int = 1
+    graph: Graph,
+    params: dict[str, Any],
+    name: str,
+    norm: str,
+    x: str,
+    stride: int = 1,
+    groups: int = 1,
+    edges: tuple[int, int] | None = None,
 ) -> str:
     """A convolution with the bias that its folded BatchNorm has left."""
-    return _convolve(graph, {**params[name], "bias": params[norm]["bias"]}, x, stride, name, groups)
+    return _convolve(graph, {**params[name], "bias": params[norm]["bias"]}, x, stride, name, groups, edges)
 
 
 def _convolve(
-    graph: Graph, params: dict[str, Any], x: str, stride: int = 1, name: str = "conv", groups: int = 1
+    graph: Graph,
+    params: dict[str, Any],
+    x: str,
+    stride: int = 1,
+    name: str = "conv",
+    groups: int = 1,
+    edges: tuple[int, int] | None = None,
 ) -> str:
     """A square convolution with a kernel (K, K, C / groups, O), padded as `convolution.Convolution`."""
     size = params["kernel"].shape[0]
+    before, behind = edges or (size // 2, size // 2)
     return graph.node(
         "Conv",
         *(x, params["kernel"].transpose(3, 2, 0, 1), params.get("bias")),
         name=name,
         kernel_shape=[size, size],
         strides=[stride, stride],
-        pads=[size // 2] * 4,
+        pads=[before, before, behind, behind],
         group=groups,
     )
 
@@ -238,3 +286,7 @@ def _pool(graph: Graph, x: str, before: int) -> str:
 
 def _relu(graph: Graph, x: str) -> str:
     return graph.node("Relu", x)
+
+
+def _swish(graph: Graph, x: str) -> str:
+    return graph.node("Mul", x, graph.node("Sigmoid", x))

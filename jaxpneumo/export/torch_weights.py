@@ -18,9 +18,11 @@ from jaxpneumo.process.errors import InputError
 from jaxpneumo.run.config import Model
 
 WIDTH, DEPTHS = 64, (3, 4, 6, 3)  # of its encoders
-# It builds this attention too, before the skip that the last block does not have, and never applies it.
+# It builds these two too and never applies them: attention before the skip that the last block does not have, and the
+# convolution with BatchNorm between EfficientNet's last map and its classifier.
 UNUSED = "decoder.blocks.4.attention1.attention"
 REDUCTION = 16
+HEAD, HEAD_NORM, HEAD_EXPANSION = "encoder._conv_head", "encoder._bn1", 4
 
 
 def to_torch(variables: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -33,6 +35,8 @@ def to_torch(variables: dict[str, Any]) -> dict[str, np.ndarray]:
             weights[name.replace(".running_mean", ".num_batches_tracked")] = np.array(0)
     if any(".attention" in name for name in weights):
         weights |= _unused(weights["decoder.blocks.4.conv1.0.weight"].shape[1])
+    if last := [len(array) for name, array in weights.items() if name.endswith("._project_conv.weight")]:
+        weights |= _unused_head(max(last))  # the last block has the most channels
     return weights
 
 
@@ -92,3 +96,11 @@ def _unused(channels: int) -> dict[str, np.ndarray]:
         "sSE.0.bias": (1,),
     }
     return {f"{UNUSED}.{name}": np.zeros(shape, np.float32) for name, shape in shapes.items()}
+
+
+def _unused_head(channels: int) -> dict[str, np.ndarray]:
+    features = HEAD_EXPANSION * channels
+    leaves = ("weight", "bias", "running_mean", "running_var")
+    norm = {f"{HEAD_NORM}.{leaf}": np.zeros(features, np.float32) for leaf in leaves}
+    kernel = np.zeros((features, channels, 1, 1), np.float32)
+    return {f"{HEAD}.weight": kernel, **norm, f"{HEAD_NORM}.num_batches_tracked": np.array(0)}

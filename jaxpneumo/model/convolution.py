@@ -7,26 +7,28 @@ import jax
 import jax.numpy as jnp
 
 NHWC = ("NHWC", "HWIO", "NHWC")
+# Rows and columns of zeros on all sides, or before and behind
+Padding = int | tuple[int, int]
 # (x, kernel, stride, padding) -> y, as `plain_convolve`
-Convolve = Callable[[jax.Array, jax.Array, int, int], jax.Array]
+Convolve = Callable[[jax.Array, jax.Array, int, Padding], jax.Array]
 
 he_uniform = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
 
 
-def plain_convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """(B, H, W, C) with a kernel (K, K, C / groups, O), padded by zeros alike on all sides."""
+def plain_convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    """(B, H, W, C) with a kernel (K, K, C / groups, O), padded by zeros, in both directions alike."""
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        [(padding, padding)] * 2,
+        [(padding, padding) if isinstance(padding, int) else padding] * 2,
         dimension_numbers=NHWC,
         feature_group_count=x.shape[-1] // kernel.shape[2],
     )
 
 
 class Convolution(nn.Module):
-    """A square convolution, padded on all sides by half its kernel, He-uniform.
+    """A square convolution, He-uniform.
 
     Attributes:
       features: output channels.
@@ -34,6 +36,7 @@ class Convolution(nn.Module):
       stride: in both directions.
       use_bias: add a learnt bias, one a channel.
       groups: parts of the channels, each convolved alone; divides C and features.
+      edges: rows and columns of zeros before and behind the map; None is half the kernel on all sides.
       kernel_init: initialiser of the kernel (size, size, C / groups, features).
       dtype: type of the computation.
       convolve: computes it.
@@ -44,6 +47,7 @@ class Convolution(nn.Module):
     stride: int = 1
     use_bias: bool = False
     groups: int = 1
+    edges: tuple[int, int] | None = None
     kernel_init: nn.initializers.Initializer = he_uniform
     dtype: jnp.dtype = jnp.float32
     convolve: Convolve = plain_convolve
@@ -51,7 +55,10 @@ class Convolution(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (B, H / stride, W / stride, features)."""
         kernel, bias = self.weights(x.shape[-1])
-        y = self.convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.size // 2)
+        half = self.size // 2
+        edges = self.edges or (half, half)
+        padding = half if edges == (half, half) else edges
+        y = self.convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding)
         return y if bias is None else y + bias.astype(self.dtype)
 
     @nn.compact

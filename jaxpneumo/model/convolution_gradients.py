@@ -12,7 +12,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxpneumo.model.convolution import NHWC, plain_convolve
+from jaxpneumo.model.convolution import NHWC, Padding, plain_convolve
+from jaxpneumo.model.depthwise import convolve_depthwise
 
 # With this many times more elements in the kernel than in the map of gradients, flipping the kernel takes longer than
 # the product that does without (measured between 2 and 18).
@@ -25,11 +26,13 @@ _MOST_PARTS = 16
 _CHANNELS_TOGETHER = 128
 
 
-def convolve_with_explicit_gradients(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+def convolve_with_explicit_gradients(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """As `plain_convolve`, in reverse mode only; the gradients are written out for kernels over 1x1 at stride 1."""
+    if kernel.shape[2] == 1 and kernel.shape[3] == x.shape[-1] > 1:
+        return convolve_depthwise(x, kernel, stride, padding)
     if kernel.shape[2] < x.shape[-1]:
         return _convolve_groups_together(x, kernel, stride, padding)
-    if stride == 1 and len(kernel) > 1:
+    if stride == 1 and len(kernel) > 1 and isinstance(padding, int):
         return _convolve_explicit(x, kernel, padding)
     return plain_convolve(x, kernel, stride, padding)
 
@@ -45,7 +48,7 @@ def _convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     return plain_convolve(enlarged, kernel, 1, padding)[:, :2, :2]
 
 
-def _convolve_groups_together(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+def _convolve_groups_together(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """A convolution in groups as few ones without, of several groups each; between groups the kernel is zero.
 
     That is many times the operations. But XLA's own kernel gradient of four channels a group takes 14 s on a map of

@@ -14,9 +14,17 @@ import jax.numpy as jnp
 from jaxpneumo.model.unet import ENCODERS
 
 # convolution: the BatchNorm that follows it, by the modules they lie in
-_BLOCK = {"conv1": "bn1", "conv2": "bn2", "conv3": "bn3", "downsample_conv": "downsample_bn"}
+_BLOCK = {
+    "conv1": "bn1",
+    "conv2": "bn2",
+    "conv3": "bn3",
+    "downsample_conv": "downsample_bn",
+    "expand_conv": "bn0",
+    "depthwise_conv": "bn1",
+    "project_conv": "bn2",
+}
 _PREACTIVATION_UNIT = {"conv1": "bn2"}
-_STEM = {"conv0": "bn0", "conv1": "bn1", "layer0_conv1": "layer0_bn1"}
+_STEM = {"conv0": "bn0", "conv1": "bn1", "layer0_conv1": "layer0_bn1", "conv_stem": "bn0"}
 
 
 class FoldableNorm(nn.BatchNorm):
@@ -56,7 +64,7 @@ def fold(variables: dict[str, Any], encoder: str, dtype: jnp.dtype) -> dict[str,
     ):
         folded[part], left[part] = _fold_module(params[part], statistics[part], pairs, epsilon)
         for name, module in params[part].items():
-            if "conv1" in module:
+            if not nested.keys().isdisjoint(module):
                 folded[part][name], left[part][name] = _fold_module(module, statistics[part][name], nested, epsilon)
     kernels = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.astype(dtype) if path[-1].key == "kernel" else leaf, folded

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpneumo.model.convolution import NHWC, Convolution
+from jaxpneumo.model.convolution import NHWC, Convolution, Padding
 
 # A GPU's matrix units take channels by eights; fewer are filled up with zeros.
 _CHANNELS = 8
@@ -75,7 +75,7 @@ def _convolve_upsampled(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return y.reshape(*x.shape[:3], 4, -1)
 
 
-def _convolve_packed(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+def _convolve_packed(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """A 3x3 convolution at stride 1 of a packed map (B, H, W, 4, C) to (B, H, W, 4, O)."""
     if kernel.shape[:2] != (3, 3) or stride != 1 or padding != 1:
         raise ValueError("packed maps take 3x3 convolutions at stride 1, padded by one")

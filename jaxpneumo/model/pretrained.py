@@ -6,6 +6,7 @@
 | resnet34-b627a593.pth, or as .safetensors | encoder "resnet34" | torchvision, BSD-3-Clause |
 | resnet50-0676ba61.pth or -11ad3fa6.pth, or as .safetensors | encoder "resnet50" | torchvision, BSD-3-Clause |
 | se_resnext50_32x4d-a260b3a4.pth, .safetensors | encoder "se_resnext50_32x4d" | Cadene, BSD-3-Clause |
+| [adv-]efficientnet-b4-*.pth, or as .safetensors | encoder "efficientnet-b4" | efficientnet_pytorch, Apache-2.0 |
 | .h5 of a segmentation_models Unet | all of "resnet34_preact" | its author's |
 | .pth, .safetensors of a segmentation_models_pytorch Unet | all of each but "resnet34_preact" | its author's |
 
@@ -33,7 +34,10 @@ logger = logging.getLogger(__name__)
 Variables = dict[str, Any]
 
 # Parts that some files have and the network need not have: classifiers of whole images, and PyTorch's counters.
-_CLASSIFIERS = ("fc.", "encoder.fc.", "encoder.last_linear.", "classification_head.", "fc1/")
+_CLASSIFIERS = (
+    *("fc.", "encoder.fc.", "encoder.last_linear.", "classification_head.", "fc1/"),
+    *("encoder._conv_head.", "encoder._bn1.", "encoder._fc."),
+)
 # Attention before the last block's skip, which that block does not have.
 _WITHOUT_USE = "decoder.blocks.4.attention1."
 # A part that the network may have and no file has.
@@ -64,6 +68,8 @@ def torch_name(path: tuple[str, ...]) -> str:
     *modules, leaf = path
     name = ".".join(modules)
     name = re.sub(r"(layer\d)_(\d+|conv1|bn1)", r"\1.\2", name)
+    name = re.sub(r"^encoder\.(conv_stem|bn0)$", r"encoder._\1", name)
+    name = re.sub(r"^encoder\.blocks_(\d+)\.", r"encoder._blocks.\1._", name)
     name = name.replace("downsample_conv", "downsample.0").replace("downsample_bn", "downsample.1")
     name = re.sub(r"decoder\.block(\d)\.conv(\d)", r"decoder.blocks.\1.conv\2.0", name)
     name = re.sub(r"decoder\.block(\d)\.bn(\d)", r"decoder.blocks.\1.conv\2.1", name)
@@ -160,7 +166,7 @@ def _template(encoder: str) -> Variables:
 def _own_names(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], bool]:
     """PyTorch's weights under the names of segmentation_models_pytorch, and whether they are an encoder's alone."""
     weights = {name: array for name, array in state_dict.items() if not name.endswith(_COUNTERS)}
-    units = (re.match(r"((?:[^.]+\.)*?)layer[1-4]\.\d+\.", name) for name in weights)
+    units = (re.match(r"((?:[^.]+\.)*?)(?:layer[1-4]|_blocks)\.\d+\.", name) for name in weights)
     places = sorted({unit[1] for unit in units if unit})
     if len(places) > 1:
         listed = ", ".join(repr(place) for place in places)

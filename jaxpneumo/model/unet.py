@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxpneumo.model.attention import SCSE
 from jaxpneumo.model.bottleneck import Bottleneck, SEResNeXtBottleneck
 from jaxpneumo.model.convolution import Convolution, Convolve, plain_convolve
+from jaxpneumo.model.efficientnet import EfficientNet
 from jaxpneumo.model.resnet import ModuleFactory, Pool, PreactivationResNet, ResNet, Stem, plain_pool, plain_stem
 
 
@@ -22,18 +23,27 @@ class EncoderKind:
     epsilon: float
     decoder_epsilon: float
     momentum: float
+    decoder_momentum: float
 
 
 ENCODERS = {
-    "resnet34_preact": EncoderKind(PreactivationResNet, epsilon=2e-5, decoder_epsilon=1e-3, momentum=0.99),
+    "resnet34_preact": EncoderKind(
+        PreactivationResNet, epsilon=2e-5, decoder_epsilon=1e-3, momentum=0.99, decoder_momentum=0.99
+    ),
     # PyTorch's momentum 0.1 weighs the new value; linen's weighs the old one.
-    "resnet34": EncoderKind(ResNet, epsilon=1e-5, decoder_epsilon=1e-5, momentum=0.9),
-    "resnet50": EncoderKind(partial(ResNet, block=Bottleneck), epsilon=1e-5, decoder_epsilon=1e-5, momentum=0.9),
+    "resnet34": EncoderKind(ResNet, epsilon=1e-5, decoder_epsilon=1e-5, momentum=0.9, decoder_momentum=0.9),
+    "resnet50": EncoderKind(
+        partial(ResNet, block=Bottleneck), epsilon=1e-5, decoder_epsilon=1e-5, momentum=0.9, decoder_momentum=0.9
+    ),
     "se_resnext50_32x4d": EncoderKind(
         partial(ResNet, block=SEResNeXtBottleneck, stem_name="layer0_", pool_before=0),
         epsilon=1e-5,
         decoder_epsilon=1e-5,
         momentum=0.9,
+        decoder_momentum=0.9,
+    ),
+    "efficientnet-b4": EncoderKind(
+        EfficientNet, epsilon=1e-3, decoder_epsilon=1e-5, momentum=0.99, decoder_momentum=0.9
     ),
 }
 
@@ -131,17 +141,19 @@ class Decoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """A U-Net over a ResNet encoder, with one logit a pixel.
+    """A U-Net over a ResNet or EfficientNet encoder, with one logit a pixel.
 
     Attributes:
       encoder: "resnet34_preact" (the papers' network, Keras segmentation_models; 24,438,804 parameters); of
-        segmentation_models_pytorch "resnet34", "resnet50" (both torchvision's; 24,436,369 and 32,521,105 parameters)
-        and "se_resnext50_32x4d" (34,523,969 parameters).
+        segmentation_models_pytorch "resnet34", "resnet50" (both torchvision's; 24,436,369 and 32,521,105 parameters),
+        "se_resnext50_32x4d" (34,523,969 parameters) and "efficientnet-b4" (19,419,289 parameters; the library counts
+        806,400 more, of a convolution behind the encoder's last map that it never applies).
       dtype: type of the computation, float32 or bfloat16 (float64 for tests). Parameters, statistics and logits stay
         float32.
       input_convolution: learn a 1x1 convolution from the grey channel to three (Exp1) instead of repeating it.
       momentum: of the BatchNorm statistics (weight of the old value); None is the source library's.
       depths, width: units of each stage and channels of the first; smaller ones make a tiny network for tests.
+        "efficientnet-b4" has other numbers, in proportion to these (`efficientnet.block_table`).
       parts: the plain parts, or what `rewrites.rewrites_for` chooses.
       remat: keep only the blocks' inputs for the gradient and compute the rest again: less memory, more time.
       attention: "none", or "scse" in every decoder block (`attention.SCSE`).
@@ -190,14 +202,16 @@ class UNet(nn.Module):
         norm = partial(
             parts.norm,
             use_running_average=not train,
-            momentum=kind.momentum if self.momentum is None else self.momentum,
             dtype=self.dtype,
+        )
+        momentum, decoder_momentum = (
+            each if self.momentum is None else self.momentum for each in (kind.momentum, kind.decoder_momentum)
         )
         x = image.astype(self.dtype)
         if self.input_convolution:
             x = nn.Conv(3, (1, 1), dtype=self.dtype, name="input_convolution")(x)
         features = kind.module(
-            norm=partial(norm, epsilon=kind.epsilon),
+            norm=partial(norm, epsilon=kind.epsilon, momentum=momentum),
             conv=conv,
             stem=parts.stem,
             pool=parts.pool,
@@ -208,7 +222,7 @@ class UNet(nn.Module):
         )(x)
         block = partial(
             nn.remat(DecoderBlock) if self.remat else DecoderBlock,
-            norm=partial(norm, epsilon=kind.decoder_epsilon),
+            norm=partial(norm, epsilon=kind.decoder_epsilon, momentum=decoder_momentum),
             conv=conv,
             upsample=parts.upsample,
             attention=partial(SCSE, conv) if self.attention == "scse" else None,

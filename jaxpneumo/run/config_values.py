@@ -25,7 +25,7 @@ VALUES = {
     "data.fold": whole(0, 999),
     "data.workers": ranges.WORKERS,
     "data.resident": Words(("auto", "on", "off")),
-    "model.encoder": Words(("resnet34_preact", "resnet34", "resnet50", "se_resnext50_32x4d")),
+    "model.encoder": Words(("resnet34_preact", "resnet34", "resnet50", "se_resnext50_32x4d", "efficientnet-b4")),
     "model.dtype": Words(("float32", "bfloat16")),
     "model.input_convolution": SWITCH,
     "model.momentum": number(0, 1, below_high=True, word="None"),

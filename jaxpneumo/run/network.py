@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxpneumo.model import pretrained
 from jaxpneumo.model.rewrites import rewrites_for
-from jaxpneumo.model.unet import ENCODERS, UNet
+from jaxpneumo.model.unet import UNet
 from jaxpneumo.run.config import Config, Model, read_config
 from jaxpneumo.run.folders import final_directory
 from jaxpneumo.run.sharding import make_mesh, replicated
@@ -22,7 +22,7 @@ def make_model(settings: Model, training: bool = True) -> UNet:
         encoder=settings.encoder,
         dtype=jnp.dtype(settings.dtype),
         input_convolution=settings.input_convolution,
-        momentum=batch_norm_momentum(settings),
+        momentum=settings.momentum,
         depths=settings.depths,
         width=settings.width,
         parts=rewrites_for(jax.default_backend(), training),
@@ -31,11 +31,6 @@ def make_model(settings: Model, training: bool = True) -> UNet:
         attention=settings.attention,
         hypercolumns=settings.hypercolumns,
     )
-
-
-def batch_norm_momentum(settings: Model) -> float:
-    """The BatchNorm momentum given, or the encoder's own where it is None."""
-    return ENCODERS[settings.encoder].momentum if settings.momentum is None else settings.momentum
 
 
 def first_variables(config: Config) -> dict[str, Any]:

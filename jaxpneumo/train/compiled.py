@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxpneumo.augment.device import DeviceAugment
 from jaxpneumo.process.progress import COMPILING, progress_bar
 from jaxpneumo.run.config import Loss, Model
-from jaxpneumo.run.network import batch_norm_momentum, make_model
+from jaxpneumo.run.network import make_model
 from jaxpneumo.run.sharding import is_first, replicated, split, split_calls
 from jaxpneumo.run.state import TrainState, create_train_state, update_average, variable_shapes
 from jaxpneumo.train.optimizer import make_optimizer
@@ -172,7 +172,7 @@ def _evaluate(settings: Model, loss: Loss, threshold: float, mesh: Mesh) -> Any:
 def _statistics(settings: Model, mesh: Mesh) -> Any:
     everywhere = replicated(mesh)
     return jax.jit(
-        make_statistics_call(make_model(settings), batch_norm_momentum(settings)),
+        make_statistics_call(make_model(settings)),
         in_shardings=(everywhere, everywhere, everywhere, split_calls(mesh), split(mesh)),
         out_shardings=everywhere,
         donate_argnums=1,

@@ -190,13 +190,14 @@ def make_eval_call(eval_step: Callable[..., Metrics]) -> Callable[..., Metrics]:
     return eval_call
 
 
-def make_statistics_call(model: UNet, momentum: float) -> Callable[..., tuple[Any, jax.Array]]:
+def make_statistics_call(model: UNet) -> Callable[..., tuple[Any, jax.Array]]:
     """Builds statistics_call(params, (mean, count), resident, feed, stop) -> ((mean, count), stop).
 
     `mean` is over the BatchNorm means and variances of `count` batches, each by its own, and becomes that over these
-    and those of `feed`. Starting from statistics of zero, one update leaves (1 - momentum) times the batch's value,
-    which is divided out again. The mean over many batches replaces the running statistics of averaged weights.
+    and those of `feed`. With momentum 0 an update leaves the batch's own value. The mean over many batches replaces the
+    running statistics of averaged weights.
     """
+    forgetful = model.clone(momentum=0.0)
 
     def statistics_call(
         params: Any, carry: tuple[Any, jax.Array], resident: Batch, feed: Batch, stop: jax.Array
@@ -204,11 +205,10 @@ def make_statistics_call(model: UNet, momentum: float) -> Callable[..., tuple[An
         def body(carry: tuple[Any, jax.Array], element: Batch) -> tuple[tuple[Any, jax.Array], None]:
             mean, count = carry[0], carry[1] + 1
             image, _ = unpack(take_batch(resident, element))
-            zeros = jax.tree.map(jnp.zeros_like, mean)
-            _, updated = model.apply(
-                {"params": params, "batch_stats": zeros}, image, train=True, mutable=["batch_stats"]
+            _, updated = forgetful.apply(
+                {"params": params, "batch_stats": mean}, image, train=True, mutable=["batch_stats"]
             )
-            own = jax.tree.map(lambda s: s / (1.0 - momentum), updated["batch_stats"])
+            own = updated["batch_stats"]
             return (jax.tree.map(lambda m, s: m + (s - m) / count, mean, own), count), None
 
         carry, _ = _scan(body, carry, feed)

@@ -1,7 +1,8 @@
-"""Writes the golden values of the two deeper encoders and of a decoder with attention.
+"""Writes the golden values of the deeper encoders and of a decoder with attention.
 
-They are what segmentation_models_pytorch computes on a CPU in float32, with attention in float64: random weights make
-large maps, whose rounding the sigmoids of attention enlarge.
+They are what segmentation_models_pytorch computes on a CPU in float32, and in float64 with attention and EfficientNet:
+random weights make large maps, whose rounding the sigmoids of attention enlarge, and of EfficientNet's gradients some
+are 0. EfficientNet is without its drop connect, which draws at random which blocks are left out.
 Made with segmentation_models_pytorch 0.6.0 and PyTorch 2.13.0. Weights and images are drawn by ../shared/golden, which
 lies beside the checkout. Run it in an environment with both libraries:
 
@@ -28,9 +29,10 @@ SHARED = HERE.parents[2] / "shared" / "golden"
 FILES = {
     "smp_resnet50_unet.npz": {"encoder_name": "resnet50"},
     "smp_se_resnext50_unet.npz": {"encoder_name": "se_resnext50_32x4d"},
+    "smp_efficientnet_b4_unet.npz": {"encoder_name": "efficientnet-b4"},
     "smp_resnet34_scse_unet.npz": {"encoder_name": "resnet34", "decoder_attention_type": "scse"},
 }
-DOUBLE = ("smp_resnet34_scse_unet.npz",)
+DOUBLE = ("smp_resnet34_scse_unet.npz", "smp_efficientnet_b4_unet.npz")
 STEPS = 3
 
 
@@ -93,6 +95,8 @@ def main() -> None:
 
     for file in sys.argv[1:] or FILES:
         network = segmentation_models_pytorch.Unet(**FILES[file], encoder_weights=None, classes=1)
+        if hasattr(network.encoder, "_drop_connect_rate"):
+            network.encoder._drop_connect_rate = 0.0
         values = golden_values(network, weights, torch.float64 if file in DOUBLE else torch.float32)
         np.savez_compressed(HERE / file, **values)
         print(file, sum(p.numel() for p in network.parameters()), values["losses"], values["features"])
