@@ -42,7 +42,8 @@ def table(summary: dict[str, Any]) -> str:
     lines += [
         f"{title(own, triplet)}: {one('sensitivity', 'sensitivity')}, {one('specificity', 'specificity')}",
         f"image-level score ({SCORE_WORDS[score]}): AUROC {with_interval(level['auroc'], ends['auroc'])}, "
-        f"average precision {with_interval(level['average_precision'], ends['average_precision'])}",
+        f"average precision {with_interval(level['average_precision'], ends['average_precision'])}, "
+        f"expected calibration error {with_interval(level['expected_calibration_error'], None)} (no interval)",
         f"{one('labelled regions that were met', 'lesion_sensitivity')}, "
         f"{one('predicted regions that are real', 'lesion_precision')}; outlines: "
         f"{one('Hausdorff distance 95 %', 'hausdorff95_px')} px, "

@@ -34,6 +34,7 @@ from jaxpneumo.report.gallery import FILTERS, make_gallery
 from jaxpneumo.run.config import Config, read_config
 from jaxpneumo.run.provenance import read_starts
 from jaxpneumo.score import bootstrap, scores
+from jaxpneumo.score.calibration import NO_INTERVAL
 from jaxpneumo.train.log import read_log
 
 if TYPE_CHECKING:  # slow modules, such as matplotlib, are imported where they are used, so --help is fast
@@ -120,6 +121,7 @@ def write_report(
             own_ends=summary["intervals"]["scores"][mode],
             level=summary["image_level"][view][score],
             level_ends=summary["intervals"]["image_level"][view][score],
+            no_interval=NO_INTERVAL,
             score_words=SCORE_WORDS[score],
             gain=_gain_over_nothing(metrics, mode),
             papers=_papers(experiment or workdir.resolve().name),
