@@ -22,8 +22,9 @@ Compares two evaluated runs image by image. It prints each score of both runs, t
 interval, and the p value of a sign-flip permutation test. Both runs must have scored the same images of the same
 data set. Not a medical device.
 
-Where patients are known, bootstrap and test draw patients, not single images. A score to which fewer than two patients
-contribute has neither interval nor p value. A difference that is the same for all patients has no interval.
+Where patients are known, bootstrap and test draw patients, not single images. A score to which fewer than five patients
+contribute has no interval, and one of a single patient no p value. A difference that is the same for all patients
+has no interval.
 
 Each run is compared with its own settings, unless --mode names plain, tta, removal or tta_removal. The p values are not
 corrected for the number of scores: choose the score that counts beforehand.
@@ -130,6 +131,8 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"{name:>24} {' '.join(numbers)} {ends:>22} {p:>7}")
     if result["clusters"] < 2:
         lines.append(f"No intervals and no p values: all images are of one {result['unit']}.")
+    elif result["clusters"] < bootstrap.FEWEST:
+        lines.append(f"No intervals: there are fewer than {bootstrap.FEWEST} {result['unit']}s.")
     return "\n".join(lines)
 
 

@@ -57,8 +57,8 @@ image and by region; distances between outlines. Two baselines are scored too: e
 for every image.
 
 Intervals: 95 % bootstrap. A score that is 0 or 1 for all patients has the exact interval (Clopper-Pearson, patients
-as trials). A score of fewer than two patients has none, nor has the expected calibration error: it is biased
-upwards, and more so in bootstrap replicates.
+as trials). Any other score of fewer than five patients has none, nor has the expected calibration error: it is biased
+upwards, more so in replicates.
 
 It writes to WORKDIR/evaluation (or --output)
   summary.json      all scores with intervals and strata, data, split, resolution and thresholds

@@ -74,11 +74,11 @@ def summarise(
 
     cluster, unit = bootstrap.clusters(index.patient[rows])
     found = statistic(np.ones((1, len(rows))))[0]
-    ends = bootstrap.intervals(statistic, cluster, replicates, seed)
+    kinds = min(len(np.unique(cluster[images])) for images in (positive, ~positive))
+    trials = np.concatenate([bootstrap.contributing(flat, cluster), [kinds] * len(image_level)])
+    ends = bootstrap.intervals(statistic, cluster, replicates, seed, trials=trials)
     exact = _exact(flat, cluster)
     ends[: len(flat)] = np.where(np.isnan(exact), ends[: len(flat)], exact)
-    kinds = min(len(np.unique(cluster[images])) for images in (positive, ~positive))
-    ends[np.concatenate([bootstrap.contributing(flat, cluster), [kinds] * len(image_level)]) < 2] = np.nan
     point = _nested({name: None if np.isnan(value) else float(value) for name, value in zip(names, found, strict=True)})
     interval = _nested({name: bootstrap.as_list(pair) for name, pair in zip(names, ends, strict=True)})
     for view in VIEWS:

@@ -121,6 +121,7 @@ def write_report(
             own_ends=summary["intervals"]["scores"][mode],
             level=summary["image_level"][view][score],
             level_ends=summary["intervals"]["image_level"][view][score],
+            fewest=bootstrap.FEWEST,
             no_interval=NO_INTERVAL,
             score_words=SCORE_WORDS[score],
             gain=_gain_over_nothing(metrics, mode),
