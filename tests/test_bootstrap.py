@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, permutation_test
 
-from jaxpneumo.score.bootstrap import as_list, clusters, contributing, draws, exact, intervals, of_ratios, paired, words
+from jaxpneumo.score.bootstrap import (
+    as_list,
+    clusters,
+    contributing,
+    draws,
+    exact,
+    intervals,
+    joined,
+    of_ratios,
+    paired,
+    words,
+)
 from jaxpneumo.score.scores import Ratios, ratios
 
 
@@ -14,6 +25,16 @@ def test_images_of_a_patient_are_one_cluster_and_unknown_ones_their_own():
     assert cluster[0] == cluster[3]
     assert unit == {"unit": "patient", "clusters": 4, "images_without_patient": 2}
     assert clusters(np.array(["", ""]))[1]["unit"] == "image"
+
+
+def test_patients_of_two_tables_are_those_of_either():
+    """Names of their own, unknown ones, and a patient that one table has as two; the same in either order."""
+    one, other = np.array(["a", "a", "b", "c", "", ""]), np.array(["", "x", "y", "y", "", "z"])
+    first, second = joined(one, other), joined(other, one)
+    for names in (first, second):
+        np.testing.assert_array_equal(clusters(names)[0], [0, 0, 1, 1, 2, 3])
+        np.testing.assert_array_equal(names == "", [False] * 4 + [True, False])
+    np.testing.assert_array_equal(clusters(joined(one, np.array([""] * 6)))[0], clusters(one)[0])
 
 
 def test_draws_take_whole_clusters_with_replacement():

@@ -45,6 +45,26 @@ def clusters(patient: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
     return cluster, description
 
 
+def joined(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Names of the patients of images by two tables together, for `clusters`: the same whichever comes first.
+
+    Args:
+      one, other: (N,) str, the tables' names of the images' patients, "" = unknown. The same patient may have other
+        names in the other table, as every preparation of data gives names of its own.
+
+    Returns:
+      (N,) str: images that either table gives to one patient have one name; "" where neither names any.
+    """
+    from scipy.sparse import coo_array  # here: slow to import
+    from scipy.sparse.csgraph import connected_components
+
+    # Each image is a line between its patients in both tables: what hangs together is one patient.
+    first, second = patient_groups(one), patient_groups(other)
+    size = len(one) + len(other)
+    _, group = connected_components(coo_array((np.ones(len(one)), (first, len(one) + second)), (size, size)))
+    return np.where((one == "") & (other == ""), "", group[first].astype(str))
+
+
 def draws(cluster: np.ndarray, replicates: int, seed: int) -> Iterator[np.ndarray]:
     """Bootstrap replicates as weights (r, N) float64, `replicates` in all, some at a time.
 
