@@ -380,8 +380,11 @@ def main(arguments: Sequence[str]) -> int:
     if len(workdirs) > 1 and not options.thresholds and chosen.is_file():
         found = read_json(chosen)["rules"]["triplet"]
         named = " ".join(f"--workdir {workdir}" for workdir in workdirs)
+        # Of the folds of one network, the mean that predictions have was scored on no image.
+        alone = "on the scores of single runs, one an image, as no mean of runs was scored"
+        whom = alone if split.get("runs_per_image") == [1] else "for this ensemble on these images"
         print(
-            f"Chosen for this ensemble on these images: {saved_thresholds.words(found['thresholds'])}; Dice "
+            f"Chosen {whom}: {saved_thresholds.words(found['thresholds'])}; Dice "
             f"{found['held_out']:.4f} on held-out patients. Save them with `jaxpneumo thresholds {named} --evaluation "
             f"{output}`."
         )
