@@ -56,9 +56,10 @@ Scores: Dice and IoU per image, with and without test-time augmentation (TTA) an
 image and by region; distances between outlines. Two baselines are scored too: empty predictions, and the mean shape
 for every image.
 
-Intervals: 95 % bootstrap. A score that is 0 or 1 for all patients has the exact interval (Clopper-Pearson, patients
-as trials). Any other score of fewer than five patients has none, nor has the expected calibration error: it is biased
-upwards, more so in replicates.
+Intervals: 95 % bootstrap. With another --seed their ends may differ by a hundredth; --replicates 20000 makes that a
+third. A score that is 0 or 1 for all patients has the exact interval (Clopper-Pearson, patients as trials). Any other
+score of fewer than five patients has none, nor has the expected calibration error: it is biased upwards, more so in
+replicates.
 
 It writes to WORKDIR/evaluation (or --output)
   summary.json      all scores with intervals and strata, data, split, resolution and thresholds

@@ -266,7 +266,7 @@ def read_pooled(workdirs: Sequence[Path]) -> tuple[ThresholdCounts, np.ndarray, 
     """Reads the counts of one run, or of several runs that were evaluated on different images.
 
     Returns:
-      The counts of all images, of several runs by their ids; the patients (N,) str; and a description of data and split.
+      The counts of all images, of several runs by their ids; the patients (N,) str; a description of data and split.
 
     Raises:
       InputError: a run was not evaluated, or the runs differ in size, TTA or data set, or share images.
