@@ -4,8 +4,19 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, permutation_test
 
-from jaxpneumo.score.bootstrap import as_list, clusters, contributing, draws, exact, intervals, of_ratios, paired, words
-from jaxpneumo.score.scores import ratios
+from jaxpneumo.score.bootstrap import (
+    as_list,
+    clusters,
+    contributing,
+    draws,
+    exact,
+    intervals,
+    joined,
+    of_ratios,
+    paired,
+    words,
+)
+from jaxpneumo.score.scores import Ratios, ratios
 
 
 def test_images_of_a_patient_are_one_cluster_and_unknown_ones_their_own():
@@ -14,6 +25,16 @@ def test_images_of_a_patient_are_one_cluster_and_unknown_ones_their_own():
     assert cluster[0] == cluster[3]
     assert unit == {"unit": "patient", "clusters": 4, "images_without_patient": 2}
     assert clusters(np.array(["", ""]))[1]["unit"] == "image"
+
+
+def test_patients_of_two_tables_are_those_of_either():
+    """Names of their own, unknown ones, and a patient that one table has as two; the same in either order."""
+    one, other = np.array(["a", "a", "b", "c", "", ""]), np.array(["", "x", "y", "y", "", "z"])
+    first, second = joined(one, other), joined(other, one)
+    for names in (first, second):
+        np.testing.assert_array_equal(clusters(names)[0], [0, 0, 1, 1, 2, 3])
+        np.testing.assert_array_equal(names == "", [False] * 4 + [True, False])
+    np.testing.assert_array_equal(clusters(joined(one, np.array([""] * 6)))[0], clusters(one)[0])
 
 
 def test_draws_take_whole_clusters_with_replacement():
@@ -41,18 +62,55 @@ def test_interval_of_a_mean_is_near_the_normal_one():
 
 
 def test_score_without_images_has_no_interval():
-    statistic = of_ratios({"all": (np.arange(3), np.ones(3)), "none": (np.zeros(3), np.zeros(3))})
-    ends = intervals(statistic, np.arange(3), 200)
-    assert as_list(ends[0]) == pytest.approx([0, 2])
+    statistic = of_ratios({"all": (np.arange(6), np.ones(6)), "none": (np.zeros(6), np.zeros(6))})
+    ends = intervals(statistic, np.arange(6), 200)
+    low, high = ends[0]
+    assert 0 <= low < 2.5 < high <= 5
     assert as_list(ends[1]) is None
 
 
 def test_draws_that_all_agree_give_no_interval():
     """One patient, or the same value everywhere: a bootstrap interval would have no width."""
-    values, ones = np.array([0.3, 0.9, 0.4]), np.ones(3)
-    assert np.isnan(intervals(of_ratios({"mean": (values, ones)}), np.zeros(3, int), 200)).all()
+    values, ones = np.array([0.3, 0.9, 0.4, 0.1, 0.8, 0.6]), np.ones(6)
+    assert np.isnan(intervals(of_ratios({"mean": (values, ones)}), np.zeros(6, int), 200)).all()
     for value in (0.0, 0.1, 1.0):
-        assert np.isnan(intervals(of_ratios({"mean": (value * ones, ones)}), np.arange(3), 200)).all()
+        assert np.isnan(intervals(of_ratios({"mean": (value * ones, ones)}), np.arange(6), 200)).all()
+
+
+def of_first(patients: int, rng: np.random.Generator) -> Ratios:
+    """A mean over the first few of 150 patients, as of a small group or of rare findings."""
+    first = (np.arange(150) < patients).astype(float)
+    return {"mean": (rng.beta(2, 1, 150) * first, first)}
+
+
+def test_few_contributing_patients_of_many_have_no_interval():
+    """Neither a score nor a difference; of exact ones, those of two patients on."""
+    for patients in (4, 5):
+        one, other = (of_first(patients, np.random.default_rng(seed)) for seed in (1, 2))
+        trials = contributing(one, np.arange(150))
+        assert trials.tolist() == [patients]
+        ends = intervals(of_ratios(one), np.arange(150), 300, trials=trials)
+        assert (as_list(ends[0]) is None) == (patients < 5)
+        found = paired(one, other, np.arange(150), 300)["mean"]
+        assert (found["interval"] is None) == (patients < 5)
+        assert found["p"] is not None
+    ones = np.ones(3)
+    assert as_list(exact({"rate": (ones[:1], ones[:1])}, np.arange(1))[0]) is None
+    assert as_list(exact({"rate": (ones, ones)}, np.arange(3))[0]) == pytest.approx(
+        [*binomtest(3, 3).proportion_ci(0.95, "exact")]
+    )
+
+
+def test_intervals_are_widened_by_the_patients_that_contribute():
+    """Not by all 150: of 6, 10 and 20 they cover the truth about as often as they say."""
+    for patients in (6, 10, 20):
+        rng, covered = np.random.default_rng(patients), []
+        for seed in range(200):
+            pairs = of_first(patients, rng)
+            trials = contributing(pairs, np.arange(150))
+            ((low, high),) = intervals(of_ratios(pairs), np.arange(150), 300, seed, trials=trials)
+            covered.append(low <= 2 / 3 <= high)
+        assert np.mean(covered) > 0.915, patients
 
 
 @pytest.mark.parametrize(("successes", "patients"), [(28, 28), (6, 6), (0, 6), (0, 1205), (2, 2)])
@@ -103,6 +161,9 @@ def test_exact_intervals_cover_the_truth(rate):
 def test_how_intervals_were_made_is_said_in_words():
     made = {"replicates": 2000, "seed": 0, "unit": "patient", "clusters": 28}
     assert words(made).startswith("95 % intervals: bootstrap of 28 patients, 2000 replicates, seed 0; exact (Clopper-P")
+    assert words(made).endswith("; no others for fewer than 5 patients")
+    assert words(made | {"clusters": 4}).startswith("95 % intervals: exact (Clopper-Pearson")
+    assert words(made | {"clusters": 4}).endswith("; no others, as there are fewer than 5 patients")
     assert words(made | {"clusters": 1}) == "no intervals: all images are of one patient"
     assert words(made | {"clusters": 1, "unit": "image"}) == "no intervals: one image"
 
@@ -188,8 +249,8 @@ def test_intervals_cover_the_truth_in_95_of_100_data_sets():
     for seed in range(200):
         dice, positive, patient = simulate(np.random.default_rng([1, seed]))
         ones = np.ones(len(dice))
-        statistic = of_ratios({"dice": (dice, ones), "dice_positive": (dice * positive, positive.astype(float))})
-        ends = intervals(statistic, patient, 2000, seed)
+        pairs = {"dice": (dice, ones), "dice_positive": (dice * positive, positive.astype(float))}
+        ends = intervals(of_ratios(pairs), patient, 2000, seed, trials=contributing(pairs, patient))
         covered.append((ends[:, 0] <= truth) & (truth <= ends[:, 1]))
     share = np.mean(covered, axis=0)
     print(f"coverage over 200 data sets: dice {share[0]:.3f}, dice_positive {share[1]:.3f}")

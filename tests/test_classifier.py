@@ -1,6 +1,7 @@
 """A head on the encoder's last map that says whether an image shows anything: its loss, its score, its threshold."""
 
 import functools
+import html
 import json
 import shutil
 from dataclasses import replace
@@ -17,14 +18,17 @@ import jaxpneumo
 from jaxpneumo.data import dataset
 from jaxpneumo.evaluate import evaluate, thresholds
 from jaxpneumo.evaluate.results import read_metrics
+from jaxpneumo.evaluate.summary_text import table as as_text
 from jaxpneumo.model.folding import fold
 from jaxpneumo.predict import predict
+from jaxpneumo.predict.certainty import Bands, bands_of
 from jaxpneumo.predict.ensemble import combine, load_ensemble
 from jaxpneumo.predict.infer import load_predictor
 from jaxpneumo.predict.submission import read_submission
 from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
 from jaxpneumo.process.files import read_json
+from jaxpneumo.report import report
 from jaxpneumo.run.config import typed
 from jaxpneumo.run.network import make_model
 from jaxpneumo.score.threshold_counts import AREAS, THRESHOLDS, ThresholdCounts
@@ -126,6 +130,32 @@ def test_results_have_the_score(trained, prepared, radiographs, tmp_path):
     scores = {line["uid"]: line["finding"] for line in lines if "uid" in line}
     for name, score in zip(table["ImageId"], table["tta_classifier"].astype(float), strict=True):
         assert scores[name] == pytest.approx(score, abs=2e-3)
+
+
+def test_texts_and_the_report_are_of_the_score_that_predictions_have(workdir):
+    """The classifier's, as `results.csv` and the certainty's bands, and not that of the pixels; they name it."""
+    folder = workdir / "evaluation"
+    summary, limits = read_json(folder / "summary.json"), read_json(folder / "calibration.json")
+    for name, figure in (("top_mean", 0.1111), ("classifier", 0.7654)):
+        kinds = {"auroc": figure, "average_precision": figure}
+        summary["image_level"]["tta"][name] |= kinds
+        summary["intervals"]["image_level"]["tta"][name] |= dict.fromkeys(kinds)
+        limits[name]["uncertain"] |= {"low": figure / 2, "high": figure}
+    write_json(folder / "summary.json", summary)
+    write_json(folder / "calibration.json", limits)
+    text = as_text(summary)
+    assert "image-level score (the classifier's probability): AUROC 0.7654, average precision 0.7654" in text
+    assert bands_of(load_predictor(workdir)) == Bands(0.3827, 0.7654, calibrated=True)
+    page = html.unescape(report.write_report(workdir)[0].read_text())
+    assert "The score is the classifier's probability, as in predictions." in page
+    assert "AUROC, image by image, of the classifier's probability" in page
+    assert "low = 0.3827 and high = 0.7654." in page
+    assert "0.1111" not in text + page
+    score = read_metrics(folder / "metrics.csv")["tta_classifier"].astype(float)
+    assert all(f"image-level score {one:.3f}" in page for one in score)
+    without = {name: scores for name, scores in summary["image_level"]["tta"].items() if name != "classifier"}
+    pixels = as_text({**summary, "image_level": {"tta": without}})
+    assert "image-level score (the mean of an image's greatest probabilities): AUROC 0.1111" in pixels
 
 
 def test_its_threshold_empties_images_in_prediction_and_evaluation(workdir, radiographs, tmp_path, capsys):

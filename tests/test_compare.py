@@ -57,6 +57,75 @@ def test_a_perfect_run_is_better_whatever_the_order_of_its_rows(runs, tmp_path):
     assert result["modes"] == ["tta", "tta"]
 
 
+def test_emptying_the_worst_outlines_does_not_improve_distances(runs, capsys):
+    """They are of the images that both runs outline, and their number is told; in these, the runs are the same."""
+    emptied = []
+
+    def without_the_worst(table):
+        distance = np.array([float(value or -1) for value in table["plain_hausdorff95_px"]])
+        emptied[:] = np.argsort(-distance)[:3]
+        assert (distance[emptied] > 0).all()
+        for name in table:
+            if name.startswith("plain_") and name not in ("plain_maximum", "plain_top_mean"):
+                table[name][emptied] = "" if name.endswith(("px", "mm")) else "0"
+        return table
+
+    edit(runs[1] / "evaluation/metrics.csv", without_the_worst)
+    result = compare.compare(*runs, "plain", 200, 0)
+    for name in ("hausdorff95_px", "surface_distance_mm"):
+        score = result["scores"][name]
+        assert (score["difference"], score["p"]) == (0, 1)
+        assert score["images"] == score["images_b"] == score["images_a"] - 3 > 0
+        assert f"{score['images']} images (A {score['images_a']}, B {score['images_b']})" in compare.table(result)
+    assert result["scores"]["dice_positive"]["difference"] < 0
+    assert "Distances are of the positive images that both runs outline." in compare.table(result)
+
+
+@pytest.mark.parametrize("known", ["all", "some", "none"])
+def test_the_order_of_the_runs_does_not_matter(runs, known):
+    """Nor which of the evaluations names the patients."""
+
+    def others(table):
+        rng = np.random.default_rng(0)
+        table["tta_tp"] = [str(rng.integers(int(tp) + 1)) for tp in table["tta_tp"]]
+        keeps = {"all": len(table["patient"]), "some": 4, "none": 0}[known]
+        table["patient"][keeps:] = ""
+        return table
+
+    edit(runs[1] / "evaluation/metrics.csv", others)
+    first, second = (compare.compare(*order, "tta", 300, 0) for order in (runs, runs[::-1]))
+    patients = set(read_metrics(runs[0] / "evaluation/metrics.csv")["patient"])
+    assert (first["unit"], first["clusters"]) == (second["unit"], second["clusters"]) == ("patient", len(patients))
+    assert first["images_without_patient"] == second["images_without_patient"] == 0
+    widths = 0
+    for name, score in first["scores"].items():
+        turned = second["scores"][name]
+        assert (score["a"], score["b"], score["p"]) == (turned["b"], turned["a"], turned["p"])
+        if score["interval"]:
+            assert score["interval"] == pytest.approx([-end for end in turned["interval"][::-1]], abs=1e-9)
+            widths += 1
+    assert widths > 0
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [
+        ("tta_tp", "9000000", "tta_area is less than tta_tp"),
+        ("tta_tp", "-1", "tta_tp is negative"),
+        ("truth_area", "-5", "tta_tp is more than truth_area"),
+        ("tta_regions", "-2", "regions is negative"),
+    ],
+)
+def test_impossible_counts_are_damage(runs, column, value, told):
+    def changed(table):
+        table[column][0] = value
+        return table
+
+    edit(runs[1] / "evaluation/metrics.csv", changed)
+    with pytest.raises(InputError, match=rf"b/evaluation/metrics\.csv is damaged: {told} in some image"):
+        compare.compare(*runs, "tta", 100, 0)
+
+
 def test_another_data_set_is_refused(runs):
     path = runs[1] / "evaluation/summary.json"
     summary = read_json(path)

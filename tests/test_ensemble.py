@@ -201,6 +201,7 @@ def test_runs_of_different_folds_are_scored_out_of_fold(folds, tmp_path, capsys)
     assert "out of fold (each image by the runs that were not trained on it)" in printed
     assert f"from the config of {folds[0]}, the first of 2 runs" in printed
     assert f"Save them with `jaxpneumo thresholds --workdir {folds[0]} --workdir {folds[1]} --evaluation" in printed
+    assert "Chosen on the scores of single runs, one an image, as no mean of runs was scored: " in printed
     ours = read_metrics(tmp_path / "out/metrics.csv")
     alone = [read_metrics(run / "evaluation/metrics.csv") for run in folds]
     for column in ("ImageId", "tta_area", "tta_tp", "removal_area", "tta_maximum"):
@@ -286,6 +287,9 @@ def test_out_of_fold_counts_choose_the_thresholds_of_all_runs(folds, radiographs
     assert thresholds.main(command) == DONE
     saved = [json.loads((run / "thresholds/both.json").read_text()) for run in folds]
     assert saved[0] == saved[1]
+    # In any order of the runs it is the same choice, so nothing is there to replace.
+    assert thresholds.main([*command[2:4], *command[:2], *command[4:]]) == DONE
+    assert json.loads((folds[1] / "thresholds/both.json").read_text()) == saved[0]
     assert saved[0]["chosen_by"]["n_images"] == 24
     assert [run["fold"] for run in saved[0]["chosen_on"]["split"]["runs"]] == [0, 1]
     assert (folds[0] / "evaluation/thresholds.json").read_bytes() == before

@@ -199,12 +199,23 @@ def test_every_score_has_an_interval_around_it_and_both_baselines_beside_it(summ
     for scores, ends in pairs:
         assert {name for name, value in scores.items() if isinstance(value, float)} <= ends.keys()
         for name, pair in ends.items():
-            if pair is not None and name != "expected_calibration_error":  # which is biased upwards in resamples
+            if pair is not None:
                 assert pair[0] - 1e-9 <= scores[name] <= pair[1] + 1e-9, name
                 checked += 1
     assert checked > 50
     assert summary["mean_shape_made_from"]["images"] > 0
     assert summary["mean_shape"]["dice_negative"] == 0
+
+
+def test_the_expected_calibration_error_has_no_interval_and_texts_say_so(summary):
+    """It cannot be below 0, so it is biased upwards, and more so in replicates, which leave out the truth."""
+    for view, by_name in summary["image_level"].items():
+        for name, scores in by_name.items():
+            assert 0 <= scores["expected_calibration_error"] <= 1
+            assert summary["intervals"]["image_level"][view][name]["expected_calibration_error"] is None
+    assert "the expected calibration error has no interval: " in summary["intervals"]["without_interval"]
+    error = summary["image_level"]["tta"]["top_mean"]["expected_calibration_error"]
+    assert f"expected calibration error {error:.4f} (no interval)" in module.table(summary)
 
 
 def test_no_interval_is_without_width_and_rates_of_0_and_1_have_the_exact_one(workdir, summary):

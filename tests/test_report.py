@@ -253,6 +253,7 @@ def test_calibration_names_the_limits_before_its_rule_does(drawn, workdir):
     limits = read_json(workdir / "evaluation/calibration.json")["top_mean"]["uncertain"]
     told = f"low = {limits['low']:.4f} and high = {limits['high']:.4f}."
     assert page.text.index(told) < page.text.index("score at least low")
+    assert "The expected calibration error has no interval: it is biased upwards" in page.text
 
 
 def test_figures_are_files_too(page, reported):

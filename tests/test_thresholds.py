@@ -25,7 +25,7 @@ from jaxpneumo.run.config import read_config
 from jaxpneumo.score.bootstrap import clusters
 from jaxpneumo.score.folds import folds
 from jaxpneumo.score.metrics import counts, dice, iou
-from jaxpneumo.score.threshold_counts import AREAS, THRESHOLDS, ThresholdCounts, count_components
+from jaxpneumo.score.threshold_counts import AREAS, THRESHOLDS, ThresholdCounts, count_components, pool
 
 ROWS = {*thresholds.RULES, "all empty"}
 
@@ -232,6 +232,60 @@ def test_a_saved_name_is_replaced_only_where_that_is_asked_for(workdir, capsys):
     assert thresholds.main([*arguments, "--rule", "image", "--score", "iou", "--overwrite"]) == DONE
     assert read_json(saved)["rule"] == "image"
     assert read_json(saved)["chosen_by"]["score"] == "iou"
+
+
+def test_a_choice_on_one_half_says_how_many_images_it_was_made_on(workdir, capsys):
+    """Not all that were scored: in the table, in the last line, in the saved file and when it is used."""
+    assert thresholds.main(["--workdir", str(workdir), "--choose", "half", "--name", "half"]) == DONE
+    printed, every = capsys.readouterr().out, read_json(workdir / "evaluation/summary.json")["n_images"]
+    number = int(re.search(r"chosen on one half \((\d+) images\)", printed)[1])
+    assert 0 < number < every
+    assert f"Chosen on {number} images of the validation part." in printed
+    chosen_by = read_json(workdir / "thresholds/half.json")["chosen_by"]
+    assert (chosen_by["n_images"], chosen_by["of_images"]) == (number, every)
+    told = named.origin(read_config(workdir).predict, [workdir], "half", "abc", [1.0])
+    assert told.endswith(f", on {number} images of the validation part.")
+
+
+@pytest.mark.parametrize(
+    ("split", "count", "told"),
+    [
+        ({"part": "validation"}, 5, " of the validation part"),
+        ({"part": "whole", "images_in_training": 4}, 5, " of a whole data set, up to 4 of them TRAINING images"),
+        ({"part": "whole", "images_in_training": 7}, 5, " of a whole data set, up to 5 of them TRAINING images"),
+        ({"part": "whole", "images_in_training": 4}, 10, " of a whole data set, 4 of them TRAINING images"),
+        ({"part": "train"}, 5, " of the train part, 5 of them TRAINING images"),
+        ({"part": "validation", "method": "out of fold", "runs_per_image": [1, 2]}, 5, " out of fold"),
+        (
+            {"part": "validation", "method": "out of fold", "runs_per_image": [1]},
+            5,
+            " out of fold, each scored by one run alone",
+        ),
+    ],
+)
+def test_it_is_said_what_a_choice_was_made_on(split, count, told):
+    """On some or all of 10 scored images; of one half nobody counted the training images."""
+    assert named.of_part(split, count, 10) == told
+
+
+def test_the_order_of_pooled_runs_does_not_matter():
+    """Images are taken by their ids, so patients, folds and means are the same."""
+    first, second = noise(25, 1), noise(15, 2)
+    first, second = (
+        replace(table, image_id=np.array([f"{k}{name}" for k in range(len(table.pixels))]))
+        for table, name in ((first, "a"), (second, "b"))
+    )
+    patient = {name: f"p{n // 3}" for n, name in enumerate([*first.image_id.tolist(), *second.image_id.tolist()])}
+    chosen = []
+    for tables in ((first, second), (second, first)):
+        pooled, place = pool(tables)
+        assert pooled.image_id.tolist() == sorted(patient)
+        np.testing.assert_array_equal(np.concatenate([table.image_id for table in tables])[place], pooled.image_id)
+        chosen.append(thresholds.choose_all(pooled, np.array([patient[name] for name in pooled.image_id])))
+    assert chosen[0] == chosen[1]
+    alone, place = pool([first])
+    np.testing.assert_array_equal(alone.image_id, first.image_id)
+    np.testing.assert_array_equal(place, np.arange(25))
 
 
 OWN = {"threshold": 0.4, "removal_threshold": 0, "removal_rule": "image", "tta": True, "size": 32}

@@ -14,16 +14,20 @@ from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import DONE, InputError
 from jaxpneumo.process.ranges import REPLICATES, SEED
-from jaxpneumo.score import bootstrap
-from jaxpneumo.score.scores import DISTANCES, REGIONS, Ratios, ratios
+from jaxpneumo.score import bootstrap, scores
+from jaxpneumo.score.scores import DISTANCES, REGIONS, Ratios
 
 HELP = """\
 Compares two evaluated runs image by image. It prints each score of both runs, the difference with a 95 % bootstrap
 interval, and the p value of a sign-flip permutation test. Both runs must have scored the same images of the same
 data set. Not a medical device.
 
-Where patients are known, bootstrap and test draw patients, not single images. A score to which fewer than two patients
-contribute has neither interval nor p value. A difference that is the same for all patients has no interval.
+Where patients are known, bootstrap and test draw patients, not single images. A score to which fewer than five patients
+contribute has no interval, and one of a single patient no p value. A difference that is the same for all patients has
+no interval. Images that either evaluation gives to one patient are drawn together.
+
+Distances (Hausdorff, surface) are of the images that both runs outline: each run's own mean would be better without the
+images that it outlines worst. Those means are in the runs' evaluations.
 
 Each run is compared with its own settings, unless --mode names plain, tta, removal or tta_removal. The p values are not
 corrected for the number of scores: choose the score that counts beforehand.
@@ -43,7 +47,9 @@ def compare(a: Path, b: Path, mode: str | None, replicates: int, seed: int) -> d
       replicates, seed: number of replicates and seed of the bootstrap and the test.
 
     Returns:
-      {"a", "b", "modes", "n_images", "n_positive", "unit", "clusters", ..., "scores": result of `bootstrap.paired`}
+      {"a", "b", "modes", "n_images", "n_positive", "unit", "clusters", ..., "scores": result of `bootstrap.paired`}. A
+      distance in "scores" has its numbers of images as well: "images" that it is of, "images_a" and "images_b" that
+      have one in the one and in the other run.
 
     Raises:
       InputError: a run is unfinished or not evaluated, or the runs were evaluated on different data, splits or images.
@@ -55,7 +61,16 @@ def compare(a: Path, b: Path, mode: str | None, replicates: int, seed: int) -> d
     tables = [{name: column[np.argsort(table["ImageId"])] for name, column in table.items()} for table in tables]
     modes = [mode or summary["run"]["mode"] for summary in summaries]
     one, other = (_ratios(table, mode, run) for table, mode, run in zip(tables, modes, (a, b), strict=True))
-    cluster, unit = bootstrap.clusters(tables[0]["patient"])
+    cluster, unit = bootstrap.clusters(bootstrap.joined(*(table["patient"] for table in tables)))
+    measured = {name: (one[name][1] > 0, other[name][1] > 0) for name in DISTANCES}
+    one, other = (
+        runs | {name: scores.select({name: runs[name]}, of_a & of_b)[name] for name, (of_a, of_b) in measured.items()}
+        for runs in (one, other)
+    )
+    found = bootstrap.paired(one, other, cluster, replicates, seed)
+    for name, (of_a, of_b) in measured.items():
+        counts = {"images": of_a & of_b, "images_a": of_a, "images_b": of_b}
+        found[name] |= {key: int(images.sum()) for key, images in counts.items()}
     return {
         "a": str(a),
         "b": str(b),
@@ -67,7 +82,7 @@ def compare(a: Path, b: Path, mode: str | None, replicates: int, seed: int) -> d
         **unit,
         "replicates": replicates,
         "seed": seed,
-        "scores": bootstrap.paired(one, other, cluster, replicates, seed),
+        "scores": found,
     }
 
 
@@ -110,7 +125,14 @@ def _ratios(table: dict[str, np.ndarray], mode: str, run: Path) -> Ratios:
         raise InputError(
             f"{run}/evaluation/metrics.csv is damaged ({error}). Run `jaxpneumo evaluate` again."
         ) from error
-    return ratios(columns)
+    if wrong := [name for name in ("tp", "fp", "fn", "lesions", *REGIONS[1:]) if (columns[name] < 0).any()]:
+        meant = {"tp": f"{mode}_tp is negative", "fp": f"{mode}_area is less than {mode}_tp"}
+        meant["fn"] = f"{mode}_tp is more than truth_area"
+        raise InputError(
+            f"{run}/evaluation/metrics.csv is damaged: {meant.get(wrong[0], f'{wrong[0]} is negative')} in some image. "
+            "Run `jaxpneumo evaluate` again."
+        )
+    return scores.ratios(columns)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -128,8 +150,14 @@ def table(result: dict[str, Any]) -> str:
         ends = "[{:+.4f}, {:+.4f}]".format(*score["interval"]) if score["interval"] else ends
         p = "-" if score["p"] is None else f"{score['p']:.4f}"
         lines.append(f"{name:>24} {' '.join(numbers)} {ends:>22} {p:>7}")
+        if "images" in score:
+            lines[-1] += f"   {score['images']} images (A {score['images_a']}, B {score['images_b']})"
+    if any("images" in score for score in result["scores"].values()):
+        lines.append("Distances are of the positive images that both runs outline.")
     if result["clusters"] < 2:
         lines.append(f"No intervals and no p values: all images are of one {result['unit']}.")
+    elif result["clusters"] < bootstrap.FEWEST:
+        lines.append(f"No intervals: there are fewer than {bootstrap.FEWEST} {result['unit']}s.")
     return "\n".join(lines)
 
 

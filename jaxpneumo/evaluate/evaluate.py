@@ -56,8 +56,10 @@ Scores: Dice and IoU per image, with and without test-time augmentation (TTA) an
 image and by region; distances between outlines. Two baselines are scored too: empty predictions, and the mean shape
 for every image.
 
-Intervals: 95 % bootstrap. A score that is 0 or 1 for all patients has the exact interval (Clopper-Pearson, patients
-as trials). A score of fewer than two patients has none.
+Intervals: 95 % bootstrap. With another --seed their ends may differ by a hundredth; --replicates 20000 makes that a
+third. A score that is 0 or 1 for all patients has the exact interval (Clopper-Pearson, patients as trials). Any other
+score of fewer than five patients has none, nor has the expected calibration error: it is biased upwards, more so in
+replicates.
 
 It writes to WORKDIR/evaluation (or --output)
   summary.json      all scores with intervals and strata, data, split, resolution and thresholds
@@ -379,8 +381,11 @@ def main(arguments: Sequence[str]) -> int:
     if len(workdirs) > 1 and not options.thresholds and chosen.is_file():
         found = read_json(chosen)["rules"]["triplet"]
         named = " ".join(f"--workdir {workdir}" for workdir in workdirs)
+        # Of the folds of one network, the mean that predictions have was scored on no image.
+        alone = "on the scores of single runs, one an image, as no mean of runs was scored"
+        whom = alone if split.get("runs_per_image") == [1] else "for this ensemble on these images"
         print(
-            f"Chosen for this ensemble on these images: {saved_thresholds.words(found['thresholds'])}; Dice "
+            f"Chosen {whom}: {saved_thresholds.words(found['thresholds'])}; Dice "
             f"{found['held_out']:.4f} on held-out patients. Save them with `jaxpneumo thresholds {named} --evaluation "
             f"{output}`."
         )

@@ -12,7 +12,8 @@ import numpy as np
 
 from jaxpneumo.data import rle
 from jaxpneumo.data.dataset import Index
-from jaxpneumo.evaluate.modes import CLASSIFIER, GATED, IMAGE_SCORES, MODES, VIEWS, own_mode
+from jaxpneumo.evaluate.modes import GATED, IMAGE_SCORES, MODES, VIEWS, own_mode
+from jaxpneumo.predict.certainty import CLASSIFIER
 from jaxpneumo.predict.image_scores import image_scores, top_pixels
 from jaxpneumo.predict.infer import Batch, Predictor, kept_by_classifier, predict_native
 from jaxpneumo.predict.native import Grid, pixels_at_least, to_native

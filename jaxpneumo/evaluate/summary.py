@@ -7,18 +7,15 @@ import numpy as np
 from jaxpneumo.data.dataset import Index
 from jaxpneumo.evaluate.modes import VIEWS
 from jaxpneumo.score import bootstrap, metrics, scores
-from jaxpneumo.score.calibration import expected_calibration_error
+from jaxpneumo.score.calibration import NO_INTERVAL, expected_calibration_error
 from jaxpneumo.score.detection import auroc, average_precision
 from jaxpneumo.score.strata import strata
 
 if TYPE_CHECKING:  # this module imports JAX
     from jaxpneumo.evaluate.images import Measured
 
-IMAGE_LEVEL = {
-    "auroc": auroc,
-    "average_precision": average_precision,
-    "expected_calibration_error": expected_calibration_error,
-}
+IMAGE_LEVEL = {"auroc": auroc, "average_precision": average_precision}
+CALIBRATION_ERROR = "expected_calibration_error"
 OF_STRATA = ("dice", "iou", "dice_positive", "iou_positive", "dice_negative", "sensitivity", "specificity")
 
 
@@ -77,15 +74,17 @@ def summarise(
 
     cluster, unit = bootstrap.clusters(index.patient[rows])
     found = statistic(np.ones((1, len(rows))))[0]
-    ends = bootstrap.intervals(statistic, cluster, replicates, seed)
+    kinds = min(len(np.unique(cluster[images])) for images in (positive, ~positive))
+    trials = np.concatenate([bootstrap.contributing(flat, cluster), [kinds] * len(image_level)])
+    ends = bootstrap.intervals(statistic, cluster, replicates, seed, trials=trials)
     exact = _exact(flat, cluster)
     ends[: len(flat)] = np.where(np.isnan(exact), ends[: len(flat)], exact)
-    kinds = min(len(np.unique(cluster[images])) for images in (positive, ~positive))
-    every = cluster.max() + 1
-    units = [every if kind == "expected_calibration_error" else kinds for _, _, kind in image_level]
-    ends[np.concatenate([bootstrap.contributing(flat, cluster), units]) < 2] = np.nan
     point = _nested({name: None if np.isnan(value) else float(value) for name, value in zip(names, found, strict=True)})
     interval = _nested({name: bootstrap.as_list(pair) for name, pair in zip(names, ends, strict=True)})
+    for view in VIEWS:
+        for name, score in measured.image_scores[view].items():
+            point["image_level"][view][name][CALIBRATION_ERROR] = float(expected_calibration_error(score, positive)[0])
+            interval["image_level"][view][name][CALIBRATION_ERROR] = None
 
     return {
         "n_images": baseline["n_images"],
@@ -109,6 +108,7 @@ def summarise(
         "intervals": {
             "method": "expanded percentile bootstrap",
             "method_at_0_or_1": "Clopper-Pearson, n = the clusters that contribute",
+            "without_interval": NO_INTERVAL,
             "level": bootstrap.LEVEL,
             "replicates": replicates,
             "seed": seed,

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxpneumo.data.splits import words
-from jaxpneumo.evaluate.modes import VIEWS, title
+from jaxpneumo.evaluate.modes import image_score, title
 from jaxpneumo.evaluate.results import nothing_found
 from jaxpneumo.predict import saved_thresholds, trained_on
+from jaxpneumo.predict.certainty import SCORE_WORDS
 from jaxpneumo.predict.manifest import SYNTHETIC_NOTE
 from jaxpneumo.score import bootstrap
 
@@ -36,12 +37,13 @@ def table(summary: dict[str, Any]) -> str:
     def one(label: str, key: str) -> str:
         return f"{label} {with_interval(summary['scores'][own][key], intervals['scores'][own][key])}"
 
-    view = VIEWS[own.startswith("tta")]
-    level, ends = summary["image_level"][view]["top_mean"], intervals["image_level"][view]["top_mean"]
+    view, score = image_score(summary)
+    level, ends = summary["image_level"][view][score], intervals["image_level"][view][score]
     lines += [
-        f"{title(own, triplet)}: {one('sensitivity', 'sensitivity')}, {one('specificity', 'specificity')}, "
-        f"AUROC {with_interval(level['auroc'], ends['auroc'])}, "
-        f"average precision {with_interval(level['average_precision'], ends['average_precision'])}",
+        f"{title(own, triplet)}: {one('sensitivity', 'sensitivity')}, {one('specificity', 'specificity')}",
+        f"image-level score ({SCORE_WORDS[score]}): AUROC {with_interval(level['auroc'], ends['auroc'])}, "
+        f"average precision {with_interval(level['average_precision'], ends['average_precision'])}, "
+        f"expected calibration error {with_interval(level['expected_calibration_error'], None)} (no interval)",
         f"{one('labelled regions that were met', 'lesion_sensitivity')}, "
         f"{one('predicted regions that are real', 'lesion_precision')}; outlines: "
         f"{one('Hausdorff distance 95 %', 'hausdorff95_px')} px, "

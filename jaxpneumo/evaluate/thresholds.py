@@ -66,8 +66,9 @@ examples:
 Several runs must have different validation images, such as the folds of one split. The thresholds are then chosen on
 the validation images of all runs, and every run gets the same file.
 
-An ensemble has thresholds of its own: `jaxpneumo evaluate` of its runs scores it, out of fold if they are folds, and
---evaluation FOLDER chooses on these scores.
+An ensemble has thresholds of its own: `jaxpneumo evaluate` of its runs scores it, and --evaluation FOLDER chooses on
+these scores. Of folds, each image is scored by the runs that were not trained on it. Where that is one run for every
+image, as for the folds of one network, no mean of runs is scored.
 """
 
 
@@ -265,7 +266,7 @@ def read_pooled(workdirs: Sequence[Path]) -> tuple[ThresholdCounts, np.ndarray, 
     """Reads the counts of one run, or of several runs that were evaluated on different images.
 
     Returns:
-      The counts of all images, run after run; the patients (N,) str; and a description of data and split.
+      The counts of all images, of several runs by their ids; the patients (N,) str; a description of data and split.
 
     Raises:
       InputError: a run was not evaluated, or the runs differ in size, TTA or data set, or share images.
@@ -286,7 +287,7 @@ def read_pooled(workdirs: Sequence[Path]) -> tuple[ThresholdCounts, np.ndarray, 
             raise InputError(
                 f"{workdirs[0]} and {workdir} were evaluated on different data sets. Choose for each run alone."
             )
-    pooled = pool(counts)
+    pooled, place = pool(counts)
     ids, times = np.unique(pooled.image_id, return_counts=True)
     if (times > 1).any():
         raise InputError(
@@ -301,7 +302,7 @@ def read_pooled(workdirs: Sequence[Path]) -> tuple[ThresholdCounts, np.ndarray, 
             "part": "parts of several runs",
             "runs": [{"workdir": workdir.name, **summary["split"]} for workdir, summary in runs],
         }
-    return pooled, np.concatenate(patients), chosen_on
+    return pooled, np.concatenate(patients)[place], chosen_on
 
 
 def _read_counts(folder: Path) -> tuple[ThresholdCounts, np.ndarray]:
@@ -335,8 +336,9 @@ def read_evaluation(folder: Path, workdirs: Sequence[Path]) -> tuple[ThresholdCo
 
 def _read(workdirs: Sequence[Path], evaluation: Path | None) -> tuple[ThresholdCounts, np.ndarray, dict[str, Any]]:
     """Counts, patients, and what a file of saved thresholds says about the settings and images of the choice."""
-    names = [workdir.name for workdir in workdirs]
     if evaluation is None:
+        workdirs = sorted(workdirs, key=lambda workdir: (workdir.name, str(workdir)))  # as any order of the command
+        names = [workdir.name for workdir in workdirs]
         counts, patient, chosen_on = read_pooled(workdirs)
         summary = read_summary(workdirs[0])
         alone = {"model": summary["run"].get("model"), "weights": [1.0]} if len(workdirs) == 1 else {}
@@ -403,7 +405,11 @@ def main(arguments: Sequence[str]) -> int:
         "rule": options.rule,
         **chosen["thresholds"],
         **facts,
-        "chosen_by": {key: result[key] for key in ("score", "method", "seed", "unit", "n_images")},
+        "chosen_by": {
+            **{key: result[key] for key in ("score", "method", "seed", "unit")},
+            "n_images": chosen["chosen_on_images"],
+            "of_images": result["n_images"],
+        },
         **{key: chosen[key] for key in ("in_sample", "held_out", "optimism")},
     }
     others = [target for target in targets if target.exists() and read_json(target) != saved]
@@ -414,8 +420,8 @@ def main(arguments: Sequence[str]) -> int:
     for target in targets:
         write_json(target, saved)
     print(table(result))
-    count = result["n_images"]
-    print(f"Chosen on {count} images{of_part(facts['chosen_on']['split'], count)}.")
+    count, every = chosen["chosen_on_images"], result["n_images"]
+    print(f"Chosen on {count} images{of_part(facts['chosen_on']['split'], count, every)}.")
     files = ", ".join(str(target) for target in targets)
     print(f"Saved {options.rule} as {files}; use it with `jaxpneumo predict --thresholds {name}`.")
     return DONE

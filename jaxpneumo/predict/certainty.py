@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # what needs JAX is imported where it is used
     from jaxpneumo.predict.infer import Predictor
 
 LIKELY, UNCERTAIN, UNLIKELY = "likely", "uncertain", "unlikely"
+TOP_MEAN, CLASSIFIER = "top_mean", "classifier"  # the names of image-level scores in evaluations
+SCORE_WORDS = {TOP_MEAN: "the mean of an image's greatest probabilities", CLASSIFIER: "the classifier's probability"}
 NEAR = 2.0  # an outlined area below so many times the removal threshold might as well have been removed
 
 
@@ -57,6 +59,11 @@ def has_classifier(predictor: "Predictor") -> bool:
     return any(read_config(workdir).model.classifier for workdir in runs)
 
 
+def score_name(classifies: bool) -> str:
+    """The image-level score that predictions have, by its name in evaluations: the classifier's where there is one."""
+    return CLASSIFIER if classifies else TOP_MEAN
+
+
 def check_classifier(predictor: "Predictor") -> None:
     """Raises InputError for a classifier's threshold without a classifier, of a predictor or its gate."""
     for one in (predictor, cast("Predictor | None", predictor.gate)):
@@ -88,7 +95,7 @@ def bands_of(predictor: "Predictor") -> Bands:
             settings.size,
             settings.tta,
         )
-        limits = calibration["classifier" if classifies else "top_mean"]["uncertain"]
+        limits = calibration[score_name(classifies)]["uncertain"]
         # Of the images that it was trained on, a network is surer than of any others.
         if same and images_in_training(summary) == 0:
             return Bands(float(limits["low"]), float(limits["high"]), calibrated=True)

@@ -98,8 +98,10 @@ def origin(
     made_for, chosen_on = saved.get("chosen_for") or {}, saved.get("chosen_on") or {}
     whom = _whom(made_for, workdirs, model, weights)
     whom += f" with the gate {made_for['gate']}" if made_for.get("gate") else ""
-    count = (saved.get("chosen_by") or {}).get("n_images")
-    how = f", on {count} images{of_part(chosen_on.get('split') or {}, count)}" if count else ""
+    chosen_by = saved.get("chosen_by") or {}
+    count = chosen_by.get("n_images")
+    part = of_part(chosen_on.get("split") or {}, count, chosen_by.get("of_images", count)) if count else ""
+    how = f", on {count} images{part}" if count else ""
     return f"Thresholds: {words(asdict(settings))}; saved as {name} in {workdirs[0]}, chosen for {whom}{how}."
 
 
@@ -117,18 +119,23 @@ def _whom(made_for: Mapping[str, Any], workdirs: Sequence[Path], model: str, wei
     return f"{whom}, not for this ensemble" if len(workdirs) > 1 else whom
 
 
-def of_part(split: Mapping[str, Any], count: int) -> str:
-    """Says of which part the `count` images of a choice are, and how many of them the runs were trained on."""
+def of_part(split: Mapping[str, Any], count: int, every: int) -> str:
+    """Says of which part the `count` images of a choice are, and how many of them the runs were trained on.
+
+    `every` is the number of the images that were scored, of which the choice may be made on one half.
+    """
     runs = split.get("runs", [split])  # of several runs, each has a split
-    trained = [trained_on.images_in_training({"split": one, "n_images": count}) for one in runs]
+    trained = [trained_on.images_in_training({"split": one, "n_images": every}) for one in runs]
     named = dict.fromkeys(str(one["part"]) for one in runs if "part" in one)
     where = f" of the {' and '.join(named)} part{'s' if len(runs) > 1 else ''}" if named else ""
-    where = f" {OUT_OF_FOLD}" if split.get("method") == OUT_OF_FOLD else where
+    if split.get("method") == OUT_OF_FOLD:
+        where = f" {OUT_OF_FOLD}" + (", each scored by one run alone" if split.get("runs_per_image") == [1] else "")
     where = " of a whole data set" if [*named] == ["whole"] else where
     if None in trained:
         return f"{where}, which it may have been trained on"
-    number = min(sum(one for one in trained if one), count)
-    return where + (f", {number} of them TRAINING images" if number else "")
+    number = min(sum(one for one in trained if one), every)
+    told = f"up to {min(number, count)}" if number < every and count < every else f"{min(number, count)}"
+    return where + (f", {told} of them TRAINING images" if number else "")
 
 
 def _members(model: str, weights: Sequence[float]) -> list[tuple[str, float]] | None:

@@ -99,6 +99,7 @@ def threshold_surfaces(found: dict[str, Any], own: dict[str, Any] | None) -> tup
     """
     levels, areas = np.array(found["levels"]), np.array(found["areas"])
     surfaces = {rule: np.array(values) for rule, values in found["surfaces"].items()}
+    of = "best on one half" if found["method"] == "half" else "best on all images"
 
     def draw(figure: Figure, theme: Theme) -> None:
         panels = figure.subplots(1, len(surfaces), squeeze=False, sharey=True)[0]
@@ -107,7 +108,7 @@ def threshold_surfaces(found: dict[str, Any], own: dict[str, Any] | None) -> tup
         for axes, (rule, values) in zip(panels, surfaces.items(), strict=True):
             mesh = axes.imshow(values, origin="lower", aspect="auto", cmap="cividis", vmin=low, vmax=high)
             chosen = found["rules"][rule]["thresholds"]
-            marks = [(chosen["threshold"], chosen["removal_threshold"], "*", 15, "best on all images")]
+            marks = [(chosen["threshold"], chosen["removal_threshold"], "*", 15, of)]
             if own and own["removal_rule"] == rule:
                 marks.append((own["threshold"], own["removal_threshold"], "s", 8, "this run's"))
             for level, area, marker, size, label in marks:

@@ -34,7 +34,7 @@ class Entry:
       truth, prediction: outlines as SVG path data, "" for an empty mask.
       truth_area, predicted_area: areas in native pixels.
       dice: Dice in the run's own mode.
-      score: image-level score, the mean of the top probabilities; None if the evaluation has no such score.
+      score: image-level score, the one that predictions have; None if the evaluation has no such score.
       view: projection, "" if unknown.
       kinds: names of the FILTERS that show the image.
       outcome: short description of the result, such as "missed".
@@ -82,7 +82,7 @@ class Gallery:
         return sum(kind in entry.kinds for entry in self.entries)
 
 
-def make_gallery(workdir: Path, data: Path, size: int, mode: str, most: int) -> Gallery:
+def make_gallery(workdir: Path, data: Path, size: int, mode: str, score: str, most: int) -> Gallery:
     """Makes the gallery of a run's evaluation.
 
     Args:
@@ -90,6 +90,7 @@ def make_gallery(workdir: Path, data: Path, size: int, mode: str, most: int) -> 
       data: the prepared data set of the evaluation.
       size: side of the prepared arrays for the pictures.
       mode: the run's own mode, which is the mode of the masks in evaluation/submission.csv.
+      score: the column of evaluation/metrics.csv with the image-level score.
       most: largest number of images. If there are more, the gallery shows evenly spaced ones from the best to the
         worst Dice.
 
@@ -110,7 +111,7 @@ def make_gallery(workdir: Path, data: Path, size: int, mode: str, most: int) -> 
     images, _ = dataset.open_arrays(data, size)
     dices = metrics[f"{mode}_dice"].astype(float)
     truth_area, area, tp = (metrics[name].astype(np.int64) for name in ("truth_area", f"{mode}_area", f"{mode}_tp"))
-    scores = metrics.get(f"{'tta' if mode.startswith('tta') else 'plain'}_top_mean")
+    scores = metrics.get(score)
 
     # Best Dice first. For equal Dice, larger masks first.
     order = np.lexsort((image_ids, -(truth_area + area), -dices))

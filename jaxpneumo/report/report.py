@@ -16,11 +16,12 @@ from markupsafe import Markup
 
 from jaxpneumo.data import dataset
 from jaxpneumo.data.splits import words
-from jaxpneumo.evaluate.modes import GATED
+from jaxpneumo.evaluate.modes import GATED, image_score
 from jaxpneumo.evaluate.results import nothing_found, read_metrics, read_summary
 from jaxpneumo.evaluate.tables import TABLES, VALIDATION, paper_of
 from jaxpneumo.export.description import settings_of
 from jaxpneumo.predict import saved_thresholds, trained_on
+from jaxpneumo.predict.certainty import SCORE_WORDS
 from jaxpneumo.predict.postprocess import NATIVE_AREA
 from jaxpneumo.process import places, run_report
 from jaxpneumo.process.arguments import Parser
@@ -33,6 +34,7 @@ from jaxpneumo.report.gallery import FILTERS, make_gallery
 from jaxpneumo.run.config import Config, read_config
 from jaxpneumo.run.provenance import read_starts
 from jaxpneumo.score import bootstrap, scores
+from jaxpneumo.score.calibration import NO_INTERVAL
 from jaxpneumo.train.log import read_log
 
 if TYPE_CHECKING:  # slow modules, such as matplotlib, are imported where they are used, so --help is fast
@@ -87,7 +89,7 @@ def write_report(
     data = data or Path(config.data.directory)
     info = _data_info(workdir, data, summary)
     metrics = read_metrics(workdir / "evaluation/metrics.csv")
-    mode = summary["run"]["mode"]
+    mode, (view, score) = summary["run"]["mode"], image_score(summary)
     named = {name: title.replace("R-TH", "rule") if "top" in summary else title for name, title in MODES.items()}
     modes = named | {name: f"{named[name.removesuffix(GATED)]} + gate" for name in (mode,) if name.endswith(GATED)}
     if len(metrics["ImageId"]) != summary["n_images"] or f"{mode}_tp" not in metrics:
@@ -98,7 +100,7 @@ def write_report(
     thresholds = _optional(workdir / "evaluation/thresholds.json")
     calibration = _optional(workdir / "evaluation/calibration.json")
     logs = {stage.name: _epochs(workdir / stage.name / "log.jsonl") for stage in config.stages}
-    gallery = make_gallery(workdir, data, config.predict.size, mode, images)
+    gallery = make_gallery(workdir, data, config.predict.size, mode, f"{view}_{score}", images)
     figures, lacking = _figures(workdir, config, summary, metrics, thresholds, calibration, logs)
 
     page = (
@@ -117,14 +119,18 @@ def write_report(
             modes=modes,
             own=summary["scores"][mode],
             own_ends=summary["intervals"]["scores"][mode],
-            view="tta" if mode.startswith("tta") else "plain",
+            level=summary["image_level"][view][score],
+            level_ends=summary["intervals"]["image_level"][view][score],
+            fewest=bootstrap.FEWEST,
+            no_interval=NO_INTERVAL,
+            score_words=SCORE_WORDS[score],
             gain=_gain_over_nothing(metrics, mode),
             papers=_papers(experiment or workdir.resolve().name),
             experiment=experiment or workdir.resolve().name,
             experiments=EXPERIMENTS,
             thresholds=thresholds,
             used=saved_thresholds.words(settings_of(summary)),
-            calibration=calibration and calibration.get("top_mean"),
+            calibration=calibration and calibration.get(score),
             figures=figures,
             lacking=lacking,
             gallery=gallery,
@@ -204,7 +210,7 @@ def _figures(
     from jaxpneumo.report import figures
 
     found, lacking = {}, {}
-    mode = summary["run"]["mode"]
+    mode, (_, score) = summary["run"]["mode"], image_score(summary)
     drawings = {}
     if any(logs.values()):
         drawings["training"] = figures.training({stage: records for stage, records in logs.items() if records})
@@ -215,8 +221,8 @@ def _figures(
         drawings["thresholds"] = figures.threshold_surfaces(thresholds, own)
     else:
         lacking["thresholds"] = f"No threshold search yet: run `jaxpneumo thresholds --workdir {workdir}`."
-    if calibration and calibration.get("top_mean"):
-        drawings["reliability"] = figures.reliability(calibration["top_mean"])
+    if calibration and calibration.get(score):
+        drawings["reliability"] = figures.reliability(calibration[score])
     elif calibration:
         lacking["reliability"] = (
             "No calibration: too few patients with or without pneumothorax to fit on some and score others."

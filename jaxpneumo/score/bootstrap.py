@@ -5,7 +5,7 @@ whose patient is unknown is a cluster of its own, and the result says so.
 
 If all draws agree, a bootstrap interval has no width and would look certain. A score between 0 and 1 that is 0 for all
 patients, or 1 for all, therefore has the exact interval (`exact`). All other scores without width have no interval. A
-score to which fewer than two patients contribute has none either.
+score to which fewer than five patients contribute has no bootstrap interval either, and of one patient there is none.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +17,7 @@ from jaxpneumo.data.splits import patient_groups
 from jaxpneumo.score.scores import Ratios
 
 REPLICATES, SEED, LEVEL = 2000, 0, 0.95
+FEWEST = 5  # clusters that must contribute to a score with a bootstrap interval; of fewer it covers too little
 _CHUNK = 1 << 22  # weights in memory at a time
 _WIDTH = 1e-12  # of an interval; less is rounding
 
@@ -44,6 +45,26 @@ def clusters(patient: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
     return cluster, description
 
 
+def joined(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Names of the patients of images by two tables together, for `clusters`: the same whichever comes first.
+
+    Args:
+      one, other: (N,) str, the tables' names of the images' patients, "" = unknown. The same patient may have other
+        names in the other table, as every preparation of data gives names of its own.
+
+    Returns:
+      (N,) str: images that either table gives to one patient have one name; "" where neither names any.
+    """
+    from scipy.sparse import coo_array  # here: slow to import
+    from scipy.sparse.csgraph import connected_components
+
+    # Each image is a line between its patients in both tables: what hangs together is one patient.
+    first, second = patient_groups(one), patient_groups(other)
+    size = len(one) + len(other)
+    _, group = connected_components(coo_array((np.ones(len(one)), (first, len(one) + second)), (size, size)))
+    return np.where((one == "") & (other == ""), "", group[first].astype(str))
+
+
 def draws(cluster: np.ndarray, replicates: int, seed: int) -> Iterator[np.ndarray]:
     """Bootstrap replicates as weights (r, N) float64, `replicates` in all, some at a time.
 
@@ -61,33 +82,40 @@ def draws(cluster: np.ndarray, replicates: int, seed: int) -> Iterator[np.ndarra
 
 
 def intervals(
-    statistic: Statistic, cluster: np.ndarray, replicates: int = REPLICATES, seed: int = SEED, level: float = LEVEL
+    statistic: Statistic,
+    cluster: np.ndarray,
+    replicates: int = REPLICATES,
+    seed: int = SEED,
+    level: float = LEVEL,
+    trials: np.ndarray | None = None,
 ) -> np.ndarray:
     """Expanded percentile bootstrap intervals (Hesterberg 2015, section 5.3).
 
     For few clusters, percentiles of the replicates are too narrow: by the factor sqrt((n - 1) / n), and by the normal
-    distribution's tails in place of Student's. The percentiles are moved outwards to correct both.
+    distribution's tails in place of Student's. The percentiles are moved outwards to correct both. Only the
+    clusters that contribute to a score count, such as the patients with a finding for a mean over positive images.
 
     Args:
       statistic: weights (r, N) -> (r, M), M scores of each replicate; nan where one has no value.
       cluster: (N,) of `clusters`.
       replicates, seed: of the draw.
       level: probability with which the interval is to cover the truth.
+      trials: (M,) how many clusters contribute to each score; None: all of them.
 
     Returns:
-      (M, 2) lower and upper end; nan where less than half of the replicates have a value, or where all agree, as they
-      do where there is one cluster only.
+      (M, 2) lower and upper end; nan where less than FEWEST clusters contribute, less than half of the replicates have
+      a value, or all agree.
     """
+    from scipy.stats import norm, t  # here: it takes longer to import than a whole command without it
+
     sample = np.concatenate([statistic(weights) for weights in draws(cluster, replicates, seed)])
     missing = np.isnan(sample).mean(axis=0) > 0.5
     sample[:, missing] = 0
-    count = int(cluster.max()) + 1
-    tail = (1 - level) / 2
-    if count > 1:
-        from scipy.stats import norm, t  # here: it takes longer to import than a whole command without it
-
-        tail = float(norm.cdf(t.ppf(tail, count - 1) * np.sqrt(count / (count - 1))))
-    ends = np.nanquantile(sample, [tail, 1 - tail], axis=0).T
+    trials = np.full(sample.shape[1], int(cluster.max()) + 1) if trials is None else trials
+    ends = np.full((len(trials), 2), np.nan)
+    for count in np.unique(trials[trials >= FEWEST]):
+        tail = float(norm.cdf(t.ppf((1 - level) / 2, count - 1) * np.sqrt(count / (count - 1))))
+        ends[trials == count] = np.nanquantile(sample[:, trials == count], [tail, 1 - tail], axis=0).T
     ends[missing | (ends[:, 1] - ends[:, 0] < _WIDTH)] = np.nan
     return ends
 
@@ -104,7 +132,8 @@ def exact(pairs: Ratios, cluster: np.ndarray, level: float = LEVEL) -> np.ndarra
       level: probability with which the interval is to cover the truth.
 
     Returns:
-      (M, 2): [0, 1 - tail ** (1 / n)] or [tail ** (1 / n), 1] with tail = (1 - level) / 2; nan for all other scores.
+      (M, 2): [0, 1 - tail ** (1 / n)] or [tail ** (1 / n), 1] with tail = (1 - level) / 2; nan for all other scores
+      and for those of one cluster.
     """
     numerator, denominator = (np.stack(column) for column in zip(*pairs.values(), strict=True))
     trials = contributing(pairs, cluster)
@@ -113,7 +142,7 @@ def exact(pairs: Ratios, cluster: np.ndarray, level: float = LEVEL) -> np.ndarra
     ends = np.full((len(pairs), 2), np.nan)
     ends[none] = np.stack([np.zeros(len(pairs)), 1 - reach], axis=1)[none]
     ends[every] = np.stack([reach, np.ones(len(pairs))], axis=1)[every]
-    ends[trials == 0] = np.nan
+    ends[trials < 2] = np.nan
     return ends
 
 
@@ -148,7 +177,7 @@ def paired(
 
     Returns:
       name -> {"a", "b", "difference", "interval", "p"}; p is two-sided, at least 1 / (replicates + 1). p is None where
-      there is no difference or fewer than two clusters contribute to it, interval also where all draws agree.
+      there is no difference or fewer than two clusters contribute to it, interval where `intervals` has none.
     """
     count = int(cluster.max()) + 1
     sums = []  # (clusters, scores): numerators and denominators of a, then of b
@@ -166,9 +195,8 @@ def paired(
         totals = [weights @ total for total in sums]
         return _divide(totals[2], totals[3]) - _divide(totals[0], totals[1])
 
-    ends = intervals(statistic, identity, replicates, seed)
-    few = np.minimum(contributing(a, cluster), contributing(b, cluster)) < 2
-    ends[few] = np.nan
+    trials = np.minimum(contributing(a, cluster), contributing(b, cluster))
+    ends = intervals(statistic, identity, replicates, seed, trials=trials)
     rng = np.random.default_rng([seed, 1])
     extreme, done = np.zeros(len(a)), 0
     while done < replicates:
@@ -186,7 +214,7 @@ def paired(
             "b": _number(second[i]),
             "difference": _number(difference[i]),
             "interval": as_list(ends[i]),
-            "p": None if few[i] or np.isnan(difference[i]) else float(p[i]),
+            "p": None if trials[i] < 2 or np.isnan(difference[i]) else float(p[i]),
         }
         for i, name in enumerate(a)
     }
@@ -197,10 +225,12 @@ def words(intervals: dict[str, Any]) -> str:
     count, unit = intervals["clusters"], intervals["unit"]
     if count < 2:
         return f"no intervals: all images are of one {unit}" if unit == "patient" else "no intervals: one image"
+    exactly = f"exact (Clopper-Pearson, n = the {unit}s that contribute) where a score is 0 or 1 for all of them"
+    if count < FEWEST:
+        return f"95 % intervals: {exactly}; no others, as there are fewer than {FEWEST} {unit}s"
     return (
         f"95 % intervals: bootstrap of {count} {unit}s, {intervals['replicates']} replicates, seed {intervals['seed']};"
-        f" exact (Clopper-Pearson, n = the {unit}s that contribute) where a score is 0 or 1 for all of them; none for "
-        f"fewer than two {unit}s"
+        f" {exactly}; no others for fewer than {FEWEST} {unit}s"
     )
 
 

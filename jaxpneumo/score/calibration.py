@@ -14,6 +14,7 @@ BINS = 10
 FOLDS = 5
 SHARE = 0.95  # of positives above and of negatives below the uncertain band
 _CLIP = 1e-6
+NO_INTERVAL = "the expected calibration error has no interval: it is biased upwards, more so in replicates"
 _RULE = (
     f"{SHARE:.0%} of the positive images score at least `low`, {SHARE:.0%} of the negative ones at most `high`; "
     "an image between the two is uncertain. Where `high` is below `low` no image is, and both ends are their mean."

@@ -109,10 +109,14 @@ def count_components(reached: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray
     return area, tp
 
 
-def pool(tables: Sequence[ThresholdCounts]) -> ThresholdCounts:
-    """The images of several tables one after the other.
+def pool(tables: Sequence[ThresholdCounts]) -> tuple[ThresholdCounts, np.ndarray]:
+    """The images of several tables by their ids, so that the order of the tables does not matter.
 
-    Raises InputError when thresholds or areas differ, or some have a classifier's scores and others none.
+    Returns:
+      The table of all, and (N,) the places of its images in the tables one after the other. One table stays as it is.
+
+    Raises:
+      InputError: thresholds or areas differ, or some have a classifier's scores and others none.
     """
     first = tables[0]
     for other in tables[1:]:
@@ -127,7 +131,9 @@ def pool(tables: Sequence[ThresholdCounts]) -> ThresholdCounts:
     if with_finding == {False}:
         per_image.remove("finding")
     joined = {name: np.concatenate([getattr(table, name) for table in tables]) for name in per_image}
-    return ThresholdCounts(first.thresholds, first.areas, **joined)
+    place = np.argsort(joined["image_id"], kind="stable") if len(tables) > 1 else np.arange(len(first.image_id))
+    columns = {name: column[place] for name, column in joined.items()}
+    return ThresholdCounts(first.thresholds, first.areas, **columns), place
 
 
 def write_counts(path: Path, counts: ThresholdCounts) -> None:
