@@ -145,6 +145,16 @@ def test_two_masks_of_an_image_are_not_guessed_from(files):
     assert reasons(files) == {"1.1": ("conflicting labels", "1.1.PNG, 1.1.png in masks are all masks of it. Keep one.")}
 
 
+def test_a_mask_may_be_called_as_its_file_with_ending_but_not_besides(files):
+    masks = files.folder / "masks"
+    (masks / "1.2.png").rename(masks / "1.2.dcm.png")
+    write(masks / "1.1.dcm.png", np.zeros((96, 128), np.uint8))
+    assert masked(files) == PARTIAL
+    told = "1.1.dcm.png, 1.1.png in masks are all masks of it. Keep one."
+    assert reasons(files) == {"1.1": ("conflicting labels", told)}
+    assert dataset.read_labels(files.output).keys() == {"1.2", "1.3"}
+
+
 def test_what_would_be_negative_by_mistake_is_refused(files, capsys):
     masks = files.folder / "masks"
     for options, words in (

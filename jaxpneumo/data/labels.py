@@ -10,7 +10,7 @@ import gzip
 import hmac
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,12 +38,16 @@ class Labels:
     Attributes:
       path: the file, for messages.
       codes: ImageId -> its (line number, run-length code) pairs in the file's order.
+      unclear: ImageId -> the ids in the file that could all mean it, and may be of two images.
+      repeated: rows that were left out as `distinct` does.
       entry: what messages call one of them.
       missing_are_empty: False, as an image without a row is not negative.
     """
 
     path: Path
     codes: dict[str, list[tuple[int, str]]]
+    unclear: dict[str, list[str]] = field(default_factory=dict)
+    repeated: int = 0
     entry: ClassVar[str] = "line"
     missing_are_empty: ClassVar[bool] = False
 
@@ -131,8 +135,25 @@ def read_labels(path: Path | str) -> Labels:
     return Labels(path, codes)
 
 
+def distinct(labels: Labels) -> Labels:
+    """The labels without rows that repeat a row of the same image: the first of equal rows stays."""
+    codes = {}
+    for image_id, rows in labels.codes.items():
+        first: dict[str, int] = {}
+        for line, code in rows:
+            first.setdefault(code, line)
+        codes[image_id] = [(line, code) for code, line in first.items()]
+    found, kept = (sum(map(len, each.values())) for each in (labels.codes, codes))
+    return replace(labels, codes=codes, repeated=found - kept)
+
+
 def conflict(labels: Labels, image_id: str) -> str:
-    """The contradiction in the rows of an image (a row -1 and a row with a region), in words; "" if there is none."""
+    """The contradiction in the rows of an image, in words; "" if there is none.
+
+    It has a row -1 and a row with a region, or ids that may be of two images.
+    """
+    if group := labels.unclear.get(image_id):
+        return f"{labels.path.name} has {' and '.join(group)}, which could all mean it. Keep the one that does."
     empty = [line for line, code in labels.codes[image_id] if code == rle.EMPTY]
     regions = [line for line, code in labels.codes[image_id] if code != rle.EMPTY]
     if not empty or not regions:

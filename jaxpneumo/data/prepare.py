@@ -194,7 +194,7 @@ def prepare(
             "resize": "squashed; images by area average, masks by area average >= 0.5",
             "files": {"found": len(files), "used": len(kept)},
             "label_rows": {
-                "found": sum(map(len, table.codes.values())),
+                "found": table.repeated + sum(map(len, table.codes.values())),
                 "used": sum(len(table.codes.get(outcome.image_id, ())) for outcome in kept),
             },
         }
@@ -222,7 +222,8 @@ def prepare(
         resumed=resumed,
         worker_peaks=tuple(peaks),
         notes=(
-            *filter(None, (unlabelled, _without_mask(table, kept), unlisted, _patients_note(patients_from))),
+            *filter(None, (unlabelled, _repeated(table), _without_mask(table, kept), unlisted)),
+            *filter(None, (_patients_note(patients_from),)),
             *remarks.tell((outcome.source, outcome.remarks) for outcome in kept),
         ),
     )
@@ -345,6 +346,13 @@ def _stray_masks(table: Labels | MaskFiles, outcomes: list[Outcome], kept: list[
 def _count_without(table: Labels | MaskFiles, kept: list[Outcome]) -> int:
     """The number of images without a mask file; each counts as negative."""
     return sum(outcome.image_id not in table.codes for outcome in kept)
+
+
+def _repeated(table: Labels | MaskFiles) -> str:
+    """A sentence where rows of a label csv are there twice; else ""."""
+    if not table.repeated:
+        return ""
+    return f"{table.repeated} rows of {table.path.name} have the id and the code of another row and are left out."
 
 
 def _without_mask(table: Labels | MaskFiles, kept: list[Outcome]) -> str:
