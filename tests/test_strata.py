@@ -48,7 +48,9 @@ def test_groups_by_hand():
 
 
 def test_groups_are_of_the_rows_asked_for():
-    groups = {group: in_group.tolist() for _, group, in_group in strata(make_index(), np.array([4, 0]), np.array([5, 0]))}
+    groups = {
+        group: in_group.tolist() for _, group, in_group in strata(make_index(), np.array([4, 0]), np.array([5, 0]))
+    }
     assert groups["several"] == [True, False]
     assert groups["F"] == [True, True]
     assert groups["LL"] == [True, False]

@@ -15,10 +15,10 @@ import numpy as np
 from jaxpneumo.data import labels
 from jaxpneumo.data.dataset import Index
 from jaxpneumo.data.ids import of_images
-from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.process.ranges import did_you_mean
+from jaxpneumo.process.sealed import write_sealed
 
 DRAWN = ("random", "patient")
 SIDES = ("train", "validation")
@@ -206,13 +206,13 @@ def write_splits(
     split |= {"part_of": folds} if folds else {}
     split |= {SEEN: validation_images_seen_before} if validation_images_seen_before else {}
     split |= {"train": image_id[train].tolist(), "validation": image_id[validation].tolist()}
-    write_json(path, split)
+    write_sealed(path, split)
 
 
 def write_folds(path: Path | str, folds: list[np.ndarray], method: str, seed: int | None) -> None:
     """Writes a splits file of folds, given as their images' ids."""
     split = {"method": method, "seed": seed, "validation_fraction": 1 / len(folds)}
-    write_json(path, split | {"folds": [fold.tolist() for fold in folds]})
+    write_sealed(path, split | {"folds": [fold.tolist() for fold in folds]})
 
 
 def read_splits(path: Path | str, fold: int = 0) -> dict[str, Any]:
