@@ -177,6 +177,13 @@ def test_every_entry_of_the_description_is_needed(folder, name):
             dataset.read_info(folder)
 
 
+def test_a_missing_checksum_is_said(folder):
+    info = dataset.read_info(folder)
+    assert dataset.sha256_of(info, "labels.csv") == info["sha256"]["labels.csv"]
+    with pytest.raises(InputError, match=r"has no sha256 of label\.csv, so it is damaged"):
+        dataset.sha256_of(info, "label.csv")
+
+
 def test_damage_is_said(folder):
     path = folder / "images_32.npy"
     path.write_bytes(path.read_bytes()[:-1])

@@ -47,6 +47,16 @@ def test_masks_give_the_data_set_of_their_codes(files):
     assert index.label_rows.tolist() == [1, 1, 0]
 
 
+def test_inverted_masks_are_told(files, capsys):
+    assert masked(files) == DONE
+    assert "cover more" not in capsys.readouterr().err
+    for uid, mask in files.masks.items():
+        write(files.folder / f"masks/{uid}.png", 1 - mask)
+    files.output = files.folder / "inverted"
+    assert masked(files) == DONE
+    assert "3 of 3 masks cover more than half of their image, 1.1 first." in capsys.readouterr().err
+
+
 def test_the_same_command_again_does_nothing_and_other_masks_are_refused(files, capsys):
     assert masked(files) == DONE
     assert masked(files) == DONE

@@ -68,6 +68,28 @@ def test_one_word_for_every_patient_is_nobody(files, capsys):
     assert (len(split["train"]), len(split["validation"])) == (18, 2)
 
 
+@pytest.mark.parametrize("name", ["", "ANONYMOUS", "7"])
+def test_a_split_by_patient_with_a_csv_that_names_nobody_says_so(files, capsys, tmp_path, name):
+    for number in range(4, 14):
+        files.add(f"1.{number}", seed=number)
+    path = tmp_path / "patients.csv"
+    path.write_text("ImageId,patient\n" + "".join(f"1.{number},{name}\n" for number in range(1, 14)))
+    assert files.run("--patients", path, "--split", "patient") == 2
+    error = capsys.readouterr().err
+    assert f"{path} names no patient of these images, so they cannot be split by patient: its column patient" in error
+    assert "Prepare it again" not in error
+
+
+def test_masks_of_more_than_half_of_the_image_are_told(files, capsys):
+    files.add("1.4", ["0 6000"], seed=4)
+    assert files.run() == 0
+    assert "cover more" not in capsys.readouterr().err
+    files.add("1.5", ["0 4000", "4000 4000"], seed=5)
+    files.output = files.folder / "large"
+    assert files.run() == 0
+    assert "1 of 5 masks cover more than half of their image, 1.5 first." in capsys.readouterr().err
+
+
 def test_words_for_nobody_among_patients(files, capsys, tmp_path):
     names = ["Anonymized", "7", "7", "8", "8", "anon", "ANON", "9", "9", "10"]
     for number, name in enumerate(names):

@@ -133,6 +133,13 @@ def wrong_entries(info: dict[str, Any]) -> list[str]:
     return [name for name, good in valid.items() if not good]
 
 
+def sha256_of(info: dict[str, Any], name: str) -> str:
+    """The checksum of a file in the result of `read_info`. Raises InputError when there is none."""
+    if name not in info["sha256"]:
+        raise InputError(f"dataset.json has no sha256 of {name}, so it is damaged. `jaxpneumo verify` says more.")
+    return info["sha256"][name]
+
+
 def write_info(
     directory: Path | str,
     sizes: tuple[int, ...],

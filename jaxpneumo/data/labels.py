@@ -8,7 +8,8 @@ are refused (`rle`). Files whose name ends in .gz are unpacked on the way.
 import csv
 import gzip
 import hmac
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -93,7 +94,8 @@ def read_rows(path: Path | str, columns: tuple[str, ...]) -> Iterator[tuple[int,
       (line number, {column: value}) with blanks around names and values removed; empty lines are passed over.
 
     Raises:
-      InputError: the file cannot be read, lacks a column, or has a row of another length than its header.
+      InputError: the file cannot be read, lacks a column or has two of one name, or has a row of another length than
+        its header.
     """
     path = Path(path)
     with open_csv(path) as reader:
@@ -102,6 +104,11 @@ def read_rows(path: Path | str, columns: tuple[str, ...]) -> Iterator[tuple[int,
             raise InputError(
                 f"{path} line 1: the header lacks {', '.join(missing)}; it is {','.join(header)[:99]!r}. "
                 f"Make its first line {','.join(columns)}."
+            )
+        if twice := [name for name, times in Counter(header).items() if name and times > 1]:
+            raise InputError(
+                f"{path} line 1: several columns are called {' and '.join(twice)}. Keep one of them, or rename the "
+                "others."
             )
         for values in reader:
             if not values:
@@ -214,6 +221,11 @@ def read_patients(path: Path | str) -> dict[str, Patient]:
             raise InputError(f"{path} line {line}: the age is above {words.MAX_AGE} years. Correct or empty it.")
         patients[image_id] = Patient(row["patient"], sex, age, words.view(row.get("view", "")))
     return patients
+
+
+def nobody(people: Collection[Patient]) -> bool:
+    """Whether no one of them has a name."""
+    return all(words.name(person.patient) in ("", words.NOBODY) for person in people)
 
 
 def whole_number(text: str) -> int:

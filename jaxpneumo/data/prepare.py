@@ -138,6 +138,8 @@ def prepare(
         labels, patients, sources, (masks, mask_paths) if masks else None, missing_masks == "empty"
     )
     table = found.labels
+    if split == "patient" and found.patients is not None and label_files.nobody(found.patients.values()):
+        raise InputError(splits.no_patients(str(patients)))
     given_key = label_files.read_key(patient_key) if patient_key else None
     partial = output.with_name(f"{output.name}.partial")
     tables = (labels, patients, patient_key)
@@ -208,6 +210,8 @@ def prepare(
             synthetic = any(outcome.synthetic for outcome in kept)
             dataset.write_info(folder, sizes, len(kept), positive, len(set_aside), synthetic, made_from)
             index = dataset.read_index(folder)
+            if split == "patient":
+                splits.check_patients(index, patients)
             train, validation, how = splits.split_rows(index, split, validation_fraction, seed)
             splits.write_splits(folder / "splits.json", index.image_id, train, validation, **splits.origin(how))
     reasons = Counter(entry["reason"] for entry in set_aside)
@@ -222,8 +226,8 @@ def prepare(
         resumed=resumed,
         worker_peaks=tuple(peaks),
         notes=(
-            *filter(None, (unlabelled, _repeated(table), _without_mask(table, kept), unlisted)),
-            *filter(None, (_patients_note(patients_from),)),
+            *filter(None, (unlabelled, _repeated(table), reconcile.large_masks(kept), unlisted)),
+            *filter(None, (_without_mask(table, kept), _patients_note(patients_from))),
             *remarks.tell((outcome.source, outcome.remarks) for outcome in kept),
         ),
     )

@@ -39,6 +39,7 @@ BAD_MASK = "unusable mask"
 CONFLICT = "conflicting labels"
 DUPLICATE_ID = "duplicate id"
 DUPLICATE_PIXELS = "duplicate pixels"
+LARGE = 0.5  # share of an image; the largest mask of the challenge's 12,047 images covers 0.154
 NO_TWO = "nowhere: no two images share a Patient ID"  # where patients are from
 
 
@@ -170,6 +171,17 @@ def reconcile(
             but = f"; {printable(other.source)} has the id {other.image_id}" if other else ""
             set_aside.append(_entry("", image_id, NO_IMAGE, f"No file has this id ({where}){but}."))
     return kept, set_aside
+
+
+def large_masks(kept: Collection[Outcome]) -> str:
+    """A sentence where masks cover more than LARGE of their images; else ""."""
+    large = [each for each in kept if each.line["mask_area"] > LARGE * each.line["height"] * each.line["width"]]
+    if not large:
+        return ""
+    return (
+        f"{len(large)} of {len(kept)} masks cover more than half of their image, {large[0].image_id} first. No "
+        "pneumothorax does: is background marked instead of it, or are the codes of another kind?"
+    )
 
 
 def believe_patients(

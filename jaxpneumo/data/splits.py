@@ -325,13 +325,28 @@ def words(split: dict[str, Any]) -> str:
     return f"{how} ({', '.join(details)})" if details else how
 
 
-def check_patients(index: Index) -> None:
-    """Raises InputError when no patient is known, so that nothing can be split by patient."""
+def check_patients(index: Index, file: Path | str | None = None) -> None:
+    """Raises InputError when no patient is known, so that nothing can be split by patient.
+
+    Args:
+      index: of the data set.
+      file: where its patients are from, if that is a csv.
+    """
     if len(index) and not (index.patient != "").any():
+        if file:
+            raise InputError(no_patients(file))
         raise InputError(
             "No patient is known in this data set, so it cannot be split by patient. Prepare it again "
             "with --patients CSV (columns ImageId,patient), or split at random."
         )
+
+
+def no_patients(file: Path | str) -> str:
+    """In words, that a patients csv names nobody."""
+    return (
+        f"{file} names no patient of these images, so they cannot be split by patient: its column patient is empty, "
+        "has a word such as ANONYMOUS, or the same value for nearly all. Fill it in, or split at random."
+    )
 
 
 def with_patient_in_training(patient: np.ndarray, train: np.ndarray, validation: np.ndarray) -> np.ndarray | None:
