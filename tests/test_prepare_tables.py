@@ -194,7 +194,7 @@ def test_rows_that_are_there_twice_count_once_and_are_told(files, capsys):
 def test_two_patients_of_one_image_are_refused(files, capsys, tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("ImageId,patient\n1.1,7\n1.1.dcm,8\n1.2,7\n")
-    refused(files, capsys, f"{path}: 1.1 and 1.1.dcm are one image, and their lines differ", "--patients", path)
+    refused(files, capsys, f"{path}: 1.1 and 1.1.dcm mean one image here, and their lines differ", "--patients", path)
     path.write_text("ImageId,patient\n1.1,7\n1.1.dcm,7\n1.2,7\n")
     assert files.run("--patients", path) == 0
 

@@ -84,9 +84,9 @@ def test_one_image_under_two_spellings_is_one_image(files):
     assert index.mask_area.tolist() == [15, 0, 4]
     assert index.label_rows.tolist() == [2, 0, 1]
     files[1].write_text("ImageId,patient,round1\na,7,train\na.dcm,8,train\nb.png,8,train\nb.jpg,8,test\n")
-    with pytest.raises(InputError, match=r"patients\.csv: a and a\.dcm are one image, and their lines differ"):
+    with pytest.raises(InputError, match=r"patients\.csv: a and a\.dcm mean one image here, and their lines differ"):
         csv_tables.read_tables(*files)
-    with pytest.raises(InputError, match=r"a and a\.dcm are one image"):
+    with pytest.raises(InputError, match=r"a and a\.dcm mean one image"):
         csv_tables.with_patients(index, files[1])
     assert csv_tables.read_column(files[1], "round1", index.image_id).tolist() == ["train", "train", "test"]
 

@@ -149,7 +149,7 @@ def one_each(values: Mapping[str, T], image_of: Mapping[str, str], path: Path | 
         first = values[group[0]]
         if any(values[each] != first for each in group):
             names = " and ".join(group)
-            raise InputError(f"{path}: {names} are one image, and their lines differ. Keep one of the lines.")
+            raise InputError(f"{path}: {names} mean one image here, and their lines differ. Keep one of the lines.")
     return {image_of[each]: value for each, value in values.items()}
 
 
