@@ -167,6 +167,23 @@ def test_other_format_is_said(folder):
         dataset.read_info(folder)
 
 
+@pytest.mark.parametrize("name", ["software", "synthetic", "counts", "sizes", "made_from", "sha256"])
+def test_every_entry_of_the_description_is_needed(folder, name):
+    path = folder / "dataset.json"
+    whole = json.loads(path.read_text())
+    for damaged in ({key: whole[key] for key in whole if key != name}, whole | {name: 7}):
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(InputError, match=rf"dataset\.json is damaged: {name} cannot be used\. Restore it"):
+            dataset.read_info(folder)
+
+
+def test_a_missing_checksum_is_said(folder):
+    info = dataset.read_info(folder)
+    assert dataset.sha256_of(info, "labels.csv") == info["sha256"]["labels.csv"]
+    with pytest.raises(InputError, match=r"has no sha256 of label\.csv, so it is damaged"):
+        dataset.sha256_of(info, "label.csv")
+
+
 def test_damage_is_said(folder):
     path = folder / "images_32.npy"
     path.write_bytes(path.read_bytes()[:-1])

@@ -281,6 +281,15 @@ def test_images_of_one_patient_have_no_intervals(workdir, radiographs, tmp_path,
     assert "the difference has no interval, for all images are of one patient" in page
 
 
+def test_groups_by_regions_are_of_the_measured_ones(workdir, summary):
+    """Not of the rows of the label csv: a mask file has one, and a region may be drawn in several."""
+    with open(workdir / "evaluation/metrics.csv") as file:
+        lesions = [int(row["lesions"]) for row in csv.DictReader(file)]
+    groups = {each["group"]: each["n_images"] for each in summary["strata"] if each["stratum"] == "regions"}
+    several = sum(count > 1 for count in lesions)
+    assert groups == {"single": lesions.count(1)} | ({"several": several} if several else {})
+
+
 def test_table_of_images_joins_the_index_and_agrees_with_the_summary(workdir, summary, prepared):
     table = read_metrics(workdir / "evaluation/metrics.csv")
     index = dataset.read_index(prepared)

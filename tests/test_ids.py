@@ -1,10 +1,13 @@
 """Ids of a csv find the file that they mean, and none where it could be another."""
 
+from itertools import combinations
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxpneumo.data.ids import file_names, of_images, plain_ids
+from jaxpneumo.data.ids import file_names, of_images, plain_ids, spellings, unclear
+from jaxpneumo.dicom.radiograph import file_id
 
 VIEWS = [f"patient{number}/study1/view1_frontal.jpg" for number in (1, 2, 3)]
 UIDS = ["1.2.826.17", "1.2.826.18"]
@@ -40,18 +43,44 @@ def test_names_are_paths_where_several_files_have_one():
         (["train/a.png"], ["test/a.png"], ["train/a.png"]),
         # one file that two ids could mean, one id that could mean two files
         (["train/a.png", "valid/a.png"], ["a.png"], ["train/a.png", "valid/a.png"]),
-        (["a.png", "a.jpg"], ["a.png"], ["a.png", "a.jpg"]),
         (["s/a.png"], ["p/s/a.png", "q/s/a.png"], ["s/a.png"]),
         (["a.png"], ["p/a.png", "q/a.png"], ["a"]),  # copies, or it is said that they differ
         # an id that is there as it is goes before one that could be
-        (["a", "a.png", "train/a.png"], ["a.png"], ["a", "a.png", "train/a.png"]),
+        (["a", "a.png", "train/a.png"], ["a.png"], ["a", "a", "train/a.png"]),
         (["p/a.png", "train/p/a.png"], ["p/a.png", "q/a.png"], ["p/a", "train/p/a.png"]),
+        (["b", "q/b.png", "train/q/b.png"], ["p/q/b.png"], ["b", "b", "train/q/b.png"]),
+        # several spellings of one image
+        (["a", "a.dcm", "a.DCM", "./a.png"], ["a.dcm"], ["a"] * 4),
+        (["a.dcm", "a"], [], ["a"] * 2),
+        (["p/a", "p/a.png", "\\p\\a.png"], ["p/a.png", "q/a.png"], ["p/a"] * 3),
+        (["1.2.3", "train/1.2.3.dcm", "valid/1.2.3"], ["1.2.3.dcm"], ["1.2.3"] * 3),
+        (["1.2.3", "train/1.2.3.dcm"], ["scan.dcm"], ["1.2.3"] * 2),
+        (["p/1.2.3", "q/1.2.3.dcm"], ["p/1.2.3.dcm", "q/1.2.3.dcm"], ["p/1.2.3", "q/1.2.3"]),
+        # files that differ in their endings
+        (["a.png", "a.jpg"], ["a.png", "a.jpg"], ["a.png", "a.jpg"]),
+        (["a.png", "a"], ["a.png", "a.jpg"], ["a.png", "a"]),
+        (["a.png", "q/a.png"], ["p/a.png", "p/a.jpg"], ["p/a.png", "q/a.png"]),
+        (["p/a.png", "x/p/a.jpg"], ["p/a.png", "p/a.jpg"], ["p/a.png", "p/a.jpg"]),
+        (["1.2.3.dcm", "1.2.3.png"], ["1.2.3.dcm", "1.2.3.png"], ["1.2.3"] * 2),
         # letters count as they are
         (["id_a.PNG", "ID_B"], ["ID_a.png", "ID_b.png"], ["id_a", "ID_B"]),
     ],
 )
 def test_ids_mean_files(ids, sources, expected):
     assert plain_ids(ids, sources) == dict(zip(ids, expected, strict=True))
+
+
+def test_files_that_differ_in_their_endings_are_told_apart_by_them():
+    assert file_names(["x.png", "x.jpg", "y.png"], ["x.png", "y.png"]) == {"x.png": "x.png", "x.jpg": "x", "y.png": "y"}
+    assert of_images(["x.png", "x.jpg", "x"], ["x.png", "x.jpg"]) == {"x.png": "x.png", "x.jpg": "x.jpg", "x": "x"}
+    assert of_images(["x.png", "x.jpg", "x"], ["x.png"]) == {"x.png": "x.png", "x.jpg": "x.jpg", "x": "x.png"}
+
+
+def test_endings_of_one_image_may_be_of_two_files():
+    assert spellings({"a": "a", "a.png": "a", "b.png": "b"}) == {"a": ["a", "a.png"]}
+    assert not unclear("a", ["a", "a.png", "q/a.PNG"])
+    assert unclear("a", ["a", "a.png", "a.jpg"])
+    assert not unclear("1.2.3", ["1.2.3.dcm", "1.2.3.png"])
 
 
 def test_ids_mean_ids_of_images():
@@ -70,10 +99,15 @@ paths = st.builds(
 
 
 @given(st.sets(paths, max_size=6), st.sets(paths, max_size=6))
-def test_different_ids_stay_different_and_names_stay_apart(ids, sources):
+def test_ids_of_other_images_stay_different_and_names_stay_apart(ids, sources):
     found = plain_ids(ids, sources)
     assert found.keys() == ids
-    assert len(set(found.values())) == len(ids)
+    for one, other in combinations(ids, 2):
+        if found[one] == found[other]:
+            (*folders, name), (*others, end) = ([*each.split("/")[:-1], file_id(each)] for each in (one, other))
+            short = min(len(folders), len(others))
+            assert name == end
+            assert name == "1.2" or not short or folders[-short:] == others[-short:]
     names = file_names(sources, found.values())
     for each, name in found.items():
         for source in (source for source in sources if names[source] == name):

@@ -72,6 +72,8 @@ def test_very_long_codes_fit(tmp_path):
         ("ImageId,Pixels\na,-1\n", "line 1: the header lacks EncodedPixels"),
         ("ImageId;EncodedPixels\na;-1\n", "line 1: the header lacks"),
         ("ImageId,EncodedPixels\n", "no label below its header"),
+        ("ImageId,EncodedPixels, EncodedPixels\na,-1,0 3\n", "line 1: several columns are called EncodedPixels. Keep"),
+        ("ImageId,EncodedPixels,ImageId\na,-1,b\n", "line 1: several columns are called ImageId"),
         ("ImageId,EncodedPixels\na,-1\n ,-1\n", "line 3: the ImageId is empty"),
         ("ImageId,EncodedPixels\na,-1\nb\n", "line 3: 1 values under 2 column names"),
         ("ImageId,EncodedPixels\na,-1\nb,1 2,3\n", "line 3: 3 values under 2 column names"),
@@ -142,6 +144,7 @@ def test_words_for_sex_and_view_are_one(tmp_path):
     ("text", "words"),
     [
         ("ImageId,Patient\na,1\n", "line 1: the header lacks patient"),
+        ("ImageId,patient,sex,sex\na,1,F,M\n", "line 1: several columns are called sex"),
         ("ImageId,patient\na,1\na,2\n", "line 3: a is listed a second time"),
         ("ImageId,patient,age\na,1,old\n", "line 2: the age"),
         ("ImageId,patient,age\na,1,120\nb,1,411\n", "line 3: the age is above 120 years"),

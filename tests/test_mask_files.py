@@ -47,6 +47,16 @@ def test_masks_give_the_data_set_of_their_codes(files):
     assert index.label_rows.tolist() == [1, 1, 0]
 
 
+def test_inverted_masks_are_told(files, capsys):
+    assert masked(files) == DONE
+    assert "cover more" not in capsys.readouterr().err
+    for uid, mask in files.masks.items():
+        write(files.folder / f"masks/{uid}.png", 1 - mask)
+    files.output = files.folder / "inverted"
+    assert masked(files) == DONE
+    assert "3 of 3 masks cover more than half of their image, 1.1 first." in capsys.readouterr().err
+
+
 def test_the_same_command_again_does_nothing_and_other_masks_are_refused(files, capsys):
     assert masked(files) == DONE
     assert masked(files) == DONE
@@ -143,6 +153,16 @@ def test_two_masks_of_an_image_are_not_guessed_from(files):
     write(files.folder / "masks/1.1.PNG", np.zeros((96, 128), np.uint8))
     assert masked(files) == PARTIAL
     assert reasons(files) == {"1.1": ("conflicting labels", "1.1.PNG, 1.1.png in masks are all masks of it. Keep one.")}
+
+
+def test_a_mask_may_be_called_as_its_file_with_ending_but_not_besides(files):
+    masks = files.folder / "masks"
+    (masks / "1.2.png").rename(masks / "1.2.dcm.png")
+    write(masks / "1.1.dcm.png", np.zeros((96, 128), np.uint8))
+    assert masked(files) == PARTIAL
+    told = "1.1.dcm.png, 1.1.png in masks are all masks of it. Keep one."
+    assert reasons(files) == {"1.1": ("conflicting labels", told)}
+    assert dataset.read_labels(files.output).keys() == {"1.2", "1.3"}
 
 
 def test_what_would_be_negative_by_mistake_is_refused(files, capsys):

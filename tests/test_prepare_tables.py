@@ -68,6 +68,28 @@ def test_one_word_for_every_patient_is_nobody(files, capsys):
     assert (len(split["train"]), len(split["validation"])) == (18, 2)
 
 
+@pytest.mark.parametrize("name", ["", "ANONYMOUS", "7"])
+def test_a_split_by_patient_with_a_csv_that_names_nobody_says_so(files, capsys, tmp_path, name):
+    for number in range(4, 14):
+        files.add(f"1.{number}", seed=number)
+    path = tmp_path / "patients.csv"
+    path.write_text("ImageId,patient\n" + "".join(f"1.{number},{name}\n" for number in range(1, 14)))
+    assert files.run("--patients", path, "--split", "patient") == 2
+    error = capsys.readouterr().err
+    assert f"{path} names no patient of these images, so they cannot be split by patient: its column patient" in error
+    assert "Prepare it again" not in error
+
+
+def test_masks_of_more_than_half_of_the_image_are_told(files, capsys):
+    files.add("1.4", ["0 6000"], seed=4)
+    assert files.run() == 0
+    assert "cover more" not in capsys.readouterr().err
+    files.add("1.5", ["0 4000", "4000 4000"], seed=5)
+    files.output = files.folder / "large"
+    assert files.run() == 0
+    assert "1 of 5 masks cover more than half of their image, 1.5 first." in capsys.readouterr().err
+
+
 def test_words_for_nobody_among_patients(files, capsys, tmp_path):
     names = ["Anonymized", "7", "7", "8", "8", "anon", "ANON", "9", "9", "10"]
     for number, name in enumerate(names):
@@ -100,6 +122,81 @@ def test_ids_with_endings_and_paths_are_used(files, tmp_path):
     assert index.image_id.tolist() == ["1.1", "1.2", "1.3"]
     assert index.mask_area.tolist() == [1600, 0, 0]
     assert index.patient[0] == index.patient[1] != ""
+
+
+def test_one_image_under_two_spellings_is_one_image(files, capsys):
+    first, second = (row.split(", ")[1] for row in files.rows if row.startswith("1.2"))
+    files.rows = ["1.3, -1", "1.1, -1", f"1.1.dcm, {first}", f"1.2, {first}", f"study/1.2.DCM, {second}"]
+    assert files.run() == 3
+    index = dataset.read_index(files.output)
+    assert index.image_id.tolist() == ["1.2", "1.3"]
+    assert index.mask_area[0] == files.masks["1.2"].sum()
+    assert index.label_rows[0] == 2
+    (row,) = files.quarantine()
+    assert (row["ImageId"], row["reason"]) == ("1.1", "conflicting labels")
+    assert "labels.csv line 3 says -1, line 4 has a region" in row["detail"]
+
+
+def pictures(files, *names):
+    """A folder of pictures beside the radiographs."""
+    folder, rng = files.folder / "pictures", np.random.default_rng(0)
+    folder.mkdir()
+    for name in names:
+        cv2.imwrite(str(folder / name), cv2.resize(rng.integers(0, 256, (12, 16), np.uint8), (128, 96)))
+    return folder
+
+
+def test_ids_that_may_be_of_two_images_are_not_guessed_from(files):
+    folder = pictures(files, "a.png", "b.png")
+    files.rows = ["a.png, 0 9", "a.jpg, 20 9", "b.png, -1"]
+    assert files.run("--images", folder) == 3
+    (row,) = files.quarantine()
+    assert (row["file"], row["reason"]) == ("a.png", "conflicting labels")
+    assert row["detail"] == "labels.csv has a.png and a.jpg, which could all mean it. Keep the one that does."
+
+
+def test_pictures_that_differ_in_their_endings_are_told_apart_by_them(files, capsys):
+    folder = pictures(files, "x.png", "x.jpg")
+    files.rows = ["x.png, 0 5", "x.jpg, -1"]
+    (files.folder / "p.csv").write_text("ImageId,patient\nx.png,7\nx.jpg,8\n")
+    assert files.run("--images", folder, "--patients", files.folder / "p.csv") == 0
+    index = dataset.read_index(files.output)
+    assert (index.image_id.tolist(), index.mask_area.tolist()) == (["x.jpg", "x.png"], [0, 5])
+    assert len(set(index.patient.tolist()) - {""}) == 2
+    files.rows, files.output = ["x, 0 5"], files.folder / "other"
+    assert files.run("--images", folder) == 2, "which file is meant cannot be told"
+    assert "tell them apart in the csv by their paths with endings" in capsys.readouterr().err
+    files.rows = ["x.png, 0 5", "x, -1"]
+    assert files.run("--images", folder) == 0
+    assert dataset.read_index(files.output).mask_area.tolist() == [0, 5]
+
+
+def test_a_label_without_image_names_the_file_of_its_name(files):
+    folder = pictures(files, "a.png", "b.png")
+    files.rows = ["a, 0 9", "other/a.png, 0 9", "b, -1"]
+    assert files.run("--images", folder) == 3
+    (row,) = files.quarantine()
+    assert row["detail"] == "No file has this id (line 3 of the label file); a.png has the id a."
+
+
+def test_rows_that_are_there_twice_count_once_and_are_told(files, capsys):
+    assert files.run() == 0
+    assert "left out" not in capsys.readouterr().err
+    once, files.output = files.output, files.folder / "twice"
+    files.rows = [*files.rows, *files.rows[1:], files.rows[1].replace("1.1", "1.1.dcm")]
+    assert files.run() == 0
+    told = "4 rows of labels.csv have the id and the code of another row and are left out."
+    assert told in capsys.readouterr().err
+    assert dataset.read_index(files.output).label_rows.tolist() == dataset.read_index(once).label_rows.tolist()
+    assert dataset.read_info(files.output)["made_from"]["label_rows"] == {"found": 8, "used": 4}
+
+
+def test_two_patients_of_one_image_are_refused(files, capsys, tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("ImageId,patient\n1.1,7\n1.1.dcm,8\n1.2,7\n")
+    refused(files, capsys, f"{path}: 1.1 and 1.1.dcm mean one image here, and their lines differ", "--patients", path)
+    path.write_text("ImageId,patient\n1.1,7\n1.1.dcm,7\n1.2,7\n")
+    assert files.run("--patients", path) == 0
 
 
 def test_pictures_of_one_name_are_known_by_their_folders(files):

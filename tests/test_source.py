@@ -15,7 +15,6 @@ from absl import flags
 
 from jaxpneumo.augment import host
 from jaxpneumo.data import dataset, source
-from jaxpneumo.process import atomic
 from jaxpneumo.process.errors import InputError
 
 COUNT, SIZE = 23, 32
@@ -34,8 +33,7 @@ def prepared(tmp_path_factory):
     masks = rng.integers(0, 2, (COUNT, SIZE, SIZE), np.uint8)
     np.save(directory / f"images_{SIZE}.npy", images)
     np.save(directory / f"masks_{SIZE}.npy", np.packbits(masks, axis=-1))
-    info = {"format_version": dataset.FORMAT_VERSION, "sizes": [SIZE], "counts": {"images": COUNT}}
-    atomic.write_json(directory / "dataset.json", info)
+    dataset.write_info(directory, (SIZE,), COUNT, COUNT, 0, synthetic=True, made_from={})
     return directory
 
 

@@ -238,7 +238,7 @@ def test_file_brings_the_split_back(tmp_path):
     path = tmp_path / "splits.json"
     splits.write_splits(path, index.image_id, train, validation, "random", 0.25, 7)
     stored = json.loads(path.read_text())
-    assert list(stored) == ["method", "seed", "validation_fraction", "train", "validation"]
+    assert list(stored) == ["method", "seed", "validation_fraction", "train", "validation", "checksum"]
     assert stored["validation"] == [f"i{row:03d}" for row in validation]
     back_train, back_validation, back = splits.split_rows(index, path, 0.5, 0)
     np.testing.assert_array_equal(back_train, train)

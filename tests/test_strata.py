@@ -16,7 +16,7 @@ def make_index() -> Index:
         height=np.array([1024, 1024, 1024, 512, 1024]),
         width=np.array([1024, 1024, 1024, 512, 1024]),
         mask_area=np.array([0, 2047, 2048, 2048, 90_000]),
-        label_rows=np.array([0, 1, 2, 1, 5]),
+        label_rows=np.array([0, 5, 1, 1, 2]),  # drawn in more or fewer rows than there are regions
         source=np.array([""] * 5),
         sha256=np.array([""] * 5),
     )
@@ -24,7 +24,8 @@ def make_index() -> Index:
 
 def test_groups_by_hand():
     index = make_index()
-    groups = {(stratum, group): "".join(index.image_id[m]) for stratum, group, m in strata(index, np.arange(5))}
+    found = strata(index, np.arange(5), np.array([0, 1, 2, 1, 5]))
+    groups = {(stratum, group): "".join(index.image_id[m]) for stratum, group, m in found}
     assert groups == {
         ("sex", "unknown"): "c",
         ("sex", "F"): "ade",
@@ -47,7 +48,10 @@ def test_groups_by_hand():
 
 
 def test_groups_are_of_the_rows_asked_for():
-    groups = {group: in_group.tolist() for _, group, in_group in strata(make_index(), np.array([4, 0]))}
+    groups = {
+        group: in_group.tolist() for _, group, in_group in strata(make_index(), np.array([4, 0]), np.array([5, 0]))
+    }
+    assert groups["several"] == [True, False]
     assert groups["F"] == [True, True]
     assert groups["LL"] == [True, False]
     assert "M" not in groups

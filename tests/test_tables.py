@@ -77,6 +77,20 @@ def test_ids_of_the_patients_may_be_paths(files):
     assert csv_tables.read_column(files[1], "round1", index.image_id).tolist() == ["test", "train", "test"]
 
 
+def test_one_image_under_two_spellings_is_one_image(files):
+    files[0].write_text("ImageId,EncodedPixels\na.dcm,0 10\na,5 10\na,0 10\nb.png,-1\nb.jpg,0 4\n")
+    index = csv_tables.read_tables(files[0])
+    assert index.image_id.tolist() == ["a.dcm", "b.png", "b.jpg"]  # endings of two kinds may be of two images
+    assert index.mask_area.tolist() == [15, 0, 4]
+    assert index.label_rows.tolist() == [2, 0, 1]
+    files[1].write_text("ImageId,patient,round1\na,7,train\na.dcm,8,train\nb.png,8,train\nb.jpg,8,test\n")
+    with pytest.raises(InputError, match=r"patients\.csv: a and a\.dcm mean one image here, and their lines differ"):
+        csv_tables.read_tables(*files)
+    with pytest.raises(InputError, match=r"a and a\.dcm mean one image"):
+        csv_tables.with_patients(index, files[1])
+    assert csv_tables.read_column(files[1], "round1", index.image_id).tolist() == ["train", "train", "test"]
+
+
 def test_nobody_is_no_patient(files, caplog):
     files[1].write_text("ImageId,patient\na,unknown\nb,7\nc,7\n")
     assert csv_tables.read_tables(*files).patient.tolist() == ["", "7", "7"]

@@ -39,6 +39,8 @@ def test_several_rows_of_an_image_are_allowed(tmp_path):
         ("Image,Code\na,-1\n", [("form", 1)]),
         ("ImageId,EncodedPixels\n", [("form", 0)]),
         ("ImageId,EncodedPixels\na,-1,x\nb\n,-1\nc,-1\n", [("form", 2), ("form", 3), ("form", 4)]),
+        ("ImageId,EncodedPixels\n a,-1\nb ,-1\n\u00a0c,-1\n", [("form", 2), ("form", 3), ("form", 4)]),
+        ("ImageId,EncodedPixels\na, -1\n b,-1\n", [("form", 3)]),
         ("ImageId,EncodedPixels\na,-1\na,-1\nb,0 1\nb,4 1\nb,0 1\n", [("double", 3), ("double", 6)]),
         ("ImageId,EncodedPixels\na,-1\na,0 1\nb,0 1\nb,-1\n", [("mixed", 3), ("mixed", 5)]),
         ("ImageId,EncodedPixels\na,1_0 3\nb,+5 3\nc,\u0661 2\nd,\nf,-0 1\n", [("code", n) for n in (2, 3, 4, 5, 6)]),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import writable_arrays
 
-from jaxpneumo.data import dataset, rle, verify
+from jaxpneumo.data import dataset, partition, rle, verify
 from jaxpneumo.process.errors import InputError
 
 
@@ -35,8 +35,11 @@ def edit(path, old: str, new: str) -> None:
 
 
 def change_info(data, **values) -> None:
+    """Changes entries in dataset.json, and takes its own checksum away, as an earlier version left it."""
     path = data / "dataset.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    info = json.loads(path.read_text()) | values
+    info.pop("checksum", None)
+    path.write_text(json.dumps(info))
 
 
 def test_undamaged(data, capsys):
@@ -210,16 +213,77 @@ def test_any_spoilt_byte_of_the_tables_is_found(data):
 
 def test_damaged_description(data):
     whole = (data / "dataset.json").read_text()
-    change_info(data, counts={"images": 23})
+    change_info(data, counts={"images": 23, "positive": 5, "set_aside": 0})
     assert "images_32.npy: is uint8 (24, 32, 32); dataset.json says uint8 (23, 32, 32)" in problems(data)
     change_info(data, counts=24)
-    assert problems(data) == ["dataset.json: lacks the number of images, the sizes or the checksums"]
-    change_info(data, counts={"images": 24}, sha256={"../x": ""})
-    assert problems(data) == ["dataset.json: lacks the number of images, the sizes or the checksums"]
+    assert problems(data) == ["dataset.json: lacks entries, or they are damaged: counts"]
+    change_info(data, counts={"images": 24}, sha256={"../x": ""}, sizes=[])
+    assert problems(data) == ["dataset.json: lacks entries, or they are damaged: counts, sizes, sha256"]
+    (data / "dataset.json").write_text(whole)
     change_info(data, sha256={})
     assert "dataset.json: has no sha256 of images_32.npy, which therefore cannot be trusted" in problems(data)
     (data / "dataset.json").write_text(whole[:-9])
     assert problems(data)[0].startswith("dataset.json: cannot be understood")
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "splits.json"])
+def test_any_changed_bit_of_the_descriptions_is_found(data, name):
+    whole = (data / name).read_bytes()
+    for bit in np.random.default_rng(1).choice(8 * len(whole), 60, replace=False).tolist():
+        spoil(data / name, bit // 8, 1 << bit % 8)
+        try:
+            assert any(problem.startswith(name) for problem in problems(data)), bit
+        except InputError as error:
+            assert "has format" in str(error)  # noqa: PT017
+        (data / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"positive": ', '"positive": 1'),
+        ('"synthetic"', '"s{nthetic"'),
+        ('"counts"', '"cgunts"'),
+        ('"seed": 0', '"seed": 2'),
+        ('"checksum"', '"khecksum"'),
+    ],
+)
+def test_damage_that_only_the_own_checksum_shows(data, old, new):
+    name = "splits.json" if "seed" in old else "dataset.json"
+    edit(data / name, old, new)
+    assert any(problem.startswith(name) for problem in problems(data))
+
+
+def test_earlier_data_sets_have_no_checksum_of_their_own(data, capsys):
+    change_info(data)
+    split = json.loads((data / "splits.json").read_text())
+    del split["checksum"]
+    (data / "splits.json").write_text(json.dumps(split))
+    assert problems(data) == []
+    assert verify.main(["--data", str(data)]) == 0
+    assert (
+        "dataset.json and splits.json of an earlier jaxpneumo without a checksum of their own are compared with the "
+        "tables and arrays alone." in capsys.readouterr().out
+    )
+    counts = dataset.read_info(data)["counts"]
+    change_info(data, counts=counts | {"positive": counts["positive"] - 1, "set_aside": 3})
+    assert problems(data) == [
+        f"dataset.json: says positive {counts['positive'] - 1}, and the tables {counts['positive']}",
+        "dataset.json: says set_aside 3, and the tables 0",
+    ]
+
+
+def test_another_split_is_as_good_and_one_without_checksum_is_not(data):
+    assert partition.main(["--data", str(data), "--method", "patient", "--folds", "2", "--overwrite"]) == 0
+    assert problems(data) == []
+    split = json.loads((data / "splits.json").read_text())
+    del split["checksum"]
+    (data / "splits.json").write_text(json.dumps(split))
+    assert problems(data) == [
+        "splits.json: has no checksum of its own, so neither `prepare` nor `split` left it so",
+    ]
+    assert partition.main(["--data", str(data), "--method", str(data / "splits.json")]) == 0
+    assert problems(data) == []
 
 
 def test_without_row_checksums_the_image_is_not_named(data):

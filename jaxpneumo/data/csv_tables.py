@@ -37,9 +37,8 @@ def read_tables(labels: Path | str, patients: Path | str | None = None) -> Index
     Raises:
       InputError: a file that cannot be understood, an invalid code, or no image common to both.
     """
-    table = label_files.read_labels(labels)
-    people = label_files.read_patients(patients) if patients else {}
-    people = _of_images(people, table.codes)
+    table = label_files.distinct(read_labels(labels))
+    people = _of_images(label_files.read_patients(patients), table.codes, patients) if patients else {}
     if patients and not people.keys() & table.codes.keys():
         raise InputError(f"{patients} lists none of the images in {labels}. Give the one for them.")
     person = [people.get(image_id, label_files.Patient("")) for image_id in table.codes]
@@ -60,6 +59,14 @@ def read_tables(labels: Path | str, patients: Path | str | None = None) -> Index
     )
 
 
+def read_labels(path: Path | str) -> label_files.Labels:
+    """A label file in which an image with several ids (X and X.dcm) goes by the first. Raises InputError as it does."""
+    table = label_files.read_labels(path)
+    plain = ids.plain_ids(table.codes, ())
+    first = {image: group[0] for image, group in ids.spellings(plain).items() if not ids.unclear(image, group)}
+    return replace(table, codes=ids.merged(table.codes, {each: first.get(plain[each], each) for each in plain}))
+
+
 def add_source(parser: Parser) -> None:
     """The options that say what is counted or split: a prepared data set, or the bare table."""
     parser.add_argument("--data", type=places.path, metavar="DIR", help="prepared data set")
@@ -78,7 +85,7 @@ def with_patients(index: Index, patients: Path | str) -> Index:
       InputError: a file that cannot be understood, or that lists none of the images.
     """
     image_id = index.image_id.tolist()
-    people = _of_images(label_files.read_patients(patients), image_id)
+    people = _of_images(label_files.read_patients(patients), image_id, patients)
     if not people.keys() & set(image_id):
         raise InputError(
             f"{patients} lists none of the images of the data set. Give the patients file for these images."
@@ -103,16 +110,15 @@ def read_column(path: Path | str, column: str, image_id: np.ndarray) -> np.ndarr
         if row["ImageId"] in value:
             raise InputError(f"{path} line {line}: {row['ImageId']} is listed a second time. Keep one of the lines.")
         value[row["ImageId"]] = row[column]
-    value = _of_images(value, image_id.tolist())
+    value = _of_images(value, image_id.tolist(), path)
     if missing := [name for name in image_id.tolist() if name not in value]:
         raise InputError(f"{path} lacks {len(missing)} of the images, {missing[0]} first. Give a file with all images.")
     return np.array([value[name] for name in image_id.tolist()], str)
 
 
-def _of_images(values: dict[str, T], images: Collection[str]) -> dict[str, T]:
+def _of_images(values: dict[str, T], images: Collection[str], path: Path | str) -> dict[str, T]:
     """The values of a csv, keyed by the images that its ids mean."""
-    image_of = ids.of_images(values, images)
-    return {image_of[each]: value for each, value in values.items()}
+    return ids.one_each(values, ids.of_images(values, images), path)
 
 
 def _believed(patients: list[str], path: Path | str | None) -> np.ndarray:

@@ -8,7 +8,7 @@
 | labels.csv | ImageId,EncodedPixels at native size, one line an image: all its rows together |
 | splits.json | image ids for training and for validation |
 | checksums.csv | CRC-32 of every row of every array, to tell which image has been damaged |
-| dataset.json | format version, counts, sizes, how it was made, sha256 of the files |
+| dataset.json | format version, counts, sizes, how it was made, sha256 of the files, its own checksum |
 | quarantine.csv | what was set aside, and why |
 """
 
@@ -29,9 +29,10 @@ import numpy as np
 import jaxpneumo
 from jaxpneumo.data import labels
 from jaxpneumo.process import run_report
-from jaxpneumo.process.atomic import write_atomically, write_json
+from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
+from jaxpneumo.process.sealed import write_sealed
 
 FORMAT_VERSION = 1
 BYTES_AT_ONCE = {1: np.uint8(1), 2: np.uint16(0x0101), 4: np.uint32(0x01010101), 8: np.uint64(0x0101010101010101)}
@@ -41,6 +42,9 @@ COLUMNS = [
     *("row", "ImageId", "patient", "sex", "age", "view", "height", "width"),
     *("mask_area", "label_rows", "source", "sha256"),
 ]
+# Of dataset.json, besides format_version and its checksum.
+ENTRIES = {"software": str, "synthetic": bool, "counts": dict, "sizes": list, "made_from": dict, "sha256": dict}
+COUNTS = ("images", "positive", "set_aside")
 # Millimetres between rows and between columns; optional columns.
 SPACING = ["row_spacing", "column_spacing"]
 
@@ -84,7 +88,11 @@ class Index:
 
 
 def read_info(directory: Path | str) -> dict[str, Any]:
-    """dataset.json. Raises InputError when the folder is not a prepared data set of this format."""
+    """dataset.json.
+
+    Raises:
+      InputError: the folder is not a prepared data set of this format, or entries of the file are missing or damaged.
+    """
     path = Path(directory) / "dataset.json"
     if not path.is_file():
         raise InputError(
@@ -95,8 +103,41 @@ def read_info(directory: Path | str) -> dict[str, Any]:
     version = info.get("format_version") if isinstance(info, dict) else None
     if version != FORMAT_VERSION:
         raise InputError(f"{directory} has format {version}; this jaxpneumo reads {FORMAT_VERSION}. Prepare it again.")
+    if wrong := wrong_entries(info):
+        raise InputError(
+            f"{path} is damaged: {', '.join(wrong)} cannot be used. Restore it from a copy, or prepare the data set "
+            "again."
+        )
     run_report.read(directory)
     return info
+
+
+def wrong_entries(info: dict[str, Any]) -> list[str]:
+    """The names of the entries of dataset.json that are missing or damaged."""
+
+    def are(kind: type, values: Any) -> bool:
+        return all(type(value) is kind for value in values)
+
+    def has(name: str, kind: type) -> bool:
+        return type(info.get(name)) is kind
+
+    valid = {name: has(name, kind) for name, kind in ENTRIES.items()}
+    if valid["counts"]:
+        counts = [info["counts"].get(name) for name in COUNTS]
+        valid["counts"] = are(int, counts) and min(counts) >= 0
+    if valid["sizes"]:
+        valid["sizes"] = bool(info["sizes"]) and are(int, info["sizes"]) and min(info["sizes"]) >= 8
+    if valid["sha256"]:
+        digests = info["sha256"]
+        valid["sha256"] = are(str, digests.values()) and all(Path(name).name == name for name in digests)
+    return [name for name, good in valid.items() if not good]
+
+
+def sha256_of(info: dict[str, Any], name: str) -> str:
+    """The checksum of a file in the result of `read_info`. Raises InputError when there is none."""
+    if name not in info["sha256"]:
+        raise InputError(f"dataset.json has no sha256 of {name}, so it is damaged. `jaxpneumo verify` says more.")
+    return info["sha256"][name]
 
 
 def write_info(
@@ -115,12 +156,12 @@ def write_info(
         "format_version": FORMAT_VERSION,
         "software": f"jaxpneumo {jaxpneumo.__version__}",
         "synthetic": synthetic,
-        "counts": {"images": images, "positive": positive, "set_aside": set_aside},
+        "counts": dict(zip(COUNTS, (images, positive, set_aside), strict=True)),
         "sizes": list(sizes),
         "made_from": made_from,
         "sha256": {path.name: _sha256(path) for path in files},
     }
-    write_json(Path(directory) / "dataset.json", info)
+    write_sealed(Path(directory) / "dataset.json", info)
 
 
 def read_index(directory: Path | str) -> Index:

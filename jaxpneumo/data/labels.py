@@ -8,9 +8,10 @@ are refused (`rle`). Files whose name ends in .gz are unpacked on the way.
 import csv
 import gzip
 import hmac
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,12 +39,16 @@ class Labels:
     Attributes:
       path: the file, for messages.
       codes: ImageId -> its (line number, run-length code) pairs in the file's order.
+      unclear: ImageId -> the ids in the file that could all mean it, and may be of two images.
+      repeated: rows that were left out as `distinct` does.
       entry: what messages call one of them.
       missing_are_empty: False, as an image without a row is not negative.
     """
 
     path: Path
     codes: dict[str, list[tuple[int, str]]]
+    unclear: dict[str, list[str]] = field(default_factory=dict)
+    repeated: int = 0
     entry: ClassVar[str] = "line"
     missing_are_empty: ClassVar[bool] = False
 
@@ -89,7 +94,8 @@ def read_rows(path: Path | str, columns: tuple[str, ...]) -> Iterator[tuple[int,
       (line number, {column: value}) with blanks around names and values removed; empty lines are passed over.
 
     Raises:
-      InputError: the file cannot be read, lacks a column, or has a row of another length than its header.
+      InputError: the file cannot be read, lacks a column or has two of one name, or has a row of another length than
+        its header.
     """
     path = Path(path)
     with open_csv(path) as reader:
@@ -98,6 +104,11 @@ def read_rows(path: Path | str, columns: tuple[str, ...]) -> Iterator[tuple[int,
             raise InputError(
                 f"{path} line 1: the header lacks {', '.join(missing)}; it is {','.join(header)[:99]!r}. "
                 f"Make its first line {','.join(columns)}."
+            )
+        if twice := [name for name, times in Counter(header).items() if name and times > 1]:
+            raise InputError(
+                f"{path} line 1: several columns are called {' and '.join(twice)}. Keep one of them, or rename the "
+                "others."
             )
         for values in reader:
             if not values:
@@ -131,8 +142,25 @@ def read_labels(path: Path | str) -> Labels:
     return Labels(path, codes)
 
 
+def distinct(labels: Labels) -> Labels:
+    """The labels without rows that repeat a row of the same image: the first of equal rows stays."""
+    codes = {}
+    for image_id, rows in labels.codes.items():
+        first: dict[str, int] = {}
+        for line, code in rows:
+            first.setdefault(code, line)
+        codes[image_id] = [(line, code) for code, line in first.items()]
+    found, kept = (sum(map(len, each.values())) for each in (labels.codes, codes))
+    return replace(labels, codes=codes, repeated=found - kept)
+
+
 def conflict(labels: Labels, image_id: str) -> str:
-    """The contradiction in the rows of an image (a row -1 and a row with a region), in words; "" if there is none."""
+    """The contradiction in the rows of an image, in words; "" if there is none.
+
+    It has a row -1 and a row with a region, or ids that may be of two images.
+    """
+    if group := labels.unclear.get(image_id):
+        return f"{labels.path.name} has {' and '.join(group)}, which could all mean it. Keep the one that does."
     empty = [line for line, code in labels.codes[image_id] if code == rle.EMPTY]
     regions = [line for line, code in labels.codes[image_id] if code != rle.EMPTY]
     if not empty or not regions:
@@ -193,6 +221,11 @@ def read_patients(path: Path | str) -> dict[str, Patient]:
             raise InputError(f"{path} line {line}: the age is above {words.MAX_AGE} years. Correct or empty it.")
         patients[image_id] = Patient(row["patient"], sex, age, words.view(row.get("view", "")))
     return patients
+
+
+def nobody(people: Collection[Patient]) -> bool:
+    """Whether no one of them has a name."""
+    return all(words.name(person.patient) in ("", words.NOBODY) for person in people)
 
 
 def whole_number(text: str) -> int:

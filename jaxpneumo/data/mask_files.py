@@ -5,7 +5,7 @@ image aside. An image without mask is set aside, too, unless the user says that 
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -36,6 +36,7 @@ class MaskFiles:
     codes: dict[str, list[tuple[int, str]]]
     missing_are_empty: bool = False
     entry: ClassVar[str] = "mask"
+    repeated: ClassVar[int] = 0
 
     def words(self, image_id: str) -> str:
         """An image's mask files, for messages."""
@@ -73,8 +74,7 @@ def read_masks(folder: Path, files: Collection[Path], sources: Collection[str], 
         below = path.relative_to(folder)
         named.setdefault(printable(below.with_suffix("").as_posix()), []).append((0, below.as_posix()))
     plain = ids.plain_ids(named, sources)
-    table = MaskFiles(folder, {}, missing_are_empty)
-    return replace(table, codes={plain[each]: places for each, places in named.items()})
+    return MaskFiles(folder, ids.merged(named, plain), missing_are_empty)
 
 
 def conflict(masks: MaskFiles, image_id: str) -> str:

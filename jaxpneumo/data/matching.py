@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxpneumo.data import ids, mask_files
-from jaxpneumo.data.labels import Labels, Patient, read_labels, read_patients
+from jaxpneumo.data.labels import Labels, Patient, distinct, read_labels, read_patients
 from jaxpneumo.data.mask_files import MaskFiles
 from jaxpneumo.process.errors import InputError
 
@@ -42,7 +42,8 @@ def read_matched(
       missing_are_empty: whether an image without mask file is negative.
 
     Raises:
-      InputError: as `read_labels` and `read_patients`, or they have no image in common.
+      InputError: as `read_labels` and `read_patients`, they have no image in common, or several ids of one image have
+        different patients.
     """
     table: Labels | MaskFiles
     if masks is not None:
@@ -51,12 +52,16 @@ def read_matched(
         assert labels is not None
         table = read_labels(labels)
         plain = ids.plain_ids(table.codes, sources)
-        table = replace(table, codes={plain[each]: rows for each, rows in table.codes.items()})
-    people = read_patients(patients) if patients else None
-    if people is not None:
-        plain = ids.plain_ids(people, sources)
-        people = {plain[each]: person for each, person in people.items()}
+        groups = {image: group for image, group in ids.spellings(plain).items() if ids.unclear(image, group)}
+        table = distinct(replace(table, codes=ids.merged(table.codes, plain), unclear=groups))
+    names = ids.file_names(sources, table.codes)
+    people = None
+    if patients:
+        listed = read_patients(patients)
+        # A file that is called with its ending here may go by its bare name among the labels.
+        plain = {each: names.get(name, name) for each, name in ids.plain_ids(listed, sources).items()}
+        people = ids.one_each(listed, plain, patients)
         # A mask file that is not there may say "negative", so the images need not be among the masks.
         if not people.keys() & table.codes.keys() and not missing_are_empty:
             raise InputError(f"{patients} lists none of the images in {table.path}. Give the one for them.")
-    return Tables(table, people, ids.file_names(sources, table.codes))
+    return Tables(table, people, names)

@@ -138,6 +138,8 @@ def prepare(
         labels, patients, sources, (masks, mask_paths) if masks else None, missing_masks == "empty"
     )
     table = found.labels
+    if split == "patient" and found.patients is not None and label_files.nobody(found.patients.values()):
+        raise InputError(splits.no_patients(str(patients)))
     given_key = label_files.read_key(patient_key) if patient_key else None
     partial = output.with_name(f"{output.name}.partial")
     tables = (labels, patients, patient_key)
@@ -194,7 +196,7 @@ def prepare(
             "resize": "squashed; images by area average, masks by area average >= 0.5",
             "files": {"found": len(files), "used": len(kept)},
             "label_rows": {
-                "found": sum(map(len, table.codes.values())),
+                "found": table.repeated + sum(map(len, table.codes.values())),
                 "used": sum(len(table.codes.get(outcome.image_id, ())) for outcome in kept),
             },
         }
@@ -208,6 +210,8 @@ def prepare(
             synthetic = any(outcome.synthetic for outcome in kept)
             dataset.write_info(folder, sizes, len(kept), positive, len(set_aside), synthetic, made_from)
             index = dataset.read_index(folder)
+            if split == "patient":
+                splits.check_patients(index, patients)
             train, validation, how = splits.split_rows(index, split, validation_fraction, seed)
             splits.write_splits(folder / "splits.json", index.image_id, train, validation, **splits.origin(how))
     reasons = Counter(entry["reason"] for entry in set_aside)
@@ -222,7 +226,8 @@ def prepare(
         resumed=resumed,
         worker_peaks=tuple(peaks),
         notes=(
-            *filter(None, (unlabelled, _without_mask(table, kept), unlisted, _patients_note(patients_from))),
+            *filter(None, (unlabelled, _repeated(table), reconcile.large_masks(kept), unlisted)),
+            *filter(None, (_without_mask(table, kept), _patients_note(patients_from))),
             *remarks.tell((outcome.source, outcome.remarks) for outcome in kept),
         ),
     )
@@ -345,6 +350,13 @@ def _stray_masks(table: Labels | MaskFiles, outcomes: list[Outcome], kept: list[
 def _count_without(table: Labels | MaskFiles, kept: list[Outcome]) -> int:
     """The number of images without a mask file; each counts as negative."""
     return sum(outcome.image_id not in table.codes for outcome in kept)
+
+
+def _repeated(table: Labels | MaskFiles) -> str:
+    """A sentence where rows of a label csv are there twice; else ""."""
+    if not table.repeated:
+        return ""
+    return f"{table.repeated} rows of {table.path.name} have the id and the code of another row and are left out."
 
 
 def _without_mask(table: Labels | MaskFiles, kept: list[Outcome]) -> str:

@@ -13,7 +13,7 @@ Every file and every label row ends in exactly one state. Pure functions; `prepa
 | labels without image | no file has this id |
 | invalid run-length code | malformed, or it leaves the image |
 | unusable mask | a mask file that is damaged, of another size than its image, or not grey, or has many grey levels |
-| conflicting labels | rows -1 and rows with a region for one image |
+| conflicting labels | rows -1 and rows with a region for one image, or rows whose id may mean another image |
 | duplicate id | a second file of the same id; when their pixels differ, none of them is used |
 | duplicate pixels | the pixels of another id; the lowest id is used, or none when their masks differ |
 """
@@ -39,6 +39,7 @@ BAD_MASK = "unusable mask"
 CONFLICT = "conflicting labels"
 DUPLICATE_ID = "duplicate id"
 DUPLICATE_PIXELS = "duplicate pixels"
+LARGE = 0.5  # share of an image; the largest mask of the challenge's 12,047 images covers 0.154
 NO_TWO = "nowhere: no two images share a Patient ID"  # where patients are from
 
 
@@ -163,10 +164,24 @@ def reconcile(
         if outcome.row in problems
     ]
     seen = {outcome.image_id for outcome in outcomes}
+    named = {file_id(outcome.source): outcome for outcome in outcomes}
     for image_id, where in labelled.items():
         if image_id not in seen:
-            set_aside.append(_entry("", image_id, NO_IMAGE, f"No file has this id ({where})."))
+            other = named.get(file_id(image_id.replace("\\", "/")))
+            but = f"; {printable(other.source)} has the id {other.image_id}" if other else ""
+            set_aside.append(_entry("", image_id, NO_IMAGE, f"No file has this id ({where}){but}."))
     return kept, set_aside
+
+
+def large_masks(kept: Collection[Outcome]) -> str:
+    """A sentence where masks cover more than LARGE of their images; else ""."""
+    large = [each for each in kept if each.line["mask_area"] > LARGE * each.line["height"] * each.line["width"]]
+    if not large:
+        return ""
+    return (
+        f"{len(large)} of {len(kept)} masks cover more than half of their image, {large[0].image_id} first. No "
+        "pneumothorax does: is background marked instead of it, or are the codes of another kind?"
+    )
 
 
 def believe_patients(
@@ -204,7 +219,7 @@ def _same_id(usable: list[Outcome], pixels: dict[int, str]) -> dict[int, tuple[s
         if len({pixels.get(outcome.row, str(outcome.row)) for outcome in group}) > 1:
             detail = (
                 f"{len(group)} files with this id differ; none is used. Remove the wrong ones, or tell them apart in "
-                "the csv by their paths."
+                "the csv by their paths with endings."
             )
             problems |= {outcome.row: (DUPLICATE_ID, detail) for outcome in group}
             continue

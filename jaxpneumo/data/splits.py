@@ -15,10 +15,10 @@ import numpy as np
 from jaxpneumo.data import labels
 from jaxpneumo.data.dataset import Index
 from jaxpneumo.data.ids import of_images
-from jaxpneumo.process.atomic import write_json
 from jaxpneumo.process.errors import InputError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.process.ranges import did_you_mean
+from jaxpneumo.process.sealed import write_sealed
 
 DRAWN = ("random", "patient")
 SIDES = ("train", "validation")
@@ -206,13 +206,13 @@ def write_splits(
     split |= {"part_of": folds} if folds else {}
     split |= {SEEN: validation_images_seen_before} if validation_images_seen_before else {}
     split |= {"train": image_id[train].tolist(), "validation": image_id[validation].tolist()}
-    write_json(path, split)
+    write_sealed(path, split)
 
 
 def write_folds(path: Path | str, folds: list[np.ndarray], method: str, seed: int | None) -> None:
     """Writes a splits file of folds, given as their images' ids."""
     split = {"method": method, "seed": seed, "validation_fraction": 1 / len(folds)}
-    write_json(path, split | {"folds": [fold.tolist() for fold in folds]})
+    write_sealed(path, split | {"folds": [fold.tolist() for fold in folds]})
 
 
 def read_splits(path: Path | str, fold: int = 0) -> dict[str, Any]:
@@ -325,13 +325,28 @@ def words(split: dict[str, Any]) -> str:
     return f"{how} ({', '.join(details)})" if details else how
 
 
-def check_patients(index: Index) -> None:
-    """Raises InputError when no patient is known, so that nothing can be split by patient."""
+def check_patients(index: Index, file: Path | str | None = None) -> None:
+    """Raises InputError when no patient is known, so that nothing can be split by patient.
+
+    Args:
+      index: of the data set.
+      file: where its patients are from, if that is a csv.
+    """
     if len(index) and not (index.patient != "").any():
+        if file:
+            raise InputError(no_patients(file))
         raise InputError(
             "No patient is known in this data set, so it cannot be split by patient. Prepare it again "
             "with --patients CSV (columns ImageId,patient), or split at random."
         )
+
+
+def no_patients(file: Path | str) -> str:
+    """In words, that a patients csv names nobody."""
+    return (
+        f"{file} names no patient of these images, so they cannot be split by patient: its column patient is empty, "
+        "has a word such as ANONYMOUS, or the same value for nearly all. Fill it in, or split at random."
+    )
 
 
 def with_patient_in_training(patient: np.ndarray, train: np.ndarray, validation: np.ndarray) -> np.ndarray | None:

@@ -1,8 +1,9 @@
 """`jaxpneumo verify`: checks that a prepared data set is still as `jaxpneumo prepare` made it.
 
 Every file is read once. Each file is compared with its sha256 in dataset.json, each row of each array with its
-CRC-32 in checksums.csv (which finds the damaged image), and each mask bit for bit with labels.csv. One row is in memory
-at a time.
+CRC-32 in checksums.csv (which finds the damaged image), and each mask bit for bit with labels.csv. dataset.json has a
+checksum of itself, and so has splits.json, also as `jaxpneumo split` leaves it (`sealed`). One row is in memory at a
+time.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from jaxpneumo.process.arguments import Parser
 from jaxpneumo.process.errors import DONE, FAILED, InputError
 from jaxpneumo.process.files import read_json
 from jaxpneumo.process.progress import progress_bar
+from jaxpneumo.process.sealed import KEY, is_intact
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -52,6 +54,7 @@ class _Truth:
 
     names: dict[int, str]
     masks: dict[int, tuple[str, int, int]]  # code, height, width
+    positive: int  # images of index.csv with a mask
 
 
 def verify(directory: Path | str, quiet: bool = False) -> list[Problem]:
@@ -68,18 +71,14 @@ def verify(directory: Path | str, quiet: bool = False) -> list[Problem]:
       InputError: the folder is no prepared data set, or one of another format.
     """
     directory = Path(directory)
-    if (directory / "dataset.json").is_file():
-        try:
-            read_json(directory / "dataset.json")
-        except InputError as error:
-            return [Problem("dataset.json", f"cannot be understood: {error}")]
-    info = dataset.read_info(directory)
-    if (problem := _check_info(info)) is not None:
+    if (problem := _check_info(directory / "dataset.json")) is not None:
         return [problem]
+    info = dataset.read_info(directory)
     count, sizes, digests = info["counts"]["images"], info["sizes"], info["sha256"]
     arrays = dataset.array_files(directory, count, sizes)
 
-    problems = [
+    problems = _check_seal(directory / "dataset.json")
+    problems += [
         Problem("dataset.json", f"has no sha256 of {name}, which therefore cannot be trusted")
         for name in [*TABLES, *(path.name for path, _ in arrays)]
         if name not in digests
@@ -94,24 +93,55 @@ def verify(directory: Path | str, quiet: bool = False) -> list[Problem]:
         checksums = {stem: [row[stem] for row in rows] for stem in rows[0]} if len(rows) == count > 0 else {}
     truth, found = _check_tables(directory, count)
     problems += found
+    if not any(problem.file in TABLES for problem in problems):
+        problems += _check_counts(directory, info["counts"], truth)
 
     with progress_bar(total=count * len(arrays), unit="row", description="verify", quiet=quiet) as bar:
         for path, shape in arrays:
             expected = (lambda row, size=shape[1]: _bits(truth, row, size)) if path.name.startswith("masks") else None
             problems += _check_array(path, shape, digests, checksums.get(path.stem), truth.names, expected, bar)
     if not any(problem.file in ("index.csv", "labels.csv") for problem in problems):
-        problems += _check_splits(directory)
+        problems += _check_splits(directory, KEY in info)
     return problems
 
 
-def _check_info(info: dict[str, Any]) -> Problem | None:
-    """dataset.json has the entries that the other checks need."""
-    count = info["counts"].get("images") if isinstance(info.get("counts"), dict) else None
-    sizes, digests = info.get("sizes"), info.get("sha256")
-    valid = isinstance(count, int) and count >= 0
-    valid = valid and isinstance(sizes, list) and all(isinstance(size, int) and size >= 8 for size in sizes)
-    valid = valid and isinstance(digests, dict) and all(Path(name).name == name for name in digests)
-    return None if valid else Problem("dataset.json", "lacks the number of images, the sizes or the checksums")
+def unsealed(directory: Path | str) -> list[str]:
+    """The files of an undamaged data set that have no checksum of their own, as an earlier jaxpneumo left them."""
+    files = (Path(directory) / name for name in ("dataset.json", "splits.json"))
+    return [path.name for path in files if path.is_file() and is_intact(path) is None]
+
+
+def _check_info(path: Path) -> Problem | None:
+    """dataset.json has the entries that the other checks need, and no others; `dataset.read_info` does the rest."""
+    if not path.is_file():
+        return None
+    try:
+        info = read_json(path)
+    except InputError as error:
+        return Problem(path.name, f"cannot be understood: {error}")
+    if not isinstance(info, dict) or info.get("format_version") != dataset.FORMAT_VERSION:
+        return None
+    if wrong := dataset.wrong_entries(info):
+        return Problem(path.name, f"lacks entries, or they are damaged: {', '.join(wrong)}")
+    if strange := info.keys() - dataset.ENTRIES.keys() - {"format_version", KEY}:
+        return Problem(path.name, f"has entries of other names: {', '.join(map(repr, sorted(strange)))}")
+    return None
+
+
+def _check_seal(path: Path) -> list[Problem]:
+    """The checksum that a file has of itself."""
+    return [Problem(path.name, "has changed since it was written")] if is_intact(path) is False else []
+
+
+def _check_counts(directory: Path, counts: dict[str, int], truth: _Truth) -> list[Problem]:
+    """The counts of dataset.json, where the tables are whole; the number of images is compared with all of them."""
+    there = {"positive": truth.positive}
+    there["set_aside"] = sum(1 for _ in labels.read_rows(directory / "quarantine.csv", ("reason",)))
+    return [
+        Problem("dataset.json", f"says {name} {counts[name]}, and the tables {count}")
+        for name, count in there.items()
+        if counts[name] != count
+    ]
 
 
 def _check_file(path: Path, digests: dict[str, str]) -> list[Problem]:
@@ -181,7 +211,7 @@ def _check_tables(directory: Path, count: int) -> tuple[_Truth, list[Problem]]:
                 what = f"gives a mask of {area} pixels, index.csv {line['mask_area']} in {line['label_rows']} rows"
                 problems.append(Problem("labels.csv", what, row, image_id))
             masks[row] = code_of[image_id], height, width
-    return _Truth(names, masks), problems
+    return _Truth(names, masks, sum(line["mask_area"] > 0 for line in lines.values())), problems
 
 
 def _read(path: Path, columns: tuple[str, ...], problems: list[Problem]) -> list[tuple[int, dict[str, str]]]:
@@ -287,7 +317,8 @@ def _difference(bits: np.ndarray) -> str:
     return f"{rows.size} pixels are not those of labels.csv, first row {rows[0]}, column {columns[0]} of the mask"
 
 
-def _check_splits(directory: Path) -> list[Problem]:
+def _check_splits(directory: Path, sealed: bool) -> list[Problem]:
+    """splits.json names images of the index, and is as it was written; `sealed`: it needs a checksum of its own."""
     path = directory / "splits.json"
     if not path.is_file():
         return []
@@ -297,7 +328,9 @@ def _check_splits(directory: Path) -> list[Problem]:
             splits.split_rows(index, path, 0.0, 0, fold)
     except InputError as error:
         return [Problem(path.name, str(error))]
-    return []
+    if sealed and is_intact(path) is None:
+        return [Problem(path.name, "has no checksum of its own, so neither `prepare` nor `split` left it so")]
+    return _check_seal(path)
 
 
 # The verb
@@ -311,6 +344,11 @@ def main(argv: list[str]) -> int:
         info = dataset.read_info(args.data)
         sizes = ", ".join(map(str, info["sizes"]))
         print(f"{args.data}: {info['counts']['images']} images at {sizes} pixels are as they were prepared.")
+        if bare := unsealed(args.data):
+            print(
+                f"{' and '.join(bare)} of an earlier jaxpneumo without a checksum of their own are compared with the "
+                "tables and arrays alone."
+            )
         return DONE
     for file, count in Counter(problem.file for problem in problems).items():
         print("\n".join([str(problem) for problem in problems if problem.file == file][:SHOWN]))

@@ -101,7 +101,7 @@ def describe_tables(labels: Path | str, patients: Path | str | None, threshold: 
       InputError: a file cannot be read or has wrong content.
     """
     index = csv_tables.read_tables(labels, patients)
-    codes = [[code for _, code in rows] for rows in label_files.read_labels(labels).codes.values()]
+    codes = [[code for _, code in rows] for rows in csv_tables.read_labels(labels).codes.values()]
     parts = {"all": index}
     if patients and csv_tables.has_column(patients, "round1"):
         train, _ = splits.rounds_split(csv_tables.read_column(patients, "round1", index.image_id))

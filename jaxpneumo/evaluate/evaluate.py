@@ -141,7 +141,7 @@ def evaluate(
             "synthetic": info["synthetic"],
             "images": info["counts"]["images"],
             "positive": info["counts"]["positive"],
-            "labels_sha256": info["sha256"]["labels.csv"],
+            "labels_sha256": dataset.sha256_of(info, "labels.csv"),
         },
         "split": split,
         "run": {"workdir": predictor.workdir.name, "stage": predictor.stage, "mode": mode, **_origin(predictor)},

@@ -54,7 +54,7 @@ def summarise(
     parts["all_empty",] = {name: pair for name, pair in scores.ratios(empty).items() if name in baseline}
     if measured.mean_shape is not None:
         parts["mean_shape",] = scores.ratios(measured.mean_shape)
-    groups = strata(index, rows)
+    groups = strata(index, rows, measured.modes["plain"]["lesions"])
     for number, (_, _, in_group) in enumerate(groups):
         selected = scores.select(parts["scores", own_mode], in_group)
         parts["strata", number] = {name: selected[name] for name in OF_STRATA}

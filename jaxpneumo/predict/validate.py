@@ -25,7 +25,8 @@ Checks a submission csv: header, ids and run-length codes. With --sample it also
 images of the sample in the same order. It prints the row of each fault, the first ones of each kind, and how many
 there are:
 
-  form      the header is not ImageId,EncodedPixels, or a row does not have an id and a code
+  form      the header is not ImageId,EncodedPixels, or a row does not have an id and a code, or there is a blank
+            before or after an id
   double    an image comes twice with -1, or twice with the same code
   mixed     an image has both -1 and a region
   code      a code is not "start length gap length ..." in whole numbers with one blank between two numbers, or its
@@ -88,7 +89,10 @@ def validate(submission: Path, sample: Path | None = None, size: tuple[int, int]
         elif not fields[0]:
             faults.append(Fault("form", number, "no image id"))
         else:
-            rows.append((number, fields[0], fields[1]))
+            image_id = fields[0].strip()
+            if fields[0] != image_id:
+                faults.append(Fault("form", number, f"a blank before or after the image id {image_id}"))
+            rows.append((number, image_id, fields[1]))
     codes: dict[str, list[tuple[int, str]]] = {}
     for number, image_id, code in rows:
         codes.setdefault(image_id, []).append((number, code))
@@ -108,16 +112,16 @@ def validate(submission: Path, sample: Path | None = None, size: tuple[int, int]
 
 
 def _read(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields the row numbers and fields, without blanks around the fields. Skips empty rows after row 1."""
+    """Yields row numbers and fields, without blanks around all fields but the id. Skips empty rows after row 1."""
     with labels.open_csv(path) as reader:
         for fields in reader:
             if fields or reader.line_num == 1:
-                yield reader.line_num, [field.strip() for field in fields]
+                yield reader.line_num, [fields[0] if fields[0].strip() else "", *map(str.strip, fields[1:])]
 
 
 def _sample_ids(path: Path) -> dict[str, int]:
     """The images of the sample and their positions."""
-    rows = [fields for _, fields in _read(path)]
+    rows = [[field.strip() for field in fields] for _, fields in _read(path)]
     if not rows or not rows[0] or rows[0][0] != HEADER[0]:
         raise InputError(f"{path} is not a sample submission: it must begin with the header {','.join(HEADER)}.")
     return {image_id: place for place, image_id in enumerate(dict.fromkeys(fields[0] for fields in rows[1:] if fields))}

@@ -157,7 +157,7 @@ def _data_info(workdir: Path, data: Path, summary: dict[str, Any]) -> dict[str, 
             f"the prepared data of {workdir}, which the gallery shows, are not at {data}. Say where they are: "
             f"`jaxpneumo report --workdir {workdir} --data DIR`."
         ) from error
-    if info["sha256"]["labels.csv"] != summary["data"]["labels_sha256"]:
+    if dataset.sha256_of(info, "labels.csv") != summary["data"]["labels_sha256"]:
         raise InputError(
             f"{workdir} was evaluated on another data set ({summary['data']['directory']}) than {data}. Give that "
             f"one with --data, or run `jaxpneumo evaluate --workdir {workdir}` again."

@@ -12,15 +12,20 @@ AGES = (18, 40, 60, 75)
 SIZES = (2048, 4096, 8192, 18432)
 
 
-def strata(index: Index, rows: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
+def strata(index: Index, rows: np.ndarray, lesions: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
     """Stratum, group and (N,) bool of the N rows, for every group that has images.
 
     Groups of one stratum do not overlap. The strata "mask size" and "regions" hold positive images only: a
     negative image has neither.
+
+    Args:
+      index: of the data set.
+      rows: of the images.
+      lesions: (N,) connected regions of their true masks. Rows of a label csv need not be regions.
     """
     positive = index.positive[rows]
     area = index.mask_area[rows] * (NATIVE_AREA / (index.height[rows] * index.width[rows]))
-    several = index.label_rows[rows] > 1
+    several = lesions > 1
     groups: list[tuple[str, str, np.ndarray]] = []
     for stratum, column in (("sex", index.sex[rows]), ("view", index.view[rows])):
         groups += [(stratum, str(value) or "unknown", column == value) for value in np.unique(column)]
