@@ -241,10 +241,7 @@ GREY = np.random.default_rng(0).integers(0, 256, (40, 48), np.uint8)
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (
-            GREY.astype(np.float32),
-            "float32 with values from 0 to 255; floating-point numbers must be 0 to 1.*image / 255",
-        ),
+        (GREY.astype(np.float32), "float32 with values from 0 to 255; floating-point .* 0 to 1.*image / 255"),
         (GREY / 255 - 0.5, "values from -0.5 to 0.5.*path of the DICOM file"),
         (GREY.astype(np.int16) * 16 - 1024, "int16 with values from -1024 to .* integers must be 0 to 255"),
         (GREY.astype(np.uint32) * 300, "uint32 with values from 0 to 76500"),

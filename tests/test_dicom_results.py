@@ -4,7 +4,6 @@ import resource
 import struct
 import sys
 import warnings
-from itertools import pairwise
 
 import numpy as np
 import pydicom
@@ -145,21 +144,6 @@ def test_an_outcome_without_score_or_side_says_neither(source, tmp_path):
     report = write_one("sr", source, ImageOutcome(outlined()), tmp_path)
     assert {unit for _, unit in numbers(report)} == {"mm2", "{pixels}"}
     assert "363698007" not in {name_of(item) for item in items(report)}
-
-
-def test_lines_of_a_presentation_state_enclose_exactly_the_mask(files):
-    state = pydicom.dcmread(files["presentation"])
-    (annotation,) = state.GraphicAnnotationSequence
-    crossed = np.zeros((SHAPE[0], SHAPE[1] + 1), int)
-    for line in annotation.GraphicObjectSequence:
-        assert (line.GraphicType, line.GraphicAnnotationUnits) == ("POLYLINE", "PIXEL")
-        points = np.array(line.GraphicData).reshape(-1, 2)
-        np.testing.assert_array_equal(points[0], points[-1])
-        for (x, top), (other, bottom) in pairwise(points):
-            if x == other:
-                crossed[int(min(top, bottom)) : int(max(top, bottom)), int(x)] += 1
-    # From the left, a pixel is inside after an odd number of lines.
-    np.testing.assert_array_equal(np.cumsum(crossed, axis=1)[:, :-1] % 2, outlined())
 
 
 def test_a_capture_is_the_outlined_picture_between_captions(files, source):
@@ -401,41 +385,6 @@ def test_a_radiograph_in_colour_has_all_but_a_presentation_state(tmp_path, case)
     assert list(written) == ["seg", "sr", "capture"]
     assert list(reasons) == ["presentation"]
     assert "no presentation: it is stored in colour" in reasons["presentation"]
-
-
-@pytest.mark.parametrize(
-    ("elements", "expected"),
-    [
-        ({"PixelSpacing": [0.4, 0.2]}, ([0.4, 0.2], None)),
-        ({"PixelSpacing": None, "ImagerPixelSpacing": [0.4, 0.2], "SOPClassUID": CR}, (None, [4000, 2000])),
-        ({"PixelSpacing": None, "PixelAspectRatio": [2, 1]}, (None, [2, 1])),
-        ({"PixelSpacing": None}, (None, [1, 1])),
-    ],
-)
-def test_a_presentation_state_says_how_large_a_pixel_is_or_at_least_its_shape(tmp_path, elements, expected):
-    film = radiograph(tmp_path / "a.dcm", **elements)
-    (area,) = write_one("presentation", film, positive(), tmp_path).DisplayedAreaSelectionSequence
-    assert (area.get("PresentationPixelSpacing"), area.get("PresentationPixelAspectRatio")) == expected
-
-
-@pytest.mark.parametrize(
-    ("elements", "expected"),
-    [
-        ({"RescaleSlope": 2}, (2, 0, None)),
-        ({"RescaleIntercept": -5}, (1, -5, None)),
-        ({"RescaleSlope": 1 / 255, "RescaleIntercept": 0}, (0.00392156862745, 0, None)),
-        ({"RescaleSlope": 0, "RescaleIntercept": 3}, (None, None, None)),
-        ({"WindowCenter": 128, "WindowWidth": 0.5, "VOILUTFunction": "LINEAR_EXACT"}, (None, None, (128, 0.5))),
-        ({"WindowCenter": 128, "WindowWidth": 0.5}, (None, None, None)),
-    ],
-)
-def test_a_presentation_state_has_the_grey_levels_of_the_radiograph(tmp_path, elements, expected):
-    film = radiograph(tmp_path / "a.dcm", **elements)
-    state = write_one("presentation", film, positive(), tmp_path)
-    windows = [(item.WindowCenter, item.WindowWidth) for item in state.get("SoftcopyVOILUTSequence", ())]
-    found = state.get("RescaleSlope"), state.get("RescaleIntercept"), windows[0] if windows else None
-    assert found == expected
-    assert all(len(str(state[each].value)) <= 16 for each in ("RescaleSlope", "RescaleIntercept") if each in state)
 
 
 def test_a_full_disk_leaves_no_half_file(source, tmp_path):
