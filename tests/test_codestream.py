@@ -49,6 +49,19 @@ def test_the_bits_of_deeper_pictures(bits):
         assert codestream.describe(frame).bits == bits
 
 
+def test_the_sign_of_jpeg_2000():
+    for signed, kind in ((False, np.uint16), (True, np.int16)):
+        frame = imagecodecs.jpeg2k_encode(GREY.astype(kind), level=0, bitspersample=12)
+        found = codestream.describe(frame)
+        assert (found.bits, found.signed) == (12, signed)
+
+
+@pytest.mark.parametrize(("behind", "is_end"), [(b"", True), (b"\0\xff", True), (bytes(300), True), (b"x", False)])
+def test_the_end_of_a_jpeg(behind, is_end):
+    assert codestream.jpeg_has_end(ENCODERS["jpeg"](GREY) + behind) == is_end
+    assert not codestream.jpeg_has_end(ENCODERS["jpeg"](GREY)[:-1] + behind)
+
+
 @given(st.sampled_from(sorted(ENCODERS)), st.integers(0, 400))
 def test_cut_files_say_the_same_or_nothing(name, length):
     whole = ENCODERS[name](GREY)

@@ -31,10 +31,12 @@ ENCODERS = {
 }
 
 
-def saved(made: Dataset, syntax: str = ExplicitVRLittleEndian, frame: bytes | None = None) -> bytes:
+def saved(
+    made: Dataset, syntax: str = ExplicitVRLittleEndian, *frames: bytes | None, fragments: int = 1, table: bool = True
+) -> bytes:
     made.file_meta.TransferSyntaxUID = syntax
-    if frame is not None:
-        made.PixelData = encapsulate([frame])
+    if frames and frames[0] is not None:
+        made.PixelData = encapsulate(list(frames), fragments_per_frame=fragments, has_bot=table)
         made["PixelData"].VR = "OB"
         made["PixelData"].is_undefined_length = True
     buffer = pydicom.filebase.DicomBytesIO()
@@ -187,6 +189,84 @@ def test_frames_are_counted_where_the_header_does_not(count):
     with pytest.raises(RadiographError, match=f"{count} frames") as caught:
         read(made)
     assert caught.value.reason == SEVERAL_FRAMES
+
+
+@pytest.mark.parametrize("number", [None, 1])
+@pytest.mark.parametrize("table", [False, True])
+@pytest.mark.parametrize("fragments", [1, 3])
+@pytest.mark.parametrize("syntax", [*ENCODERS, RLELossless, JPEGBaseline8Bit])
+def test_several_codestreams_are_several_frames(syntax, fragments, table, number):
+    """Where neither table nor header counts them, too; one codestream in several fragments is one frame."""
+    frame = (
+        rle(WORDS)
+        if syntax == RLELossless
+        else imagecodecs.jpeg8_encode(BYTES, level=100)
+        if syntax == JPEGBaseline8Bit
+        else ENCODERS[syntax](WORDS, 12)
+    )
+    made = image(BYTES) if syntax == JPEGBaseline8Bit else image(WORDS, 12)
+    if number is not None:
+        made.NumberOfFrames = number
+    assert dicom.parse(saved(made, syntax, frame, fragments=fragments, table=table), "a.dcm").image.shape == WORDS.shape
+    with pytest.raises(RadiographError, match=r"has .* frames") as caught:
+        dicom.parse(saved(made, syntax, frame, frame, fragments=fragments, table=table), "a.dcm")
+    assert caught.value.reason == SEVERAL_FRAMES
+
+
+@pytest.mark.parametrize("between", [b"", b"\0", bytes(7)])
+def test_several_codestreams_in_one_fragment(between, tmp_path):
+    frame = imagecodecs.jpeg8_encode(BYTES, level=100)
+    dicom.write(tmp_path / "plain.dcm", BYTES, "1.2.3")
+    plain = pydicom.dcmread(tmp_path / "plain.dcm")
+    for made in (image(BYTES), plain):
+        assert read(made, JPEGBaseline8Bit, frame + between).image.shape == BYTES.shape
+        with pytest.raises(RadiographError, match="several frames"):
+            read(made, JPEGBaseline8Bit, frame + between + frame)
+
+
+# A sign that contradicts the header
+
+
+def two_signs(values: np.ndarray, bits: int, stream_signed: bool, header_signed: bool) -> dicom.Radiograph:
+    """Values, or their bits as they are, in a JPEG 2000 with one sign under a header with the other."""
+    kinds = {True: "<i2", False: "<u2"}
+    patterns = values & 2**bits - 1
+    stream = np.where(patterns >> (bits - 1), patterns - 2**bits, patterns) if stream_signed else patterns
+    frame = imagecodecs.jpeg2k_encode(
+        stream.astype(kinds[stream_signed]), level=0, codecformat="j2k", bitspersample=bits
+    )
+    made = image(WORDS, bits, PixelRepresentation=int(header_signed))
+    return read(made, JPEG2000Lossless, frame)
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+@pytest.mark.parametrize("stream_signed", [False, True])
+@pytest.mark.parametrize("values_signed", [False, True])
+def test_the_sign_with_which_neighbouring_values_are_similar_counts(values_signed, stream_signed, bits):
+    values = np.rint(SHARE * (2**bits - 1)).astype(int) - (2 ** (bits - 1) if values_signed else 0)
+    radiograph = two_signs(values, bits, stream_signed, not stream_signed)
+    assert close(radiograph.image, stretched(values))
+    header, stream = int(not stream_signed), "signed" if stream_signed else "unsigned"
+    assert radiograph.remarks == (
+        f"Pixel Representation is {header}, the compressed pixels are {stream}: "
+        f"they are read as {'signed' if values_signed else 'unsigned'}",
+    )
+
+
+@pytest.mark.parametrize("stream_signed", [False, True])
+def test_either_side_may_say_that_values_are_negative(stream_signed):
+    values = np.rint(SHARE * 900).astype(int) - 1000
+    made = two_signs(values, 12, stream_signed, not stream_signed)
+    assert close(made.image, stretched(values))
+    assert made.remarks[0].endswith("they are read as signed")
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_equal_signs_are_no_remark(signed):
+    values = np.rint(SHARE * 4000).astype(int) - (2000 if signed else 0)
+    radiograph = two_signs(values, 12, signed, signed)
+    assert close(radiograph.image, stretched(values))
+    assert not radiograph.remarks
 
 
 # Without preamble, meta information, transfer syntax

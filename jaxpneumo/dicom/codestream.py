@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8"
+END = b"\xff\xd9"  # of JPEG, JPEG-LS and JPEG 2000 alike; their compressed bits cannot hold it
 # Start of frame: all of JPEG's, then that of JPEG-LS; DHT, JPG and DAC lie between them.
-_START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}
+START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}
 _LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
+_END_OF_IMAGE = 0xD9
 _JPEG_LS = 0xF7
 _APP1 = 0xE1
 _START_OF_SCAN = 0xDA
@@ -32,6 +34,7 @@ class Codestream:
       rows, columns: in pixels.
       components: of a pixel; a PNG's palette counts as one.
       bits: of a component.
+      signed: the values can be negative. JPEG 2000 alone says it.
     """
 
     coding: str
@@ -39,6 +42,7 @@ class Codestream:
     columns: int
     components: int
     bits: int
+    signed: bool = False
 
 
 def describe(data: bytes) -> Codestream | None:
@@ -54,14 +58,15 @@ def describe(data: bytes) -> Codestream | None:
             return None
         right, bottom, left, top = struct.unpack_from(">4I", data, start + 8)
         components, bits = struct.unpack_from(">HB", data, start + 40)
-        return Codestream("JPEG 2000", bottom - top, right - left, components, (bits & 0x7F) + 1)
+        return Codestream("JPEG 2000", bottom - top, right - left, components, (bits & 0x7F) + 1, bits > 0x7F)
     except (struct.error, IndexError):
         return None
 
 
 def jpeg_has_end(data: bytes) -> bool:
-    """Whether a JPEG or JPEG-LS has its end marker, padding behind it aside."""
-    return data[-64:].rstrip(b"\0").endswith(b"\xff\xd9")
+    """Whether a JPEG has its end marker, padding behind it aside."""
+    end = data.rfind(END)
+    return end >= 0 and not data[end + 2 :].strip(b"\0\xff")
 
 
 def png_is_whole(data: bytes) -> bool:
@@ -86,28 +91,22 @@ def orientation(data: bytes) -> int:
     """How a viewer turns a JPEG or whole PNG (Exif): 1 is not at all; 2 to 8 as the standard counts."""
     try:
         if data.startswith(JPEG_SIGNATURE):
-            segments = (body[len(_EXIF) :] for kind, body in _segments(data) if kind == _APP1 and body[:6] == _EXIF)
+            bodies = (body[len(_EXIF) :] for kind, _, body in segments(data) if kind == _APP1 and body[:6] == _EXIF)
         else:
-            segments = iter([chunk(data, b"eXIf")])
-        found = _orientation(next(segments, b""))
+            bodies = iter([chunk(data, b"eXIf")])
+        found = _orientation(next(bodies, b""))
     except (struct.error, IndexError):
         found = 1
     return found if 1 <= found <= 8 else 1
 
 
-def _describe_jpeg(data: bytes) -> Codestream | None:
-    for kind, body in _segments(data):
-        if kind in _START_OF_FRAME:
-            bits, rows, columns, components = struct.unpack_from(">BHHB", body)
-            coding = "JPEG-LS" if kind == _JPEG_LS else "JPEG lossless" if kind in _LOSSLESS else "JPEG"
-            return Codestream(coding, rows, columns, components, bits)
-    return None
+def segments(data: bytes, place: int = 2) -> Iterator[tuple[int, int, bytes]]:
+    """Marker, start and body of a JPEG's segments from `place` on, up to the header of the next scan.
 
-
-def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and body of a JPEG's segments up to its first scan."""
-    place = 2
-    while data[place] == 0xFF and data[place + 1] != _START_OF_SCAN:
+    Raises:
+      IndexError, struct.error: the file ends within them.
+    """
+    while data[place] == 0xFF and data[place + 1] != _END_OF_IMAGE:
         marker = data[place + 1]
         if marker == 0xFF:  # a fill byte
             place += 1
@@ -115,8 +114,19 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
             place += 2
         else:
             (length,) = struct.unpack_from(">H", data, place + 2)
-            yield marker, data[place + 4 : place + 2 + length]
+            yield marker, place + 4, data[place + 4 : place + 2 + length]
+            if marker == _START_OF_SCAN:
+                return
             place += 2 + length
+
+
+def _describe_jpeg(data: bytes) -> Codestream | None:
+    for kind, _, body in segments(data):
+        if kind in START_OF_FRAME:
+            bits, rows, columns, components = struct.unpack_from(">BHHB", body)
+            coding = "JPEG-LS" if kind == _JPEG_LS else "JPEG lossless" if kind in _LOSSLESS else "JPEG"
+            return Codestream(coding, rows, columns, components, bits)
+    return None
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:

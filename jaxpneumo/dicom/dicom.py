@@ -32,7 +32,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from jaxpneumo.dicom import codestream, display, fast_header, grey, picture, projection
+from jaxpneumo.dicom import codestream, damage, display, fast_header, grey, picture, projection
 from jaxpneumo.dicom.elements import Elements
 from jaxpneumo.dicom.radiograph import (
     MAX_BYTES,
@@ -257,7 +257,7 @@ def _read_bytes(path: Path | str) -> bytes:
 def _parse_plain(data: bytes) -> Radiograph | None:
     """The same as `parse`, faster, for an undamaged file of the most common kind; None for all others."""
     found = fast_header.plain(data)
-    if found is None or not codestream.jpeg_has_end(found.frame):
+    if found is None or not codestream.jpeg_has_end(found.frame) or damage.has_second_frame(found.frame):
         return None
     if codestream.describe(found.frame) != codestream.Codestream("JPEG", found.rows, found.columns, 1, 8):
         return None

@@ -3,7 +3,7 @@
 The codestream of a compressed picture decides which decoder reads it. simplejpeg reads JPEG of 8 bits. It gives the
 same values as pydicom with its plugin "pillow", since both wrap libjpeg-turbo with its accurate integer transform. It
 takes half the time and refuses damaged data that Pillow and OpenCV fill with grey. imagecodecs reads other JPEG,
-JPEG-LS, JPEG 2000 and RLE.
+JPEG-LS, JPEG 2000 and RLE; what it does not say about damage, `damage` and `jpeg2000` find.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import simplejpeg
-from pydicom.encaps import get_frame, parse_basic_offsets
+from pydicom.encaps import generate_fragments, parse_basic_offsets
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array as decode_colour
 from pydicom.uid import UID, ExplicitVRBigEndian, RLELossless
 
-from jaxpneumo.dicom import codestream
+from jaxpneumo.dicom import codestream, damage, jpeg2000
 from jaxpneumo.dicom.elements import Elements
 from jaxpneumo.dicom.radiograph import COLOUR, SEVERAL_FRAMES, RadiographError, check_size
 
@@ -91,16 +91,16 @@ def read_stored(elements: Elements, syntax: UID, data: bytes, name: Path | str) 
     if element.is_undefined_length or syntax.is_encapsulated:
         if element.is_undefined_length and data.rfind(SEQUENCE_END) < (element.file_tell or 0):
             raise RadiographError(f"{name} is truncated: its pixel data end too early. Copy or download it again.")
-        pixels, precision = _decode(elements, syntax, name)
+        pixels, found = _decode(elements, syntax, name)
     else:
-        pixels, precision = _native(elements, syntax, element.VR, name), None
+        pixels, found = _native(elements, syntax, element.VR, name), None
     if pixels.ndim == 3:
         pixels = _grey_of_colours(elements, pixels, name)
-    bits, shift = _bits(elements, precision, name)
+    bits, shift = _bits(elements, found.bits if found else None, name)
     words = pixels.view(f"u{pixels.itemsize}")
-    signed = _is_signed(elements)
-    _check_bits_above(words, bits, shift, signed, name)
     cells = (words >> shift) & (2**bits - 1) if shift or bits < 8 * words.itemsize else words
+    signed = _is_signed(elements, found, cells, bits)
+    _check_bits_above(words, bits, shift, signed or (found is not None and found.signed), name)
     values = np.arange(2**bits)
     if signed:
         values[2 ** (bits - 1) :] -= 2**bits
@@ -138,14 +138,17 @@ def _native(elements: Elements, syntax: UID, vr: str, name: Path | str) -> np.nd
     return np.frombuffer(raw, kind, rows * columns).astype(kind.newbyteorder("=")).reshape(rows, columns)
 
 
-def _decode(elements: Elements, syntax: UID, name: Path | str) -> tuple[np.ndarray, int | None]:
-    """Compressed pixels, (H, W) or (H, W, 3), and the bits that the codestream gives each; None where it says none."""
+def _decode(elements: Elements, syntax: UID, name: Path | str) -> tuple[np.ndarray, codestream.Codestream | None]:
+    """Compressed pixels, (H, W) or (H, W, 3), and what their codestream says; None for RLE, which says nothing."""
     raw, size = elements.dataset.PixelData, (elements.known("Rows"), elements.known("Columns"))
     if elements.whole("NumberOfFrames") is None and len(frames := parse_basic_offsets(raw)) > 1:
         raise RadiographError(f"{name} has {len(frames)} frames. Give one radiograph a file.", SEVERAL_FRAMES)
-    frame = get_frame(raw, 0, number_of_frames=1)
+    _, *fragments = generate_fragments(raw)
+    frame = b"".join(fragments)
+    if damage.rle_frames(fragments) > 1 if syntax == RLELossless else damage.has_second_frame(frame):
+        raise RadiographError(f"{name} has several frames. Give one radiograph a file.", SEVERAL_FRAMES)
     if syntax == RLELossless:
-        return _decode_rle(elements, frame, size), None
+        return _decode_rle(elements, frame, size, name), None
     found = codestream.describe(frame)
     samples = 3 if _photometric(elements) in COLOURS else 1
     if found is None:
@@ -158,18 +161,35 @@ def _decode(elements: Elements, syntax: UID, name: Path | str) -> tuple[np.ndarr
             f"{name} holds compressed pixels of another size than its header's {size[0]} x {size[1]} x {samples}, or "
             "damaged ones. Export it again."
         )
-    if found.coding == "JPEG 2000":
-        return imagecodecs.jpeg2k_decode(frame), found.bits
-    if found.coding == "JPEG-LS":
-        return imagecodecs.jpegls_decode(frame), found.bits
     # A missing end is by far the most frequent damage, so it has its own message.
-    if not codestream.jpeg_has_end(frame):
+    if found.coding in ("JPEG", "JPEG lossless") and not codestream.jpeg_has_end(frame):
         raise RadiographError(f"{name} is truncated: its JPEG has no end. Copy or download it again.")
+    if found.coding == "JPEG-LS" and codestream.END not in frame:  # the decoder would find that out in seconds
+        raise RadiographError(f"{name} is truncated: its JPEG-LS has no end. Copy or download it again.")
+    pixels = _decode_codestream(frame, found)
+    if pixels is None:
+        raise _damaged(name)
+    return pixels, found
+
+
+def _decode_codestream(frame: bytes, found: codestream.Codestream) -> np.ndarray | None:
+    """(H, W) or (H, W, 3); None where they are damaged and the decoder does not say it."""
+    if found.coding == "JPEG 2000":
+        return imagecodecs.jpeg2k_decode(frame) if jpeg2000.is_whole(frame) else None
+    if found.coding == "JPEG-LS":
+        return imagecodecs.jpegls_decode(frame)
     if found.coding == "JPEG" and found.bits == 8:
-        if samples == 1:
-            return simplejpeg.decode_jpeg(frame, "GRAY")[..., 0], 8
-        return _decode_jpeg_colours(frame), 8
-    return imagecodecs.jpeg8_decode(frame), found.bits
+        return simplejpeg.decode_jpeg(frame, "GRAY")[..., 0] if found.components == 1 else _decode_jpeg_colours(frame)
+    if found.coding == "JPEG":
+        return imagecodecs.jpeg8_decode(frame) if damage.jpeg_of_12_bits_is_whole(frame) else None
+    pixels = imagecodecs.jpeg8_decode(frame)
+    return pixels if damage.jpeg_lossless_is_whole(frame, pixels) else None
+
+
+def _damaged(name: Path | str) -> RadiographError:
+    return RadiographError(
+        f"{name} is damaged: its compressed pixels are cut short or overwritten. Copy or download it again."
+    )
 
 
 def _decode_jpeg_colours(frame: bytes) -> np.ndarray:
@@ -180,15 +200,21 @@ def _decode_jpeg_colours(frame: bytes) -> np.ndarray:
     return imagecodecs.jpeg8_decode(frame, colorspace="RGB", outcolorspace="RGB")
 
 
-def _decode_rle(elements: Elements, frame: bytes, size: tuple[int, int]) -> np.ndarray:
+def _decode_rle(elements: Elements, frame: bytes, size: tuple[int, int], name: Path | str) -> np.ndarray:
+    segments = damage.rle_segments(frame, size[0] * size[1])
+    if segments is None:
+        raise _damaged(name)
     if _photometric(elements) in COLOURS:
         elements.dataset.setdefault("PlanarConfiguration", 0)
         return decode_colour(elements.dataset)
-    kind = f"<u{elements.known('BitsAllocated') // 8}"
-    pixels = np.frombuffer(imagecodecs.dicomrle_decode(frame, kind), kind)
-    if pixels.size < size[0] * size[1]:
-        raise ValueError("the run-length code ends too early")
-    return pixels[: size[0] * size[1]].reshape(size)
+    width = elements.known("BitsAllocated") // 8
+    if len(segments) != width:
+        raise RadiographError(
+            f"{name} has {len(segments)} bytes a pixel in its compressed pixels, and {8 * width} Bits Allocated. "
+            "Export it again."
+        )
+    # The first segment has the uppermost bytes (DICOM PS3.5 G.2).
+    return np.stack(segments[::-1], -1).view(f"<u{width}").reshape(size)
 
 
 def _is_grey(pixels: np.ndarray) -> bool:
@@ -227,11 +253,36 @@ def _bits(elements: Elements, precision: int | None, name: Path | str) -> tuple[
     return stored, 0 if high is None else high + 1 - stored
 
 
-def _is_signed(elements: Elements) -> bool:
+def _is_signed(elements: Elements, found: codestream.Codestream | None, cells: np.ndarray, bits: int) -> bool:
+    """Whether the upper half of the patterns stands for negative values.
+
+    JPEG 2000 has a sign of its own. Where the header has another, either may be wrong: some encoders write negative
+    values as if they were large ones. The wrong reading jumps by more than half a range where the uppermost bit
+    changes. Where it never changes, the side that says signed is believed.
+    """
     representation = elements.whole("PixelRepresentation")
     if representation not in (None, 0, 1):
         elements.remark(f"Pixel Representation is {representation}; the values are read as unsigned")
-    return representation == 1
+    signed = representation == 1
+    if found is None or found.coding != "JPEG 2000" or found.signed == signed:
+        return signed
+    jumps = _jumps(cells, cells >> (bits - 1))
+    read_signed = not len(jumps) or bool(np.median(jumps) >= 2 ** (bits - 1))
+    elements.remark(
+        f"Pixel Representation is {'missing' if representation is None else representation}, the compressed pixels are "
+        f"{'signed' if found.signed else 'unsigned'}: they are read as {'signed' if read_signed else 'unsigned'}"
+    )
+    return read_signed
+
+
+def _jumps(numbers: np.ndarray, above: np.ndarray) -> np.ndarray:
+    """By how much neighbouring numbers differ where their upper bits do."""
+    return np.concatenate(
+        [
+            np.abs(np.diff(numbers.astype(np.int32), axis=axis))[np.diff(above.astype(np.int32), axis=axis) != 0]
+            for axis in (0, 1)
+        ]
+    )
 
 
 def _check_bits_above(words: np.ndarray, bits: int, shift: int, signed: bool, name: Path | str) -> None:
@@ -250,12 +301,7 @@ def _check_bits_above(words: np.ndarray, bits: int, shift: int, signed: bool, na
         spread = np.where(numbers >> (bits - 1) & 1, (1 << (8 * words.itemsize - shift - bits)) - 1, 0)
         if (above == spread).all():
             return
-    jumps = np.concatenate(
-        [
-            np.abs(np.diff(numbers.astype(np.int32), axis=axis))[np.diff(above.astype(np.int32), axis=axis) != 0]
-            for axis in (0, 1)
-        ]
-    )
+    jumps = _jumps(numbers, above)
     if len(jumps) and np.median(jumps) < 2 ** (bits - 1):
         raise RadiographError(
             f"{name} says {bits} Bits Stored, but its values have more bits. Correct Bits Stored (0028,0101), or "
