@@ -27,6 +27,7 @@ from test_stored import read, rle, saved
 
 from jaxpneumo.dicom import damage, dicom, jpeg2000
 from jaxpneumo.dicom.radiograph import UNREADABLE, RadiographError
+from jaxpneumo.dicom.stored import rle_segments
 
 ROWS, COLUMNS = np.mgrid[:300, :280]
 GREY = 1500 + 900 * np.sin(ROWS / 40) * np.cos(COLUMNS / 60) + np.random.default_rng(0).normal(0, 25, ROWS.shape)
@@ -245,12 +246,12 @@ def test_high_throughput_jpeg_2000_is_read():
 def test_padding_of_run_length_code(padding, sound):
     """Segments are filled to an even length, and some encoders fill more; a zero alone stands for nothing."""
     frame = rle(WORDS) + padding
-    assert (damage.rle_segments(frame, WORDS.size) is not None) == sound
+    assert (rle_segments(frame, WORDS.size) is not None) == sound
 
 
 def test_run_length_code_may_have_a_few_bytes_more():
     for more, sound in ((1, True), (8, True), (9, False), (-1, False)):
-        assert (damage.rle_segments(rle(WORDS), WORDS.size - more) is not None) == sound
+        assert (rle_segments(rle(WORDS), WORDS.size - more) is not None) == sound
 
 
 def test_run_length_code_of_another_depth():

@@ -5,18 +5,14 @@ a difference has a known length. A cut or an overwritten part of the codestream 
 
 JPEG of 12 bits: the decoder of 8 bits reads the same code. Only its values would be wrong, and they are not used; its
 warnings are errors.
-
-RLE (DICOM PS3.5, annex G): every segment has one byte of each pixel.
 """
 
 import functools
-import itertools
 import re
 import struct
 from collections.abc import Iterator
 
 import cv2
-import imagecodecs
 import numpy as np
 import simplejpeg
 
@@ -27,7 +23,6 @@ _SECOND_FRAME = re.compile(rb"\xff\xd9\0*(?:\xff\xd8\xff|\xff\x4f\xff\x51|\x0cjP
 _HUFFMAN_TABLES, _START_OF_SCAN, _RESTART_INTERVAL, _LOSSLESS = 0xC4, 0xDA, 0xDD, 0xC3
 _NO_CODE = 200
 _MAX_PADDING = 64  # bits behind the last code; encoders fill a byte, some a word
-_MAX_RLE_PADDING = 8
 
 
 def has_second_frame(frame: bytes) -> bool:
@@ -43,26 +38,6 @@ def rle_frames(fragments: list[bytes]) -> int:
         found[:2] == (headers[0][0], header.size) and not any(found[1 + found[0] :]) and found[0] < 15
         for found in headers
     )
-
-
-def rle_segments(frame: bytes, pixels: int) -> list[np.ndarray] | None:
-    """The bytes of each segment of a frame of RLE, one for each pixel; None where it is damaged.
-
-    A few bytes more are padding.
-    """
-    count, *offsets = struct.unpack_from("<16I", frame)
-    if not 1 <= count <= 15:
-        return None
-    segments = []
-    for start, end in itertools.pairwise([*offsets[:count], len(frame)]):
-        try:
-            decoded = np.frombuffer(imagecodecs.packbits_decode(frame[start:end]), np.uint8)
-        except RuntimeError:  # that of imagecodecs, which has no public name
-            return None
-        if not pixels <= len(decoded) <= pixels + _MAX_RLE_PADDING:
-            return None
-        segments.append(decoded[:pixels])
-    return segments
 
 
 def jpeg_of_12_bits_is_whole(frame: bytes) -> bool:

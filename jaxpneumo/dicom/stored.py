@@ -6,6 +6,8 @@ takes half the time and refuses damaged data that Pillow and OpenCV fill with gr
 JPEG-LS, JPEG 2000 and RLE; what it does not say about damage, `damage` and `jpeg2000` find.
 """
 
+import itertools
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from jaxpneumo.dicom.radiograph import COLOUR, SEVERAL_FRAMES, RadiographError, 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 PALETTE = "PALETTE COLOR"
+MAX_RLE_PADDING = 8  # bytes of a segment behind those of the pixels
 SEQUENCE_END = b"\xfe\xff\xdd\xe0\0\0\0\0"  # closes encapsulated pixel data (DICOM PS3.5 A.4)
 
 
@@ -201,7 +204,7 @@ def _decode_jpeg_colours(frame: bytes) -> np.ndarray:
 
 
 def _decode_rle(elements: Elements, frame: bytes, size: tuple[int, int], name: Path | str) -> np.ndarray:
-    segments = damage.rle_segments(frame, size[0] * size[1])
+    segments = rle_segments(frame, size[0] * size[1])
     if segments is None:
         raise _damaged(name)
     if _photometric(elements) in COLOURS:
@@ -215,6 +218,26 @@ def _decode_rle(elements: Elements, frame: bytes, size: tuple[int, int], name: P
         )
     # The first segment has the uppermost bytes (DICOM PS3.5 G.2).
     return np.stack(segments[::-1], -1).view(f"<u{width}").reshape(size)
+
+
+def rle_segments(frame: bytes, pixels: int) -> list[np.ndarray] | None:
+    """The bytes of each segment of a frame of RLE, one for each pixel (DICOM PS3.5, annex G); None where it is damaged.
+
+    A few bytes more are padding.
+    """
+    count, *offsets = struct.unpack_from("<16I", frame)
+    if not 1 <= count <= 15:
+        return None
+    segments = []
+    for start, end in itertools.pairwise([*offsets[:count], len(frame)]):
+        try:
+            decoded = np.frombuffer(imagecodecs.packbits_decode(frame[start:end]), np.uint8)
+        except RuntimeError:  # that of imagecodecs, which has no public name
+            return None
+        if not pixels <= len(decoded) <= pixels + MAX_RLE_PADDING:
+            return None
+        segments.append(decoded[:pixels])
+    return segments
 
 
 def _is_grey(pixels: np.ndarray) -> bool:
