@@ -61,6 +61,8 @@ def test_names_are_paths_where_several_files_have_one():
         (["a.png", "a"], ["a.png", "a.jpg"], ["a.png", "a"]),
         (["a.png", "q/a.png"], ["p/a.png", "p/a.jpg"], ["p/a.png", "q/a.png"]),
         (["p/a.png", "x/p/a.jpg"], ["p/a.png", "p/a.jpg"], ["p/a.png", "p/a.jpg"]),
+        (["p/b", "q/b"], ["b", "b.png"], ["p/b", "q/b"]),
+        (["p/b", "b"], ["b", "b.png"], ["p/b", "b"]),
         (["1.2.3.dcm", "1.2.3.png"], ["1.2.3.dcm", "1.2.3.png"], ["1.2.3"] * 2),
         # letters count as they are
         (["id_a.PNG", "ID_B"], ["ID_a.png", "ID_b.png"], ["id_a", "ID_B"]),

@@ -100,7 +100,7 @@ def plain_ids(ids: Collection[str], sources: Collection[str]) -> dict[str, str]:
     means |= _by_path(
         {path for path in paths.values() if path not in means},
         {_path(source): name for source, name in names.items()},
-        set(means.values()),
+        {*means.values(), *found.values()},
     )
     return {each: found.get(each) or means.get(paths[each], each) for each in ids}
 
@@ -159,13 +159,15 @@ def _by_ending(ids: Iterable[str], files: Mapping[str, str]) -> dict[str, str]:
     for path, source in files.items():
         for tail in _tails(path):
             ends[tail].add(source)
-    found = {}
+    found: dict[str, str] = {}
+    further: dict[str, str] = {}
     for each in ids if files else ():
         path = _whole_path(_slashed(each))
-        meant = {files[path]} if path in files else ends.get(path, set()) | _below(path, files)
+        within = {files[path]} if path in files else ends.get(path, set())
+        meant = within if path in files else within | _below(path, files)
         if len(meant) == 1:
-            found[each] = meant.pop()
-    return found
+            (found if meant <= within else further)[each] = next(iter(meant))
+    return found | _alone(further, set(found.values()))
 
 
 def _by_path(paths: Collection[str], names: Mapping[str, str], taken: set[str]) -> dict[str, str]:
@@ -188,9 +190,13 @@ def _by_path(paths: Collection[str], names: Mapping[str, str], taken: set[str]) 
         meant = (within | _below(path, names)) - taken or within
         if len(meant) == 1:
             (found if meant <= within else further)[path] = next(iter(meant))
+    return found | _alone(further, set(found.values()))
+
+
+def _alone(further: Mapping[str, str], known: set[str]) -> dict[str, str]:
+    """Of paths with further folders than the file that they may mean, those whose file no other path or id means."""
     times = Counter(further.values())
-    known = set(found.values())
-    return found | {path: name for path, name in further.items() if times[name] == 1 and name not in known}
+    return {path: name for path, name in further.items() if times[name] == 1 and name not in known}
 
 
 def _below(path: str, files: Mapping[str, str]) -> set[str]:
