@@ -18,7 +18,7 @@ from jaxpneumo.predict import outputs, predict
 from jaxpneumo.predict.certainty import Bands
 from jaxpneumo.predict.dicom_results import dicom_outputs
 from jaxpneumo.predict.infer import load_predictor
-from jaxpneumo.predict.manifest import MANIFEST
+from jaxpneumo.predict.manifest import MANIFEST, stamp_of_same
 from jaxpneumo.predict.outputs import Output, masks_output, probabilities_output
 from jaxpneumo.predict.png import write_png
 from jaxpneumo.predict.predict import predict_folder
@@ -187,6 +187,13 @@ def test_a_copy_of_the_radiographs_is_not_predicted_again(predictor, films, fold
     after = entries(folder.with_name("out"))
     stamped = list(stamp(folder / "film.png"))
     assert after == {"film.png": {**before["film.png"], "stamp": stamped}} != before
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(folder):
+    gone = {"file": "film.png", "stamp": [0, 0, 0], "sha256": "", "state": "set aside"}
+    assert stamp_of_same(folder / "film.png", gone) is None
+    (folder / "film.png").write_bytes(b"")
+    assert stamp_of_same(folder / "film.png", gone) is None
 
 
 def test_masks_without_their_manifest_are_made_anew(predictor, films, folder):

@@ -14,7 +14,7 @@ import jaxpneumo
 from jaxpneumo.data import dataset
 from jaxpneumo.data.labels import read_rows
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.files import printable, stamp_if_there
+from jaxpneumo.process.files import printable, sha256, stamp_if_there
 from jaxpneumo.process.jsonl import changes
 
 # Files that a command may have or not: --labels, --patients and so on. Their values are digests, which tell nobody.
@@ -46,7 +46,7 @@ def settings(
 
 def mask_settings(masks: Path, files: list[Path], missing_masks: str) -> dict[str, Any]:
     """What mask files add to `settings`: their names and contents, and the choice about missing ones."""
-    listing = [(path.relative_to(masks).as_posix(), _sha256(path)) for path in files]
+    listing = [(path.relative_to(masks).as_posix(), sha256(path)) for path in files]
     return {"masks": _digest(os.fsencode(repr(listing))), "missing masks": missing_masks}
 
 
@@ -115,7 +115,7 @@ def _other_content(output: Path, images: Path) -> str:
     """The first image file that does not hold what it held when it was prepared; "" where all do."""
     index = dataset.read_index(output)
     pairs = zip(index.source.tolist(), index.sha256.tolist(), strict=True)
-    changed = (source for source, sha256 in pairs if _sha256(images / source) != sha256)
+    changed = (source for source, before in pairs if sha256(images / source) != before)
     return printable(next(changed, ""))
 
 
@@ -128,14 +128,6 @@ def counts(output: Path) -> tuple[int, int, dict[str, int]]:
 
 def _digest_of(path: Path | None) -> str | None:
     return _digest(Path(path).read_bytes()) if path else None
-
-
-def _sha256(path: Path) -> str:
-    """Of a file's content; "" where it cannot be read."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return ""
 
 
 def _digest(data: bytes) -> str:

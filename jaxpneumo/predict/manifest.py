@@ -22,7 +22,7 @@ from jaxpneumo.data.finder import MANIFEST, OUTPUT_FOLDERS
 from jaxpneumo.process import jsonl
 from jaxpneumo.process.atomic import write_atomically
 from jaxpneumo.process.errors import InputError
-from jaxpneumo.process.files import Stamp, is_unchanged, safe_name, stamp_if_there
+from jaxpneumo.process.files import Stamp, is_unchanged, safe_name, sha256, stamp_if_there
 
 GROUP = 64  # number of lines that are forced to the disk together
 NOTE = "Research software, not a medical device."
@@ -319,15 +319,12 @@ def _told(settings: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, An
 
 def stamp_of_same(path: Path, entry: Mapping[str, Any]) -> Stamp | None:
     """The stamp of an entry's file; None if it is gone or holds other bytes than those that were predicted."""
-    now = stamp_if_there(path)
+    now, before = stamp_if_there(path), entry.get("sha256")
+    if not any(now):
+        return None
     if list(now) == entry.get("stamp"):
         return now
-    before = entry.get("sha256")
-    try:
-        same = before and hashlib.sha256(path.read_bytes()).hexdigest() == before
-    except OSError:
-        return None
-    return now if same and is_unchanged(path, now) else None
+    return now if before and sha256(path) == before and is_unchanged(path, now) else None
 
 
 def _bytes(source: str) -> bytes:

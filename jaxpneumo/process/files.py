@@ -60,6 +60,14 @@ def stamp_if_there(path: Path) -> Stamp:
         return 0, 0, 0
 
 
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, hexadecimal; "" where it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
 def printable(name: str) -> str:
     """A file's name or path as text that any file can hold; different names stay different.
 
